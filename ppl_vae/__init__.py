@@ -1,0 +1,20 @@
+"""Latent-variable models in Pyro: declare once, fit by EM, variational inference or NUTS, compare."""
+
+from ppl_vae import data, families, models, nets
+from ppl_vae.declare import LatentVariableModel, given, latent, observed
+from ppl_vae.objectives import elbo, iwae
+from ppl_vae.version import __version__
+
+__all__ = [
+    "LatentVariableModel",
+    "__version__",
+    "data",
+    "elbo",
+    "families",
+    "given",
+    "iwae",
+    "latent",
+    "models",
+    "nets",
+    "observed",
+]

@@ -1,0 +1,144 @@
+"""What a declaration asks of its data, checked once before an engine starts."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+
+from ppl_vae.declare.nodes import Graph
+from ppl_vae.declare.observations import Observations
+from ppl_vae.errors import DataError, DeclarationError
+
+__all__ = ["check"]
+
+
+def check(
+    owner: str, graph: Graph, laws: Mapping[str, TorchDistribution], obs: Observations, rows: int
+) -> Observations:
+    """Check shapes, support and missing values of the data against the nodes' distributions.
+
+    Parameters
+    ----------
+    owner : str
+        The model's name, for messages.
+    laws : mapping
+        Distribution of each local node on the first `rows` rows.
+    obs : Observations
+        The data.
+
+    Returns
+    -------
+    Observations
+        The data with integers of discrete nodes in the model's dtype.
+
+    Raises
+    ------
+    DeclarationError, DataError
+        Naming the node, the argument and the shapes.
+    """
+    values = dict(obs.values)
+    for name in graph.inputs:
+        if name in obs.missing:
+            raise DataError(f"input {name!r} has {int(obs.missing[name].sum())} NaN; inputs are conditioned on, fill them")
+    for name, d in laws.items():
+        _check_event_dims(owner, name, d, rows)
+        if name in values:
+            values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
+    return Observations(values, obs.missing, obs.columns)
+
+
+def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) -> None:
+    batch = tuple(d.batch_shape)
+    if len(batch) > 1 or (batch and batch[0] not in (1, rows)):
+        extra = len(batch) - 1 if batch[0] in (1, rows) else len(batch)
+        raise DeclarationError(
+            f"{owner}.{name} has batch shape {batch} and event shape {tuple(d.event_shape)} for {rows} rows of data; "
+            f"only the data are a batch: add .to_event({extra}) to make the other dimensions part of the event"
+        )
+
+
+def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None) -> Tensor:
+    probabilities = getattr(value, "probabilities", None)
+    sample = value if probabilities is None else value[torch.arange(min(64, len(value)))]
+    shape = tuple(sample.shape[1:])
+    if shape != tuple(d.event_shape):
+        raise DataError(
+            f"{owner}.{name} got data of shape {tuple(value.shape)}, so {shape} per datum, but the node's distribution "
+            f"has event shape {tuple(d.event_shape)}; {_shape_advice(shape, tuple(d.event_shape))}"
+        )
+    if not sample.is_floating_point():
+        if not d.support.is_discrete:
+            raise DataError(
+                f"{owner}.{name} got integers ({sample.dtype}) where real numbers are due; convert them with "
+                f".double() or .float()"
+            )
+        inner = d.base_dist if isinstance(d, dist.Independent) else d
+        if not isinstance(inner, dist.Categorical):
+            value = sample = value.to(torch.get_default_dtype())
+    _check_missing(owner, name, d, missing)
+    _check_support(owner, name, d, sample, missing)
+    return value
+
+
+def _shape_advice(shape: tuple[int, ...], event: tuple[int, ...]) -> str:
+    if len(shape) > len(event) and shape[: len(event)] == event:
+        return "did the node forget .to_event?"
+    if shape == () and event == (1,):
+        return "reshape the data to [n, 1]"
+    if torch.Size(shape).numel() == torch.Size(event).numel():
+        return f"reshape the data to [n, {', '.join(map(str, event))}]"
+    return "pass data of that shape, or declare the node for this one"
+
+
+def _check_missing(owner: str, name: str, d: TorchDistribution, missing: Tensor | None) -> None:
+    if missing is None:
+        return
+    free = isinstance(d, dist.Independent) and not d.base_dist.event_shape
+    if d.event_shape and not free and not isinstance(d, torch.distributions.MultivariateNormal):
+        partly = missing.flatten(1).any(1) & ~missing.flatten(1).all(1)
+        if bool(partly.any()):
+            raise DataError(
+                f"{owner}.{name}: {int(partly.sum())} rows are partly NaN, and {type(d).__name__} cannot integrate "
+                f"single entries out; use independent features (.to_event), a MultivariateNormal, or drop those rows"
+            )
+
+
+def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None) -> None:
+    if value.is_floating_point() and bool(value.isinf().any()):
+        row = int(value.isinf().flatten(1).any(1).nonzero()[0]) if value.dim() > 1 else int(value.isinf().nonzero()[0])
+        raise DataError(f"{owner}.{name}: row {row} is infinite; remove or repair it")
+    try:
+        inside = _entries_inside(d, value)
+    except (NotImplementedError, RuntimeError):  # supports that depend on parameters of a single row
+        return
+    if missing is not None and inside.shape == missing.shape:
+        inside = inside | missing
+    if bool(inside.all()):
+        return
+    where = (~inside).nonzero()[0].tolist()
+    bad = value[tuple(where)]
+    shown = f"{bad.item():g}" if bad.numel() == 1 else str(bad.tolist())
+    inner = d.base_dist if isinstance(d, dist.Independent) else d
+    message = (
+        f"{owner}.{name}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}, the first is "
+        f"{shown} at {where}"
+    )
+    unit = bool(((value >= 0) & (value <= 1)).all())
+    if isinstance(inner, dist.Bernoulli) and unit:
+        message += (
+            "; these look like grey pixels, and a Bernoulli is for {0, 1}: binarise them (data.images(..., "
+            'binarize="dynamic" or "threshold")), or use a likelihood for grey values (likelihood="gaussian-learned")'
+        )
+    raise DataError(message)
+
+
+def _entries_inside(d: TorchDistribution, value: Tensor) -> Tensor:
+    support = d.support
+    # The constraint below Independent tells which entry is outside, not only which row.
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support.check(value)

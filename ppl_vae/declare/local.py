@@ -1,0 +1,90 @@
+"""The q that is not amortised: parameters of its own for every datum (000 s.2.2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+from torch.distributions.transforms import ComposeTransform
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+
+from ppl_vae.objectives import Elbo
+
+__all__ = ["LocalPosterior", "local_q"]
+
+
+class LocalPosterior(nn.Module):
+    """q(z_i) = T(N(loc_i, diag scale_i^2)), with T the map onto the latent's support.
+
+    Gradients are sparse: a step moves only the rows that are in the batch.
+
+    Parameters
+    ----------
+    size : int
+        Number of data n.
+    event_shape : torch.Size
+        Event shape of the latent.
+    support : Constraint
+        Where the latent lives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import constraints
+    >>> q = LocalPosterior(10, torch.Size([2]), constraints.real)
+    >>> q(torch.tensor([3, 7])).batch_shape
+    torch.Size([2])
+    """
+
+    def __init__(
+        self, size: int, event_shape: torch.Size, support: constraints.Constraint, scale: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.transform = transform_to(support)
+        self.shape = self.transform.inverse_shape(event_shape)
+        width = self.shape.numel()
+        self.loc = nn.Embedding(size, width, sparse=True)
+        self.log_scale = nn.Embedding(size, width, sparse=True)
+        nn.init.zeros_(self.loc.weight)
+        nn.init.constant_(self.log_scale.weight, torch.tensor(scale).log().item())
+
+    def forward(self, index: Tensor) -> TorchDistribution:
+        """q of the data `index`, batch shape [len(index)]."""
+        loc = self.loc(index).reshape(len(index), *self.shape)
+        scale = self.log_scale(index).exp().reshape(len(index), *self.shape)
+        base = dist.Normal(loc, scale).to_event(len(self.shape))
+        if isinstance(self.transform, ComposeTransform) and not self.transform.parts:
+            return base
+        return dist.TransformedDistribution(base, [self.transform])
+
+
+@contextmanager
+def local_q(model: Any, obs: Any, steps: int = 300, learning_rate: float = 0.05) -> Iterator[None]:
+    """Within the block, new data have a q of their own, found by local optimisation of the bound at fixed theta.
+
+    Models whose posteriors are all declared pass through untouched.
+    """
+    trained = model.local_posteriors
+    if not trained and not model.draws_without_posterior(obs):
+        yield
+        return
+    model.local_posteriors = nn.ModuleDict()
+    devices = [model.like.device] if model.like.device.type == "cuda" else []
+    try:
+        model.allocate(obs, len(obs))
+        # Reported numbers must not depend on how often they are asked for.
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            optimizer = torch.optim.SparseAdam(list(model.local_posteriors.parameters()), lr=learning_rate)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                loss = -Elbo()(model.sites(obs)).sum()
+                loss.backward(inputs=list(model.local_posteriors.parameters()))
+                optimizer.step()
+        yield
+    finally:
+        model.local_posteriors = trained

@@ -1,0 +1,327 @@
+"""The declared model: what it can be asked once its shared latents have values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+
+from ppl_vae.declare.checks import check
+from ppl_vae.declare.local import local_q
+from ppl_vae.declare.nodes import Node
+from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.program import Placed, Program, Scope
+from ppl_vae.errors import DataError, EngineError
+from ppl_vae.evidence import Evidence, exact, importance
+from ppl_vae.objectives import Elbo, Sites
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["LatentVariableModel", "NodeInfo"]
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows times particles held in memory at once."""
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """One node of a model's graph, for drawings and reports."""
+
+    name: str
+    kind: str
+    parents: tuple[str, ...]
+    shared: bool
+    law: str
+
+
+class LatentVariableModel(Program):
+    """Base class of declared models: nodes are methods that return distributions, their arguments are their parents.
+
+    `model` and `guide` are ordinary Pyro programs; the engines EM, SVI and NUTS fit a copy. A model without priors
+    is complete as it stands. One whose parameters are shared latents answers questions about data only through a
+    Fit, which has their draws.
+
+    Raises
+    ------
+    DeclarationError
+        At class creation: an unknown parent, a cycle, a name of the base class, a posterior for an observed node.
+        At first use: a missing event dimension.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv, pyro.distributions as dist
+    >>> class PoissonMixture(pv.LatentVariableModel):
+    ...     def __init__(self, n_components):
+    ...         super().__init__()
+    ...         self.mixing = pv.families.Categorical(n_components)
+    ...         self.counts = pv.families.Poisson(batch=n_components)
+    ...     @pv.latent
+    ...     def z(self):
+    ...         return self.mixing()
+    ...     @pv.observed
+    ...     def x(self, z):
+    ...         return self.counts(z)
+    >>> model = PoissonMixture(2)
+    >>> model.log_prob(torch.tensor([0.0, 1.0])).tolist()  # both components start at rate 1
+    [-1.0, -1.0]
+    """
+
+    def check(self, data: Any) -> Observations:
+        """Read data and check them against the nodes: shapes, support, missing entries."""
+        obs = self._reshaped(self.observe(data))
+        rows = min(4, len(obs))
+        with self.numeric():
+            laws = self.prototypes(obs, rows)
+            return check(type(self).__name__, self._graph, laws, obs, rows)
+
+    def _reshaped(self, obs: Observations) -> Observations:
+        """[n] data of a node with one feature, as [n, 1]."""
+        flat = {n: v for n, v in obs.values.items() if isinstance(v, Tensor) and v.dim() == 1}
+        univariate = [f for f in self.families().values() if getattr(f, "n_features", None) == 1]
+        if not univariate or set(flat) != set(obs.values):
+            return obs
+        missing = {name: value[:, None] for name, value in obs.missing.items()}
+        return Observations({name: value[:, None] for name, value in flat.items()}, missing, obs.columns)
+
+    def adapt(self, data: Any, weights: Tensor | None = None) -> None:
+        """Let every family take from data what depends on its scale: weak priors, variance floors."""
+        obs = self.check(data)
+        for name, family in self.observed_families(obs).items():
+            x = obs.values[name]
+            missing = obs.missing.get(name)
+            family.adapt(x if missing is None else x.masked_fill(missing, torch.nan), weights)
+
+    def observed_families(self, obs: Observations) -> dict[str, Any]:
+        """The family that makes each observed node, where one does."""
+        laws = self.prototypes(obs)
+        return {n: d.origin[0] for n, d in laws.items() if n in obs.values and hasattr(d, "origin")}
+
+    # Values per datum.
+
+    def log_joint(self, data: Any, **latents: Tensor) -> Tensor:
+        """log p(x_i, z_i) at given latents, [n] nats.
+
+        Parameters
+        ----------
+        data : Tensor or mapping
+            Observed values.
+        **latents : Tensor
+            A value [n, *event] for every latent.
+        """
+        obs = self.check(data)
+        wanted = [n.name for n in self._local_nodes() if n.kind == "latent" and n.name not in obs.values]
+        if set(wanted) != set(latents):
+            raise DataError(f"log_joint needs a value for {wanted}, got {sorted(latents)}")
+        with self.numeric():
+            scope = self._scope(obs)
+            # A latent's event dimensions are those beyond the datum's.
+            scope.update({name: Placed(value, value.dim() - 1) for name, value in latents.items()})
+            total: Any = 0.0
+            for node in self._local_nodes():
+                total = total + self.distribution(node.name, scope, obs).log_prob(scope[node.name].value)
+            return total
+
+    def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
+        """Evidence lower bound L_i = E_q[log p(x_i, z) - log q(z | x_i)], [n] nats (000 (25), (28))."""
+        objective = Elbo(num_particles)
+        with torch.no_grad():
+            return self._by_rows(data, num_particles, lambda obs, i: objective(self.sites(obs, i)))
+
+    def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
+        """log p(x_i): exact when every latent is finite, else by importance weights from q.
+
+        Parameters
+        ----------
+        data : Tensor or mapping
+            Observed values, n rows.
+        num_particles : int
+            Draws of q per datum, where the latents are continuous.
+        """
+        needs_draws = bool(self.draws_latents(self.check(data)))
+        count = num_particles if needs_draws else 1
+        with torch.no_grad():
+            log_w = self._by_rows(data, count, lambda obs, i: self.log_weights(obs, count, i), dim=1)
+        return importance(log_w) if needs_draws else exact(log_w[0])
+
+    def log_weights(self, obs: Observations, count: int, index: Tensor | None = None) -> Tensor:
+        """log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n]."""
+        return log_weights(self.sites(obs, index), count)
+
+    def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
+        """log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
+        return self.evidence(data, num_particles).value
+
+    def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
+        """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
+
+        Raises
+        ------
+        EngineError
+            If no latent is finite.
+        """
+        obs = self.check(data)
+        with torch.no_grad():
+            finite = {**(s := self.sites(obs.rows(torch.arange(1)))).enumerated, **s.summed}
+            if not finite:
+                raise EngineError(f"{type(self).__name__} has no finite latent, so no responsibilities; use posterior(x)")
+            count = num_particles if self.draws_latents(obs) else 1
+            found = {
+                name: self._by_rows(obs, count, lambda o, i, n=name: _probabilities(self.sites(o, i), n, count))
+                for name in finite
+            }
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def posterior(self, data: Any) -> TorchDistribution | dict[str, TorchDistribution]:
+        """q(z | x_i) of each latent, exact for finite ones: a distribution, or a dictionary when there are several."""
+        obs = self.check(data)
+        with torch.no_grad(), self.numeric(), local_q(self, obs):
+            sites = self.sites(obs)
+            found = {name: q for name, q in sites.q.items() if name not in sites.enumerated}
+        if sites.summed or sites.enumerated:
+            r = self.responsibilities(obs)
+            by_name = r if isinstance(r, dict) else {next(iter({**sites.enumerated, **sites.summed})): r}
+            found |= {name: dist.Categorical(probs=p) for name, p in by_name.items()}
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
+        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1)."""
+        observed = [n.name for n in self._local_nodes() if n.kind == "observed"]
+        with torch.no_grad():
+            found = {
+                name: self._by_rows(data, num_particles, lambda o, i, n=name: _mean(self.sites(o, i), n, num_particles))
+                for name in observed
+            }
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """n new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
+        drawn = self.sample_joint(n, **inputs)
+        observed = [node.name for node in self._local_nodes() if node.kind == "observed"]
+        return drawn[observed[0]] if len(observed) == 1 else {name: drawn[name] for name in observed}
+
+    def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
+        """n draws of every local node, by name."""
+        absent = [name for name in self._graph.inputs if name not in inputs]
+        if absent:
+            raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")
+        obs = Observations(inputs)
+        with torch.no_grad(), self.numeric():
+            scope: Scope = self._scope(obs)
+            for node in self._local_nodes():
+                d = self.distribution(node.name, scope, obs)
+                scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((n,)), d.event_dim)
+            return {node.name: scope[node.name].value for node in self._local_nodes()}
+
+    def draws_latents(self, obs: Observations) -> list[str]:
+        """Latents that are neither given nor summed out exactly, so need draws from a q."""
+        laws = self.prototypes(obs)
+        latents = [node.name for node in self._local_nodes() if node.kind == "latent"]
+        return [n for n in latents if n not in obs.values and not laws[n].has_enumerate_support]
+
+    def draws_without_posterior(self, obs: Observations) -> list[str]:
+        """Those of `draws_latents` that have no declared posterior."""
+        return [name for name in self.draws_latents(obs) if name not in self._graph.posteriors]
+
+    # What the model is.
+
+    def graph(self) -> dict[str, NodeInfo]:
+        """The nodes by name, parents before children, shared latents of families included."""
+        found: dict[str, NodeInfo] = {}
+        for path, family in self.families().items():
+            if family.prior is not None:
+                for name in family.constraints:
+                    found[f"{path}.{name}"] = NodeInfo(f"{path}.{name}", "latent", (), True, type(family.prior).__name__)
+        for name in self._graph.inputs:
+            found[name] = NodeInfo(name, "input", (), False, "given")
+        for node in self._graph.nodes.values():
+            found[node.name] = NodeInfo(node.name, node.kind, node.parents, node.shared, _formula(node))
+        return found
+
+    def render(self, ax: "Axes | None" = None) -> Any:
+        """Draw the model: by pyro.render_model where graphviz and its dot program are installed, else by matplotlib.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Draw here, with matplotlib.
+        """
+        from ppl_vae.plots import render
+
+        return render(self, ax)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}"]
+        for node in self.graph().values():
+            head = f"{node.name} | {', '.join(node.parents)}" if node.parents else node.name
+            lines.append(f"  {head:<28} {node.kind}{', shared' if node.shared else ''}  {node.law}")
+        count = sum(p.numel() for p in self.parameters())
+        return "\n".join([*lines, f"  {count} free parameters"])
+
+    def _repr_html_(self) -> str:
+        from ppl_vae.report import model_html
+
+        return model_html(self)
+
+    # Rows at a time.
+
+    def _by_rows(
+        self, data: Any, particles: int, function: Callable[[Observations, Tensor | None], Tensor], dim: int = 0
+    ) -> Tensor:
+        """Apply a function of repeated rows to bounded chunks of the data, and put the answers together."""
+        obs = self.check(data)
+        at_once = max(1, ROWS_AT_ONCE // particles)
+        parts = []
+        for start in range(0, len(obs), at_once):
+            rows = obs.rows(torch.arange(start, min(start + at_once, len(obs)), device=self.like.device))
+            with self.numeric(), local_q(self, rows):
+                index = torch.arange(len(rows), device=self.like.device).repeat(particles)
+                parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
+        return torch.cat(parts, dim)
+
+
+def log_weights(sites: Sites, count: int) -> Tensor:
+    """log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
+    total: Any = sites.joint()
+    for name, log_q in sites.log_q.items():
+        if name not in sites.enumerated:
+            total = total - log_q
+    summed = torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
+    return summed.reshape(count, -1)
+
+
+def _probabilities(sites: Sites, name: str, count: int) -> Tensor:
+    """p(z = k | x) from the joint over all finite latents, mean over draws of the others, [n, K]."""
+    joint = sites.joint()
+    dim = {**sites.enumerated, **sites.summed}[name]
+    others = [d for d in range(-joint.dim(), -1) if d != dim]
+    marginal = torch.logsumexp(joint, others, keepdim=True) if others else joint
+    log_k = marginal.movedim(dim, -1).reshape(-1, marginal.shape[dim])
+    return torch.softmax(log_k, -1).reshape(count, -1, marginal.shape[dim]).mean(0)
+
+
+def _mean(sites: Sites, name: str, count: int) -> Tensor:
+    """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event]."""
+    d = sites.p[name]
+    joint = sites.joint()
+    if joint.dim() == 1:
+        mean = d.mean.expand(len(joint), *d.event_shape)
+    else:
+        weight = torch.softmax(joint.flatten(0, -2), 0).reshape(joint.shape)
+        each = d.mean.expand(joint.shape + d.event_shape)
+        weight = weight.reshape(*weight.shape, *[1] * len(d.event_shape))
+        mean = (weight * each).flatten(0, joint.dim() - 2).sum(0)
+    return mean.reshape(count, -1, *d.event_shape).mean(0)
+
+
+def _formula(node: Node) -> str:
+    doc = (node.__doc__ or "").strip().splitlines()
+    return doc[0] if doc else ""
+
+
+LatentVariableModel._reserved = frozenset(dir(LatentVariableModel))
+

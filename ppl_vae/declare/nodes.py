@@ -1,0 +1,220 @@
+"""Nodes of a declaration: what the decorators make, and how a class's nodes are checked and ordered."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any, overload
+
+from ppl_vae.errors import DeclarationError
+
+__all__ = ["Given", "Graph", "Node", "Posterior", "collect", "given", "latent", "observed"]
+
+NodeFunction = Callable[..., Any]
+
+
+class Node:
+    """A random variable of the model: a method that returns its distribution, its arguments being its parents."""
+
+    def __init__(self, function: NodeFunction, kind: str, shared: bool = False) -> None:
+        self.function, self.kind, self.shared = function, kind, shared
+        self.name = function.__name__
+        self.parents = _parents(function)
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self.function, instance)
+
+    def posterior(self, function: NodeFunction) -> "Posterior":
+        """Declare q(this latent | arguments)."""
+        return Posterior(function, self)
+
+
+class Posterior:
+    """q of a latent: a method that returns a distribution, its arguments what the distribution depends on."""
+
+    def __init__(self, function: NodeFunction, node: Node) -> None:
+        self.function, self.node = function, node
+        self.name = function.__name__
+        self.parents = _parents(function)
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self.function, instance)
+
+
+class Given:
+    """An input of the model that is conditioned on, never modelled."""
+
+    name: str
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+
+@overload
+def latent(function: NodeFunction) -> Node: ...
+@overload
+def latent(*, shared: bool = False) -> Callable[[NodeFunction], Node]: ...
+def latent(function: NodeFunction | None = None, *, shared: bool = False) -> Any:
+    """Declare a latent variable: one draw per datum, or with shared=True one draw for the whole data set.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv, pyro.distributions as dist
+    >>> class Coin(pv.LatentVariableModel):
+    ...     @pv.latent(shared=True)
+    ...     def bias(self):
+    ...         return dist.Beta(1.0, 1.0)
+    ...     @pv.observed
+    ...     def x(self, bias):
+    ...         return dist.Bernoulli(bias)
+    >>> Coin().graph()["x"].parents
+    ('bias',)
+    """
+    return Node(function, "latent", shared) if function is not None else lambda f: Node(f, "latent", shared)
+
+
+def observed(function: NodeFunction) -> Node:
+    """Declare an observed variable, one value per datum.
+
+    Examples
+    --------
+    >>> observed(lambda self, z: None).parents
+    ('z',)
+    """
+    return Node(function, "observed")
+
+
+def given() -> Any:
+    """Declare an input that the model conditions on, such as the labels of a conditional VAE.
+
+    Examples
+    --------
+    >>> isinstance(given(), Given)
+    True
+    """
+    return Given()
+
+
+def _parents(function: NodeFunction) -> tuple[str, ...]:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    for p in parameters:
+        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or p.default is not p.empty:
+            raise DeclarationError(
+                f"node {function.__name__!r}: argument {p} must be a plain name, the name of a parent node or input"
+            )
+    return tuple(p.name for p in parameters)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The checked nodes of a class, parents before children."""
+
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    posteriors: Mapping[str, Posterior] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+    def of_kind(self, kind: str, shared: bool = False) -> list[Node]:
+        """Nodes of a kind, in order."""
+        return [n for n in self.nodes.values() if n.kind == kind and n.shared == shared]
+
+
+def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
+    """The graph of a class: its parents' nodes, those it overrides, and its own.
+
+    Raises
+    ------
+    DeclarationError
+        Naming the node, the argument and the class for an unknown parent, a cycle, a name taken by the base
+        class, or a posterior of an observed node.
+    """
+    nodes, posteriors = dict(inherited.nodes), dict(inherited.posteriors)
+    inputs = list(inherited.inputs)
+    taken = {p.name: name for name, p in posteriors.items()}
+    for name, value in list(vars(cls).items()):
+        if inspect.isfunction(value) and name in nodes:
+            value = Node(value, nodes[name].kind, nodes[name].shared)
+            setattr(cls, name, value)
+        elif inspect.isfunction(value) and name in taken:
+            value = Posterior(value, nodes[taken[name]])
+            setattr(cls, name, value)
+        if isinstance(value, Node | Posterior | Given) and name in reserved:
+            raise DeclarationError(
+                f"{cls.__name__}.{name}: the name {name!r} belongs to LatentVariableModel; give the node another name"
+            )
+        if isinstance(value, Node):
+            nodes[name] = value
+        elif isinstance(value, Given):
+            inputs.append(name)
+        elif isinstance(value, Posterior):
+            _check_posterior(cls, value)
+            posteriors[value.node.name] = value
+    _check_names(cls, nodes, posteriors, inputs)
+    order = _topological(cls, {name: [p for p in n.parents if p in nodes] for name, n in nodes.items()})
+    among = {name: [p for p in q.parents if p in posteriors] for name, q in posteriors.items()}
+    guide_order = _topological(cls, among)
+    # Shared latents are drawn before the plate.
+    order.sort(key=lambda name: not nodes[name].shared)
+    return Graph({n: nodes[n] for n in order}, {n: posteriors[n] for n in guide_order}, tuple(dict.fromkeys(inputs)))
+
+
+def _check_posterior(cls: type, posterior: Posterior) -> None:
+    if posterior.node.kind == "observed":
+        raise DeclarationError(
+            f"{cls.__name__}.{posterior.name}: posterior for {posterior.node.name!r}, which is observed; only a latent "
+            f"has a posterior"
+        )
+    if posterior.node.shared:
+        raise DeclarationError(
+            f"{cls.__name__}.{posterior.name}: {posterior.node.name!r} is shared; the q of shared latents is an "
+            f"automatic guide, chosen by SVI(guide=...)"
+        )
+    if posterior.name == posterior.node.name:
+        raise DeclarationError(
+            f"{cls.__name__}.{posterior.name}: a posterior needs a name of its own, for example q_{posterior.name}"
+        )
+
+
+def _check_names(
+    cls: type, nodes: Mapping[str, Node], posteriors: Mapping[str, Posterior], inputs: Iterable[str]
+) -> None:
+    known = {*nodes, *inputs}
+    for item in (*nodes.values(), *posteriors.values()):
+        for parent in item.parents:
+            if parent not in known:
+                near = difflib.get_close_matches(parent, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise DeclarationError(
+                    f"{cls.__name__}.{item.name}: argument {parent!r} names no node or input; there are "
+                    f"{', '.join(sorted(known)) or 'none'}{hint}"
+                )
+    for node in nodes.values():
+        local = [p for p in node.parents if p not in nodes or not nodes[p].shared]
+        if node.shared and local:
+            raise DeclarationError(
+                f"{cls.__name__}.{node.name} is shared, drawn once before the data plate, but depends on {local[0]!r}, "
+                f"which has a value per datum"
+            )
+
+
+def _topological(cls: type, parents: Mapping[str, list[str]]) -> list[str]:
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise DeclarationError(f"{cls.__name__}: the nodes depend on each other in a cycle: {cycle}")
+        if name in order:
+            return
+        path.append(name)
+        for parent in parents[name]:
+            visit(parent)
+        path.pop()
+        order.append(name)
+
+    for name in parents:
+        visit(name)
+    return order

@@ -1,0 +1,131 @@
+"""Data as a model sees them: named tensors with one row per datum, and what of them is missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.data.tables import Table, from_frame
+from ppl_vae.errors import DataError
+from ppl_vae.missing import fill
+
+__all__ = ["Observations", "observe"]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Observed values and inputs by name, [n, *event], NaN filled with zero and remembered in `missing`."""
+
+    values: Mapping[str, Any]
+    missing: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def rows(self, index: Tensor) -> "Observations":
+        """The data `index`."""
+        return Observations(
+            {name: value[index] for name, value in self.values.items()},
+            {name: value[index] for name, value in self.missing.items()},
+            self.columns,
+        )
+
+    def repeat(self, times: int) -> "Observations":
+        """The data `times` over, one copy after the other."""
+        if times == 1:
+            return self
+
+        def tile(value: Tensor) -> Tensor:
+            return value.repeat(times, *[1] * (value.dim() - 1))
+
+        return Observations(
+            {name: tile(value) for name, value in self.values.items()},
+            {name: tile(value) for name, value in self.missing.items()},
+            self.columns,
+        )
+
+    def to(self, like: Tensor) -> "Observations":
+        """Floating values in the dtype and on the device of `like`; integers only moved."""
+
+        def cast(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+        return Observations(
+            {name: cast(value) for name, value in self.values.items()},
+            {name: value.to(like.device) for name, value in self.missing.items()},
+            self.columns,
+        )
+
+
+def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: list[str]) -> Observations:
+    """Read data for a model.
+
+    Parameters
+    ----------
+    data : Tensor, array, data frame, Table or mapping
+        One value when the model has one observed node and no inputs, else a mapping by name.
+    observed, inputs, optional : list of str
+        The names that must and that may be there.
+
+    Raises
+    ------
+    DataError
+        Naming the node that nobody passed, the unknown name, or the sizes that disagree.
+    """
+    if not isinstance(data, Mapping):
+        if len(observed) != 1 or inputs:
+            raise DataError(
+                f"this model needs a mapping with {', '.join([*observed, *inputs])}; got {type(data).__name__}"
+            )
+        data = {observed[0]: data}
+    expected = [*observed, *inputs]
+    absent = [name for name in expected if name not in data]
+    if absent:
+        raise DataError(f"nobody passed {absent[0]!r}: the model needs {', '.join(expected)}; got {', '.join(data)}")
+    unknown = [name for name in data if name not in (*expected, *optional)]
+    if unknown:
+        raise DataError(f"data has {unknown[0]!r}, which is no node or input of this model: {', '.join(expected)}")
+    values, missing, columns = {}, {}, {}
+    for name, value in data.items():
+        values[name], names = _tensor(name, value)
+        if names:
+            columns[name] = names
+    sizes = {name: len(value) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"the data disagree about the number of rows: {sizes}")
+    if not next(iter(sizes.values())):
+        raise DataError(f"the data are empty: {', '.join(sizes)} has 0 rows, at least 1 is needed")
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool((gap := value.isnan()).any()):
+            missing[name], values[name] = gap, fill(value, gap)
+    return Observations(values, missing, columns)
+
+
+def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
+    if isinstance(value, Tensor):
+        tensor, names = value, ()
+    elif isinstance(value, Table):
+        tensor, names = value.values, value.columns
+    elif isinstance(value, np.ndarray | list | tuple | float | int):
+        tensor, names = _from_array(name, value), ()
+    elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and hasattr(value, "probabilities"):
+        return value, ()  # draws its rows anew each time they are taken
+    else:
+        table = from_frame(value)
+        tensor, names = table.values, table.columns
+    if tensor.dim() == 0:
+        raise DataError(f"{name!r} is a single number; one row per datum is expected, a tensor [n, ...]")
+    return tensor, names
+
+
+def _from_array(name: str, value: Any) -> Tensor:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected")
+    return torch.as_tensor(array)

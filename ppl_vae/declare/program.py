@@ -1,0 +1,439 @@
+"""How a declaration runs: values in scope, nodes called with their parents, and the Pyro model and guide."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import pyro
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+
+from ppl_vae.declare.local import LocalPosterior
+from ppl_vae.declare.nodes import Graph, Node, Posterior, collect
+from ppl_vae.declare.observations import Observations, observe
+from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.families import Family
+from ppl_vae.missing import Incomplete
+from ppl_vae.objectives import Sites
+
+__all__ = ["Placed", "Program"]
+
+Law = Callable[[Mapping[str, Tensor]], TorchDistribution]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A value with the number of its event dimensions; None for a shared value, which has no datum dimension."""
+
+    value: Tensor
+    event_dim: int | None
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape without the event, [*enumerated, n]."""
+        return self.value.shape[: self.value.dim() - (self.event_dim or 0)]
+
+    def expand(self, batch: torch.Size) -> Tensor:
+        """The value with this batch shape."""
+        return self.value.expand(batch + self.value.shape[len(self.batch_shape) :])
+
+
+Scope = dict[str, Placed]
+
+
+class Program(PyroModule):
+    """The running half of a declared model; users subclass LatentVariableModel."""
+
+    _graph: ClassVar[Graph] = Graph()
+    _reserved: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inherited = Graph()
+        for base in cls.__bases__:
+            graph: Graph = getattr(base, "_graph", Graph())
+            inherited = Graph(
+                {**inherited.nodes, **graph.nodes},
+                {**inherited.posteriors, **graph.posteriors},
+                (*inherited.inputs, *graph.inputs),
+            )
+        cls._graph = collect(cls, inherited, cls._reserved)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bound: dict[str, Tensor] = {}
+        self.local_posteriors = nn.ModuleDict()
+        self.shared_guide: PyroModule | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._graph.nodes or name in self._graph.inputs:
+            raise DeclarationError(
+                f"{type(self).__name__}: the attribute {name!r} would hide the node {name!r}; give one another name"
+            )
+        super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise EngineError(
+            f"{type(self).__name__} is not called itself: model(data) and guide(data) are its Pyro programs, "
+            f"engine.fit(model, data) fits it"
+        )
+
+    # Numbers.
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor with the dtype and device that the nodes compute in."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor.new_empty(0)
+        return torch.empty(0)
+
+    @contextmanager
+    def numeric(self) -> Iterator[None]:
+        """Nodes make their constants in the dtype and on the device of the parameters."""
+        like, before = self.like, torch.get_default_dtype()
+        with ExitStack() as stack:
+            if like.device.type != "cpu":
+                stack.enter_context(like.device)
+            torch.set_default_dtype(like.dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(before)
+
+    # Shared latents: parameters with a prior, and latents declared shared.
+
+    def families(self) -> dict[str, Family]:
+        """The families that the model owns, by path."""
+        return {path: m for path, m in self.named_modules() if isinstance(m, Family)}
+
+    def shared_laws(self) -> dict[str, Law]:
+        """p(theta): the law of every shared latent given those before it."""
+        laws: dict[str, Law] = {}
+        for path, family in self.families().items():
+            if family.prior is not None:
+                for parameter in family.constraints:
+                    laws[f"{path}.{parameter}"] = _family_law(path, family, parameter)
+        for node in self._graph.of_kind("latent", shared=True):
+            laws[node.name] = self._node_law(node)
+        return laws
+
+    def _node_law(self, node: Node) -> Law:
+        def law(values: Mapping[str, Tensor]) -> TorchDistribution:
+            d = self._call(node, {p: Placed(values[p], None) for p in node.parents})
+            if d.batch_shape:
+                raise DeclarationError(
+                    f"shared latent {node.name!r} has batch shape {tuple(d.batch_shape)}; it is one draw for the whole "
+                    f"data set, so all its dimensions are event dimensions: add .to_event({len(d.batch_shape)})"
+                )
+            return d
+
+        return law
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
+        """log p(theta) of drawn shared latents, total, in nats."""
+        total = self.like.new_zeros(())
+        for name, law in self.shared_laws().items():
+            total = total + law(values).log_prob(values[name])
+        return total
+
+    @contextmanager
+    def bind(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let `values` stand for shared latents and family parameters, named as in a Fit, within the block."""
+        families = self.families()
+        before = self._bound
+        with ExitStack() as stack:
+            for path, own in _by_family(values, families).items():
+                stack.enter_context(families[path].bind(own))
+            self.__dict__["_bound"] = {**before, **{k: v for k, v in values.items() if k in self._graph.nodes}}
+            try:
+                yield
+            finally:
+                self.__dict__["_bound"] = before
+
+    def fix(self, values: Mapping[str, Tensor]) -> None:
+        """Give shared latents and family parameters these values for good."""
+        families = self.families()
+        for path, own in _by_family(values, families).items():
+            families[path].fix(own)
+        self.__dict__["_bound"] = {**self._bound, **{k: v for k, v in values.items() if k in self._graph.nodes}}
+
+    def draw_shared(self) -> tuple[dict[str, Tensor], Tensor]:
+        """One draw of the shared latents from their guide, and its log q, total."""
+        laws = self.shared_laws()
+        if not laws:
+            return {}, self.like.new_zeros(())
+        # Pyro's automatic guides write into its global store; theirs is thrown away, the parameters are the module's.
+        with pyro.get_param_store().scope():
+            trace = poutine.trace(self._shared_guide()).get_trace()
+        trace.compute_log_prob()
+        log_q = sum(site["log_prob"].sum() for site in trace.nodes.values() if site["type"] == "sample")
+        return {name: trace.nodes[name]["value"] for name in laws}, log_q
+
+    def _shared_guide(self) -> PyroModule:
+        if self.shared_guide is None:
+            self.shared_guide = AutoNormal(self.shared_program)
+        return self.shared_guide
+
+    def shared_program(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The part of the Pyro model before the data plate."""
+        values: dict[str, Tensor] = {}
+        for name, law in self.shared_laws().items():
+            values[name] = pyro.sample(name, law(values))
+        return values
+
+    # Calling nodes.
+
+    def observe(self, data: Any) -> Observations:
+        """Read data for this model: named tensors in the model's dtype, NaN noted as missing."""
+        if isinstance(data, Observations):
+            return data
+        graph = self._graph
+        observed = [node.name for node in graph.of_kind("observed")]
+        if not observed:
+            raise DeclarationError(f"{type(self).__name__} declares no observed node; decorate one with @observed")
+        latents = [node.name for node in graph.of_kind("latent")]
+        return observe(data, observed, graph.inputs, latents).to(self.like)
+
+    def _scope(self, obs: Observations) -> Scope:
+        scope = {name: Placed(value, value.dim() - 1) for name, value in obs.values.items()}
+        for node in self._graph.of_kind("latent", shared=True):
+            if node.name not in self._bound:
+                raise EngineError(
+                    f"{node.name!r} is a shared latent without a value; fit the model first: a Fit has its draws"
+                )
+            scope[node.name] = Placed(self._bound[node.name], None)
+        # A latent that is partly observed is still to be inferred.
+        return {name: placed for name, placed in scope.items() if not self._partly_observed(name, obs)}
+
+    def _partly_observed(self, name: str, obs: Observations) -> bool:
+        node = self._graph.nodes.get(name)
+        return node is not None and node.kind == "latent" and name in obs.missing
+
+    def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
+        parents = [scope[name] for name in item.parents]
+        shapes = {p.batch_shape for p in parents if p.event_dim is not None}
+        if len(shapes) > 1:
+            batch = torch.broadcast_shapes(*shapes)
+            values = [p.value if p.event_dim is None else p.expand(batch) for p in parents]
+        else:
+            values = [p.value for p in parents]
+        d = item.function(self, *values)
+        if not isinstance(d, torch.distributions.Distribution):
+            raise DeclarationError(
+                f"node {item.name!r} returned {type(d).__name__}; a node returns a pyro.distributions object"
+            )
+        if not hasattr(d, "has_enumerate_support") or not hasattr(d, "to_event"):
+            raise DeclarationError(
+                f"node {item.name!r} returned a torch distribution; use pyro.distributions.{type(d).__name__}"
+            )
+        return d
+
+    def distribution(self, name: str, scope: Mapping[str, Placed], obs: Observations) -> TorchDistribution:
+        """Law of a local node, its missing entries integrated out."""
+        d = self._call(self._graph.nodes[name], scope)
+        if name in obs.missing and name in scope:
+            return Incomplete(d, obs.missing[name])
+        return d
+
+    # The direct run: factors of log p and log q, without Pyro's handlers.
+
+    def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
+        """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
+        scope, sites = self._scope(obs), Sites({}, {})
+        n = len(obs)
+        for node in self._inferred(scope):
+            q = self._posterior(node, scope, index, n)
+            if q is None:
+                continue
+            if q.has_enumerate_support:
+                dim = sites.enumerated[node.name] = -2 - len(sites.enumerated)
+                value = _enumerate(q, dim)
+            else:
+                value = q.rsample() if q.has_rsample else q.sample()
+            scope[node.name] = Placed(value, q.event_dim)
+            sites.q[node.name], sites.values[node.name] = q, value
+            log_q = q.log_prob(value)
+            sites.log_q[node.name] = self._restrict(node.name, value, obs, log_q, replace=True)
+        for node in self._local_nodes():
+            d = self.distribution(node.name, scope, obs)
+            if node.name not in scope:
+                self._require_finite(node, d)
+                dim = sites.summed[node.name] = -2 - len(sites.enumerated) - len(sites.summed)
+                scope[node.name] = Placed(_enumerate(d, dim), d.event_dim)
+                sites.values[node.name] = scope[node.name].value
+            value = scope[node.name].value
+            sites.p[node.name] = d
+            sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value), replace=False)
+        return sites
+
+    def _local_nodes(self) -> list[Node]:
+        return [node for node in self._graph.nodes.values() if not node.shared]
+
+    def _inferred(self, scope: Scope) -> list[Node]:
+        """Latents that need a q, in the guide's order."""
+        declared = [self._graph.nodes[name] for name in self._graph.posteriors]
+        others = [n for n in self._local_nodes() if n.kind == "latent" and n.name not in self._graph.posteriors]
+        return [node for node in (*declared, *others) if node.name not in scope]
+
+    def _posterior(self, node: Node, scope: Scope, index: Tensor | None, n: int) -> TorchDistribution | None:
+        if node.name in self._graph.posteriors:
+            q = self._call(self._graph.posteriors[node.name], scope)
+        elif node.name in self.local_posteriors:
+            q = self.local_posteriors[node.name](torch.arange(n, device=self.like.device) if index is None else index)
+        else:
+            return None
+        return q if q.batch_shape else q.expand([n])
+
+    def _require_finite(self, node: Node, d: TorchDistribution) -> None:
+        if not d.has_enumerate_support:
+            raise EngineError(
+                f"latent {node.name!r} ~ {_name(d)} cannot be enumerated and has no posterior; declare one with "
+                f"@{node.name}.posterior, or fit by SVI, which then gives every datum its own"
+            )
+
+    def _restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor, *, replace: bool) -> Tensor:
+        """Rule out the other values of a latent where it is observed."""
+        if not self._partly_observed(name, obs):
+            return log
+        possible = torch.where(obs.missing[name], True, value == obs.values[name])
+        if replace:
+            seen = ~obs.missing[name]
+            log = torch.where(seen, 0.0, log)
+        return torch.where(possible, log, -torch.inf)
+
+    # The Pyro programs.
+
+    def model(self, data: Any = None, index: Tensor | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """The model as an ordinary Pyro program.
+
+        Parameters
+        ----------
+        data : Tensor, mapping or None
+            Observed values, [n, *event]; None draws them too, `size` of them.
+        index : Tensor, optional
+            Rows of the data set that these are.
+        size : int, optional
+            Number of data in the whole set; the minibatch is scaled by size / n (T12, 000 (39)).
+        """
+        obs = None if data is None else self.observe(data)
+        with self._pyro_context, self.numeric():
+            shared = self.shared_program()
+            if shared:
+                with self.bind(shared), self._plate(obs, index, size) as rows:
+                    return {**shared, **self._generate(obs, len(rows))}
+            with self._plate(obs, index, size) as rows:
+                return self._generate(obs, len(rows))
+
+    def _plate(self, obs: Observations | None, index: Tensor | None, size: int | None) -> pyro.plate:
+        n = len(obs) if obs is not None else size
+        if n is None:
+            raise EngineError("model(None) draws new data: pass size=n to say how many")
+        if index is None and size in (None, n):
+            return pyro.plate("data", n, dim=-1)
+        rows = torch.arange(n, device=self.like.device) if index is None else index
+        return pyro.plate("data", n if size is None else size, subsample=rows, dim=-1)
+
+    def _generate(self, obs: Observations | None, n: int) -> dict[str, Tensor]:
+        obs = Observations({}) if obs is None else obs
+        scope = self._scope(obs)
+        for node in self._local_nodes():
+            d = self.distribution(node.name, scope, obs)
+            known = scope.get(node.name)
+            finite = known is None and d.has_enumerate_support and node.name not in self._graph.posteriors
+            infer = {"enumerate": "parallel"} if finite and node.kind == "latent" else {}
+            value = pyro.sample(node.name, d, obs=known and known.value, infer=infer)
+            scope[node.name] = Placed(value, d.event_dim)
+            if self._partly_observed(node.name, obs):
+                zero = torch.zeros_like(obs.missing[node.name], dtype=self.like.dtype)
+                factor = self._restrict(node.name, value, obs, zero, replace=False)
+                pyro.factor(f"{node.name}_observed", factor)
+        return {node.name: scope[node.name].value for node in self._local_nodes()}
+
+    def guide(self, data: Any = None, index: Tensor | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """The posterior as an ordinary Pyro program, with the arguments of `model`."""
+        obs = self.observe(data)
+        with self._pyro_context, self.numeric():
+            shared = dict(self._shared_guide()()) if self.shared_laws() else {}
+            with self.bind(shared):
+                if not self.local_posteriors:
+                    self.allocate(obs, size or len(obs))
+                with self._plate(obs, index, size):
+                    return {**shared, **self._infer(obs, index)}
+
+    def _infer(self, obs: Observations, index: Tensor | None) -> dict[str, Tensor]:
+        scope, values = self._scope(obs), {}
+        for node in self._inferred(scope):
+            q = self._posterior(node, scope, index, len(obs))
+            if q is not None:
+                infer = {"enumerate": "parallel"} if q.has_enumerate_support else {}
+                values[node.name] = pyro.sample(node.name, q, infer=infer)
+                scope[node.name] = Placed(values[node.name], q.event_dim)
+        return values
+
+    def allocate(self, obs: Observations, size: int) -> None:
+        """Give every continuous latent without a posterior parameters for each of `size` data."""
+        for name, d in self.prototypes(obs).items():
+            node = self._graph.nodes[name]
+            without = node.kind == "latent" and name not in self._graph.posteriors and name not in obs.values
+            if without and not d.has_enumerate_support:
+                if not d.has_rsample:
+                    self._require_finite(node, d)
+                q = LocalPosterior(size, d.event_shape, d.support)
+                self.local_posteriors[name] = q.to(self.like)
+
+    def prototypes(self, obs: Observations, rows: int = 4) -> dict[str, TorchDistribution]:
+        """The distribution of every local node on the first rows, latents drawn from the prior."""
+        few = obs.rows(torch.arange(min(rows, len(obs)), device=self.like.device))
+        devices = [self.like.device] if self.like.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self.numeric(), ExitStack() as stack:
+            values: dict[str, Tensor] = {}
+            for node in self._graph.of_kind("latent", shared=True):
+                if node.name not in self._bound:
+                    values[node.name] = self._node_law(node)(values | self._bound).sample()
+            # A family with a prior has no value yet; any will do to see shapes.
+            for path, family in self.families().items():
+                if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
+                    values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
+            stack.enter_context(self.bind(values))
+            scope, found = self._scope(few), {}
+            for node in self._local_nodes():
+                d = found[node.name] = self._call(node, scope)
+                if node.name not in scope:
+                    value = d.sample() if d.batch_shape else d.sample((len(few),))
+                    scope[node.name] = Placed(value, d.event_dim)
+            return found
+
+
+def _enumerate(d: TorchDistribution, dim: int) -> Tensor:
+    """Every value of a finite distribution along dimension `dim` of the batch."""
+    support = d.enumerate_support(expand=False)
+    return support.reshape(len(support), *[1] * (-dim - 1), *d.event_shape)
+
+
+def _family_law(path: str, family: Family, parameter: str) -> Law:
+    def law(values: Mapping[str, Tensor]) -> TorchDistribution:
+        own = {name: values[f"{path}.{name}"] for name in family.constraints if f"{path}.{name}" in values}
+        return family.site(parameter, own)
+
+    return law
+
+
+def _by_family(values: Mapping[str, Tensor], families: Mapping[str, Family]) -> dict[str, dict[str, Tensor]]:
+    own: dict[str, dict[str, Tensor]] = {}
+    for name, value in values.items():
+        path, _, parameter = name.rpartition(".")
+        if path in families:
+            own.setdefault(path, {})[parameter] = value
+    return own
+
+
+def _name(d: TorchDistribution) -> str:
+    inner = getattr(d, "base_dist", d)
+    return type(inner).__name__

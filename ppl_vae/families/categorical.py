@@ -1,0 +1,97 @@
+"""The categorical family: mixing weights, class probabilities."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+
+from ppl_vae.errors import DeclarationError
+from ppl_vae.families.family import Family, Sums
+
+__all__ = ["Categorical", "DirichletPrior"]
+
+
+@dataclass(frozen=True)
+class DirichletPrior:
+    """probs ~ Dirichlet(concentration, ..., concentration); 1 is uniform over the simplex."""
+
+    concentration: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.concentration > 0:
+            raise DeclarationError(f"DirichletPrior: concentration must be positive, got {self.concentration}")
+
+    def site(self, family: "Categorical", name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        """The law of the probabilities, [K] or [batch, K]."""
+        alpha = torch.full(family.shape, self.concentration, dtype=family.like.dtype, device=family.like.device)
+        return dist.Dirichlet(alpha).to_event(len(family.shape) - 1)
+
+
+class Categorical(Family):
+    r"""p(z = k) = probs_k over {0, ..., K-1}; statistics t(z) = one-hot(z); M-step probs = N_k / N.
+
+    Parameters
+    ----------
+    n_categories : int
+        K.
+    batch : int, optional
+        Number of such distributions, chosen by an index (a transition table). None: one, called without index.
+    prior : DirichletPrior, "weak", optional
+        "weak" is DirichletPrior(1).
+
+    Examples
+    --------
+    >>> mixing = Categorical(3)
+    >>> [round(p, 3) for p in mixing().probs.tolist()]
+    [0.333, 0.333, 0.333]
+    """
+
+    constraints = {"probs": constraints.simplex}  # noqa: RUF012
+
+    def __init__(self, n_categories: int, batch: int | None = None, prior: DirichletPrior | str | None = None) -> None:
+        if n_categories < 1:
+            raise DeclarationError(f"Categorical: n_categories must be at least 1, got {n_categories}")
+        super().__init__(batch or 1, DirichletPrior() if prior == "weak" else prior)
+        self.n_categories = n_categories
+        self.shape = (n_categories,) if batch is None else (batch, n_categories)
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+        self.register()
+
+    def defaults(self) -> dict[str, Tensor]:
+        """Uniform."""
+        return {"probs": self.like.new_full(self.shape, 1 / self.n_categories)}
+
+    def distribution(self, index: Tensor | None) -> TorchDistribution:
+        """dist.Categorical, with batch shape that of `index`."""
+        return dist.Categorical(self.probs if index is None else self.probs[index])
+
+    def features(self, x: Tensor) -> Tensor:
+        """One-hot rows [n, K]."""
+        return torch.nn.functional.one_hot(x.long(), self.n_categories).to(self.like.dtype)
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """[batch, n]."""
+        return self.probs.reshape(self.batch, -1).log() @ features.mT
+
+    def expect(self, features: Tensor, r: Tensor) -> Sums:
+        """Expected counts [batch, K]."""
+        counts = r @ features
+        return {"count": counts.sum(1), "counts": counts}
+
+    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
+        """probs_k = (N_k + alpha - 1) / (N + K (alpha - 1)), alpha = 1 without a prior (000 (13))."""
+        alpha = self.prior.concentration if self.prior is not None and estimate == "map" else 1.0
+        mass = (sums["counts"] + (alpha - 1)).clamp_min(0)
+        total = mass.sum(-1, keepdim=True)
+        # A member that no datum reached has no maximum: every distribution is as good, so the uniform one.
+        probs = torch.where(total > 0, mass / total.clamp_min(1e-300), 1 / self.n_categories)
+        return {"probs": probs.reshape(self.shape)}
+
+    def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
+        """Never: a category without data has probability zero, which is its estimate."""
+        return torch.zeros(self.batch, dtype=torch.bool)

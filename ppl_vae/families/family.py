@@ -1,0 +1,149 @@
+"""What every family is: a distribution, its sufficient statistics, and its maximum-likelihood update."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, PyroParam
+
+from ppl_vae.errors import EngineError
+
+__all__ = ["Family", "Prior", "Sums"]
+
+Sums = dict[str, Tensor]
+"""Expected sufficient statistics, each with leading dimension K; they add over chunks of data."""
+
+
+class Prior(Protocol):
+    """A conjugate prior: one law per parameter of its family, in sampling order."""
+
+    def site(self, family: Any, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        """p(parameter | earlier parameters), the whole parameter in its event shape."""
+        ...
+
+
+class Family(PyroModule):
+    """An exponential family with `batch` members, called with an index to give a distribution.
+
+    A family without a prior owns its parameters. With a prior they are shared latents of the model: they have
+    no value of their own until `bind` gives them one.
+
+    A new family sets `constraints`, and defines `defaults`, `distribution`, `features`, `log_density`,
+    `expect` and `maximize`.
+
+    Parameters
+    ----------
+    batch : int
+        Number of members K.
+    prior : Prior, optional
+        Conjugate prior over the parameters.
+    """
+
+    constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, batch: int, prior: Prior | None = None) -> None:
+        super().__init__()
+        self.batch, self.prior = batch, prior
+
+    def register(self) -> None:
+        """Create the parameters, at the end of a subclass's __init__."""
+        if self.prior is None:
+            for name, value in self.defaults().items():
+                setattr(self, name, PyroParam(value, self.parameter_constraint(name)))
+
+    def parameter_constraint(self, name: str) -> Constraint:
+        """The set that a parameter lives in."""
+        return self.constraints[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).constraints and self.__dict__.get("prior") is not None:
+            raise EngineError(
+                f"{type(self).__name__}.{name} has a prior, so it is a shared latent without a value of its own; "
+                f"fit the model and read fit.parameters or fit.draws, or pass prior=None"
+            )
+        return super().__getattr__(name)
+
+    @contextmanager
+    def bind(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let `values` stand for the parameters within the block."""
+        before = {name: self.__dict__[name] for name in values if name in self.__dict__}
+        # Instance attributes are found before PyroModule's parameters.
+        self.__dict__.update(values)
+        try:
+            yield
+        finally:
+            for name in values:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(before)
+
+    def fix(self, values: Mapping[str, Tensor]) -> None:
+        """Give the parameters these values for good."""
+        for name, value in values.items():
+            if self.prior is None:
+                setattr(self, name, value)
+            else:
+                self.__dict__[name] = value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        # PyroModule's own __call__ would write the parameters into Pyro's global store, where two models of one
+        # class overwrite each other; inside a model the model's own context decides.
+        return torch.nn.Module.__call__(self, *args, **kwargs)
+
+    def forward(self, index: Tensor | None = None) -> TorchDistribution:
+        """Distribution of member `index` (any shape of integers), or of the only member."""
+        d = self.distribution(index)
+        d.origin = (self, index)  # EM reads which family made the distribution
+        return d
+
+    def adapt(self, x: Tensor) -> None:
+        """Take from data [n, *event] what depends on its scale: a weak prior, a variance floor."""
+
+    def values(self) -> dict[str, Tensor]:
+        """The parameters as they stand, constrained."""
+        return {name: getattr(self, name).detach() for name in self.constraints}
+
+    # What a subclass defines.
+
+    def defaults(self) -> dict[str, Tensor]:
+        """Starting values of the parameters by name."""
+        raise NotImplementedError
+
+    def distribution(self, index: Tensor | None) -> TorchDistribution:
+        """The distribution of member `index`."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """What of x [n, *event] every E-step needs, computed once."""
+        return x
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """log p(x_i | member k), [K, n] in nats."""
+        raise NotImplementedError
+
+    def expect(self, features: Tensor, r: Tensor) -> Sums:
+        """sum_i r_ki t(x_i) for responsibilities r [K, n]."""
+        raise NotImplementedError
+
+    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
+        """Parameters that maximise the expected log-likelihood, plus the log prior when estimate="map"."""
+        raise NotImplementedError
+
+    def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
+        """[K] of bool: members that have lost their data or sit on too few to be estimated."""
+        return sums["count"] <= torch.finfo(sums["count"].dtype).eps * sums["count"].sum()
+
+    # The prior, when there is one.
+
+    def site(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        """Law of one parameter given those before it."""
+        if self.prior is None:
+            raise EngineError(f"{type(self).__name__} has no prior, so {name} has no law")
+        return self.prior.site(self, name, values)
+
+    def extra_repr(self) -> str:
+        return f"batch={self.batch}, prior={self.prior}"

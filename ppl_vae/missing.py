@@ -1,0 +1,115 @@
+"""Missing values: an entry that is NaN is integrated out of its density."""
+
+import torch
+from torch import Tensor
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+
+from ppl_vae.errors import DataError
+
+__all__ = ["Incomplete", "fill"]
+
+
+def fill(x: Tensor, missing: Tensor) -> Tensor:
+    """Replace missing entries by zero, so that neither a network nor a gradient ever sees a NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([1.0, float("nan")])
+    >>> fill(x, x.isnan()).tolist()
+    [1.0, 0.0]
+    """
+    return torch.where(missing, torch.zeros_like(x), x)
+
+
+class Incomplete(TorchDistribution):
+    """The distribution `base` of which only some entries are observed; the others are integrated out.
+
+    Independent features drop out of the sum; a multivariate normal is marginalised exactly. Any other joint
+    distribution can only miss a whole datum.
+
+    Parameters
+    ----------
+    base : TorchDistribution
+        Law of the complete value.
+    missing : Tensor
+        [n, *event] of bool, True where the entry is missing.
+
+    Raises
+    ------
+    DataError
+        If a datum is partly missing under a distribution that cannot be marginalised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    >>> partly = Incomplete(base, torch.tensor([[False, True]]))
+    >>> round(partly.log_prob(torch.zeros(1, 2)).item(), 4)  # one standard normal density at zero
+    -0.9189
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: TorchDistribution, missing: Tensor) -> None:
+        self.base, self.missing = base, missing
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
+
+    @property
+    def support(self) -> torch.distributions.constraints.Constraint:  # type: ignore[override]
+        return self.base.support
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Incomplete":
+        return Incomplete(self.base.expand(batch_shape), self.missing)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws of the complete value."""
+        return self.base.sample(sample_shape)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Reparameterised draws of the complete value."""
+        return self.base.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of the observed entries, [..., n] in nats."""
+        if isinstance(self.base, dist.Independent) and not self.base.base_dist.event_shape:
+            pointwise = self.base.base_dist.log_prob(value)
+            seen = pointwise.masked_fill(self.missing, 0.0)
+            return seen.flatten(-self.base.reinterpreted_batch_ndims).sum(-1)
+        if isinstance(self.base, torch.distributions.MultivariateNormal):
+            return _marginal_normal(self.base, value, self.missing)
+        absent = self.missing.flatten(-self.event_dim).all(-1) if self.event_dim else self.missing
+        partly = self.missing.flatten(-self.event_dim).any(-1) & ~absent if self.event_dim else absent & False
+        if bool(partly.any()):
+            raise DataError(
+                f"{int(partly.sum())} rows are partly NaN under {type(self.base).__name__}, whose missing entries "
+                f"cannot be integrated out; use independent features (.to_event), a MultivariateNormal, or drop the rows"
+            )
+        return self.base.log_prob(value).masked_fill(absent, 0.0)
+
+
+def _marginal_normal(base: TorchDistribution, value: Tensor, missing: Tensor) -> Tensor:
+    """Log density of N(loc, Sigma) at the observed entries, one pattern of missing entries at a time."""
+    loc, covariance = base.loc, base.covariance_matrix
+    batch = torch.broadcast_shapes(base.batch_shape, value.shape[:-1])
+    loc, value = loc.expand(*batch, -1), value.expand(*batch, -1)
+    covariance = covariance.expand(*batch, -1, -1)
+    result = value.new_zeros(batch)
+    patterns, which = torch.unique(missing, dim=0, return_inverse=True)
+    for k, pattern in enumerate(patterns):
+        seen = (~pattern).nonzero().squeeze(-1)
+        rows = (which == k).nonzero().squeeze(-1)
+        if not len(seen):
+            continue
+        density = dist.MultivariateNormal(
+            loc[..., rows, :][..., seen], covariance[..., rows, :, :][..., seen, :][..., seen], validate_args=False
+        ).log_prob(value[..., rows, :][..., seen])
+        result = result.index_copy(-1, rows, density)
+    return result
