@@ -114,15 +114,15 @@ class LatentVariableModel(Program):
             A value [n, *event] for every latent.
         """
         obs = self.check(data)
-        wanted = [n.name for n in self._local_nodes() if n.kind == "latent" and n.name not in obs.values]
+        wanted = [n.name for n in self.local_nodes() if n.kind == "latent" and n.name not in obs.values]
         if set(wanted) != set(latents):
             raise DataError(f"log_joint needs a value for {wanted}, got {sorted(latents)}")
         with self.numeric():
-            scope = self._scope(obs)
+            scope = self.scope(obs)
             # A latent's event dimensions are those beyond the datum's.
             scope.update({name: Placed(value, value.dim() - 1) for name, value in latents.items()})
             total: Any = 0.0
-            for node in self._local_nodes():
+            for node in self.local_nodes():
                 total = total + self.distribution(node.name, scope, obs).log_prob(scope[node.name].value)
             return total
 
@@ -190,7 +190,7 @@ class LatentVariableModel(Program):
 
     def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
         """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1)."""
-        observed = [n.name for n in self._local_nodes() if n.kind == "observed"]
+        observed = [n.name for n in self.local_nodes() if n.kind == "observed"]
         with torch.no_grad():
             found = {
                 name: self._by_rows(data, num_particles, lambda o, i, n=name: _mean(self.sites(o, i), n, num_particles))
@@ -201,7 +201,7 @@ class LatentVariableModel(Program):
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """n new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
-        observed = [node.name for node in self._local_nodes() if node.kind == "observed"]
+        observed = [node.name for node in self.local_nodes() if node.kind == "observed"]
         return drawn[observed[0]] if len(observed) == 1 else {name: drawn[name] for name in observed}
 
     def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
@@ -211,16 +211,16 @@ class LatentVariableModel(Program):
             raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")
         obs = Observations(inputs)
         with torch.no_grad(), self.numeric():
-            scope: Scope = self._scope(obs)
-            for node in self._local_nodes():
+            scope: Scope = self.scope(obs)
+            for node in self.local_nodes():
                 d = self.distribution(node.name, scope, obs)
                 scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((n,)), d.event_dim)
-            return {node.name: scope[node.name].value for node in self._local_nodes()}
+            return {node.name: scope[node.name].value for node in self.local_nodes()}
 
     def draws_latents(self, obs: Observations) -> list[str]:
         """Latents that are neither given nor summed out exactly, so need draws from a q."""
         laws = self.prototypes(obs)
-        latents = [node.name for node in self._local_nodes() if node.kind == "latent"]
+        latents = [node.name for node in self.local_nodes() if node.kind == "latent"]
         return [n for n in latents if n not in obs.values and not laws[n].has_enumerate_support]
 
     def draws_without_posterior(self, obs: Observations) -> list[str]:

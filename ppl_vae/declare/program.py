@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import pyro
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import init_to_value
 from pyro.nn import PyroModule
 
+from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Graph, Node, Posterior, collect
 from ppl_vae.declare.observations import Observations, observe
@@ -22,7 +23,7 @@ from ppl_vae.families import Family
 from ppl_vae.missing import Incomplete
 from ppl_vae.objectives import Sites
 
-__all__ = ["Placed", "Program"]
+__all__ = ["Placed", "Program", "Scope", "enumerate_values"]
 
 Law = Callable[[Mapping[str, Tensor]], TorchDistribution]
 
@@ -70,6 +71,7 @@ class Program(PyroModule):
         self._bound: dict[str, Tensor] = {}
         self.local_posteriors = nn.ModuleDict()
         self.shared_guide: PyroModule | None = None
+        self.guide_name: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._graph.nodes or name in self._graph.inputs:
@@ -178,8 +180,41 @@ class Program(PyroModule):
 
     def _shared_guide(self) -> PyroModule:
         if self.shared_guide is None:
-            self.shared_guide = AutoNormal(self.shared_program)
+            self.use_guide("normal")
         return self.shared_guide
+
+    def use_guide(self, guide: str | Callable[..., Any], start: Mapping[str, Tensor] | None = None) -> None:
+        """Give the shared latents an automatic guide: a name of GUIDES, or a callable that makes one from a model."""
+        if isinstance(guide, str) and guide not in GUIDES:
+            raise EngineError(f"guide must be one of {', '.join(GUIDES)} or a callable; got {guide!r}")
+        make = GUIDES[guide] if isinstance(guide, str) else guide
+        # Guides made by name start where they are told; a callable makes its own choice.
+        options = {"init_loc_fn": init_to_value(values=dict(start))} if start and isinstance(guide, str) else {}
+        self.guide_name = guide if isinstance(guide, str) else "custom"
+        self.shared_guide = make(self.shared_program, **options)
+        devices = [self.like.device] if self.like.device.type == "cuda" else []
+        # The first call makes the parameters and draws numbers for it, which must not shift later ones.
+        with torch.random.fork_rng(devices), pyro.get_param_store().scope(), self.numeric():
+            self.shared_guide()
+
+    def rebuild(self, guide: str | None, local: int | None, shapes: Mapping[str, list[int]]) -> None:
+        """Make the guide and the per-datum posteriors anew from shapes alone, before a state is loaded."""
+        if guide == "custom":
+            raise EngineError("the fit was made with a guide of your own, which no file can rebuild; name one of GUIDES")
+        if guide is not None:
+            for family in self.families().values():
+                if "adapted" in family._buffers:
+                    family.adapted = torch.tensor(True)
+            self.use_guide(guide)
+        if local is not None:
+            blank = {name: torch.zeros(2, *shape, dtype=self.like.dtype) for name, shape in shapes.items()}
+            self.allocate(Observations(blank), local)
+
+    @property
+    def local_size(self) -> int | None:
+        """Number of data that have a posterior of their own."""
+        sizes = [q.loc.num_embeddings for q in self.local_posteriors.values()]
+        return sizes[0] if sizes else None
 
     def shared_program(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The part of the Pyro model before the data plate."""
@@ -201,7 +236,8 @@ class Program(PyroModule):
         latents = [node.name for node in graph.of_kind("latent")]
         return observe(data, observed, graph.inputs, latents).to(self.like)
 
-    def _scope(self, obs: Observations) -> Scope:
+    def scope(self, obs: Observations) -> Scope:
+        """The values that nodes can be called with: data, inputs and shared latents."""
         scope = {name: Placed(value, value.dim() - 1) for name, value in obs.values.items()}
         for node in self._graph.of_kind("latent", shared=True):
             if node.name not in self._bound:
@@ -246,7 +282,7 @@ class Program(PyroModule):
 
     def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
         """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
-        scope, sites = self._scope(obs), Sites({}, {})
+        scope, sites = self.scope(obs), Sites({}, {})
         n = len(obs)
         for node in self._inferred(scope):
             q = self._posterior(node, scope, index, n)
@@ -254,32 +290,33 @@ class Program(PyroModule):
                 continue
             if q.has_enumerate_support:
                 dim = sites.enumerated[node.name] = -2 - len(sites.enumerated)
-                value = _enumerate(q, dim)
+                value = enumerate_values(q, dim)
             else:
                 value = q.rsample() if q.has_rsample else q.sample()
             scope[node.name] = Placed(value, q.event_dim)
             sites.q[node.name], sites.values[node.name] = q, value
             log_q = q.log_prob(value)
             sites.log_q[node.name] = self._restrict(node.name, value, obs, log_q, replace=True)
-        for node in self._local_nodes():
+        for node in self.local_nodes():
             d = self.distribution(node.name, scope, obs)
             if node.name not in scope:
                 self._require_finite(node, d)
                 dim = sites.summed[node.name] = -2 - len(sites.enumerated) - len(sites.summed)
-                scope[node.name] = Placed(_enumerate(d, dim), d.event_dim)
+                scope[node.name] = Placed(enumerate_values(d, dim), d.event_dim)
                 sites.values[node.name] = scope[node.name].value
             value = scope[node.name].value
             sites.p[node.name] = d
             sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value), replace=False)
         return sites
 
-    def _local_nodes(self) -> list[Node]:
+    def local_nodes(self) -> list[Node]:
+        """Nodes with a value per datum, parents before children."""
         return [node for node in self._graph.nodes.values() if not node.shared]
 
     def _inferred(self, scope: Scope) -> list[Node]:
         """Latents that need a q, in the guide's order."""
         declared = [self._graph.nodes[name] for name in self._graph.posteriors]
-        others = [n for n in self._local_nodes() if n.kind == "latent" and n.name not in self._graph.posteriors]
+        others = [n for n in self.local_nodes() if n.kind == "latent" and n.name not in self._graph.posteriors]
         return [node for node in (*declared, *others) if node.name not in scope]
 
     def _posterior(self, node: Node, scope: Scope, index: Tensor | None, n: int) -> TorchDistribution | None:
@@ -342,8 +379,8 @@ class Program(PyroModule):
 
     def _generate(self, obs: Observations | None, n: int) -> dict[str, Tensor]:
         obs = Observations({}) if obs is None else obs
-        scope = self._scope(obs)
-        for node in self._local_nodes():
+        scope = self.scope(obs)
+        for node in self.local_nodes():
             d = self.distribution(node.name, scope, obs)
             known = scope.get(node.name)
             finite = known is None and d.has_enumerate_support and node.name not in self._graph.posteriors
@@ -354,7 +391,7 @@ class Program(PyroModule):
                 zero = torch.zeros_like(obs.missing[node.name], dtype=self.like.dtype)
                 factor = self._restrict(node.name, value, obs, zero, replace=False)
                 pyro.factor(f"{node.name}_observed", factor)
-        return {node.name: scope[node.name].value for node in self._local_nodes()}
+        return {node.name: scope[node.name].value for node in self.local_nodes()}
 
     def guide(self, data: Any = None, index: Tensor | None = None, size: int | None = None) -> dict[str, Tensor]:
         """The posterior as an ordinary Pyro program, with the arguments of `model`."""
@@ -368,7 +405,7 @@ class Program(PyroModule):
                     return {**shared, **self._infer(obs, index)}
 
     def _infer(self, obs: Observations, index: Tensor | None) -> dict[str, Tensor]:
-        scope, values = self._scope(obs), {}
+        scope, values = self.scope(obs), {}
         for node in self._inferred(scope):
             q = self._posterior(node, scope, index, len(obs))
             if q is not None:
@@ -402,8 +439,8 @@ class Program(PyroModule):
                 if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
                     values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
             stack.enter_context(self.bind(values))
-            scope, found = self._scope(few), {}
-            for node in self._local_nodes():
+            scope, found = self.scope(few), {}
+            for node in self.local_nodes():
                 d = found[node.name] = self._call(node, scope)
                 if node.name not in scope:
                     value = d.sample() if d.batch_shape else d.sample((len(few),))
@@ -411,7 +448,7 @@ class Program(PyroModule):
             return found
 
 
-def _enumerate(d: TorchDistribution, dim: int) -> Tensor:
+def enumerate_values(d: TorchDistribution, dim: int) -> Tensor:
     """Every value of a finite distribution along dimension `dim` of the batch."""
     support = d.enumerate_support(expand=False)
     return support.reshape(len(support), *[1] * (-dim - 1), *d.event_shape)

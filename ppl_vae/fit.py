@@ -1,0 +1,383 @@
+"""The record of a fit: what was fitted, how it went, and everything the fitted model can say."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import DataError, EngineError
+from ppl_vae.version import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Fit", "Status", "versions"]
+
+FORMAT = 1
+"""Version of the file format."""
+ELEMENTS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a fit ended, as a value.
+
+    Attributes
+    ----------
+    code : str
+        "converged", "finished", "stopped early", "max_iter", "degenerate" or "failed".
+    message : str
+        One sentence for people.
+    notes : tuple of str
+        What happened on the way: repairs, warnings, naming the component or site.
+    """
+
+    code: str
+    message: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer can be used as it is."""
+        return self.code in ("converged", "finished", "stopped early")
+
+    def __str__(self) -> str:
+        return "; ".join([f"{self.code}: {self.message}", *self.notes])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import pyro
+
+    return {
+        "ppl_vae": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+    }
+
+
+@dataclass
+class Fit:
+    """Declaration, state, draws, trace and status of one fit.
+
+    Attributes
+    ----------
+    model : LatentVariableModel
+        The fitted copy of the declaration.
+    engine : str
+        "EM", "SVI" or "NUTS".
+    draws : dict of Tensor
+        Shared latents, [chain, draw, *event]; a point estimate is 1 x 1.
+    trace : dict of Tensor
+        The engine's record by iteration or epoch: "bound" (total nats for EM, nats per datum for SVI), "seconds", ...
+    bound : str
+        What `trace["bound"]` is.
+    status : Status
+        How it ended.
+    seconds : float
+        Wall-clock time of the fit.
+    seed : int
+        Seed that repeats it.
+    settings : dict
+        The engine's arguments.
+    data : Observations, optional
+        The training data; not saved.
+    sample_stats : dict of Tensor
+        Sampler's record, [chain, draw].
+    """
+
+    model: Any
+    engine: str
+    draws: dict[str, Tensor]
+    trace: dict[str, Tensor]
+    bound: str
+    status: Status
+    seconds: float
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: Any = None
+    weights: Tensor | None = None
+    sample_stats: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    # The draws.
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the shared latents, if any, have a single value."""
+        return all(value.shape[:2] == (1, 1) for value in self.draws.values())
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Mean of each shared latent over its draws, and the value of each family parameter, by name."""
+        found = {name: value.mean((0, 1)) for name, value in self.draws.items()}
+        for path, family in self.model.families().items():
+            if family.prior is None:
+                found |= {f"{path}.{name}": value for name, value in family.values().items()}
+        return found
+
+    def draw(self, s: int) -> dict[str, Tensor]:
+        """Draw number s of all shared latents, chains one after the other."""
+        return {name: value.flatten(0, 1)[s] for name, value in self.draws.items()}
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws over all chains."""
+        shapes = [value.shape[:2].numel() for value in self.draws.values()]
+        return shapes[0] if shapes else 1
+
+    def _mean(self, ask: Callable[[], Tensor], limit: int = 200) -> Any:
+        """Mean of an answer over at most `limit` evenly spaced draws."""
+        chosen = torch.linspace(0, self.num_draws - 1, min(limit, self.num_draws)).round().long().tolist()
+        total: Any = None
+        for s in chosen:
+            with self.model.bind(self.draw(s)):
+                answer = ask()
+            total = answer if total is None else _combine(total, answer)
+        return _scale(total, 1 / len(chosen))
+
+    # What the model says, with the draws.
+
+    def pointwise(self, data: Any, num_particles: int = 100) -> Tensor:
+        """log p(x_i | theta_s), latents of each datum integrated out, [chain, draw, n] nats."""
+        obs = self.model.check(data)
+        if not self.draws:
+            return self.model.log_prob(obs, num_particles)[None, None]
+        if self.model.draws_latents(obs):
+            each = []
+            for s in range(self.num_draws):
+                with self.model.bind(self.draw(s)):
+                    each.append(self.model.log_prob(obs, num_particles))
+            flat = torch.stack(each)
+        else:
+            flat = self._exact_pointwise(obs)
+        first = next(iter(self.draws.values()))
+        return flat.reshape(*first.shape[:2], -1)
+
+    def _exact_pointwise(self, obs: Any) -> Tensor:
+        import pyro
+
+        def one(values: dict[str, Tensor]) -> Tensor:
+            with self.model.bind(values), self.model.numeric():
+                return self.model.log_weights(obs, 1)[0]
+
+        stacked = {name: value.flatten(0, 1) for name, value in self.draws.items()}
+        at_once = max(1, ELEMENTS_AT_ONCE // (len(obs) * 8))
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return torch.vmap(one, chunk_size=at_once)(stacked)
+
+    def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
+        """log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
+        pointwise = self.pointwise(data, num_particles).flatten(0, 1)
+        return torch.logsumexp(pointwise, 0) - torch.tensor(float(len(pointwise))).log()
+
+    def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
+        """log p(x_i) under the fit, [n] nats; the same as `log_predictive`."""
+        return self.log_predictive(data, num_particles)
+
+    def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
+        """Evidence lower bound of each datum, mean over draws, [n] nats."""
+        return self._mean(lambda: self.model.elbo(data, num_particles))
+
+    def responsibilities(self, data: Any) -> Any:
+        """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""
+        return self._mean(lambda: self.model.responsibilities(data))
+
+    def labels(self, data: Any) -> Tensor:
+        """The most probable component of each datum, [n] (004 s.7.2)."""
+        r = self.responsibilities(data)
+        if isinstance(r, dict):
+            raise EngineError(f"labels needs one finite latent, this model has {', '.join(r)}; use responsibilities")
+        return r.argmax(-1)
+
+    def reconstruct(self, data: Any, num_particles: int = 1) -> Any:
+        """E[x | z] with z from the posterior, mean over draws, [n, *event]."""
+        return self._mean(lambda: self.model.reconstruct(data, num_particles))
+
+    def posterior(self, data: Any) -> Any:
+        """q(z | x_i) of each latent.
+
+        Raises
+        ------
+        EngineError
+            For a continuous latent when theta itself has many draws: then the posterior is a mixture over them.
+        """
+        if self.is_point:
+            with self.model.bind(self.draw(0) if self.draws else {}):
+                return self.model.posterior(data)
+        import pyro.distributions as dist
+
+        if self.model.draws_latents(self.model.check(data)):
+            raise EngineError("the posterior over many draws of theta is a mixture; bind one with fit.draw(s)")
+        r = self.responsibilities(data)
+        if isinstance(r, dict):
+            return {name: dist.Categorical(probs=p) for name, p in r.items()}
+        return dist.Categorical(probs=r)
+
+    def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
+        """n new data from the posterior predictive: each has a draw of theta of its own."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            if self.is_point:
+                with self.model.bind(self.draw(0) if self.draws else {}):
+                    return self.model.sample(n, **inputs)
+            which, count = torch.randint(self.num_draws, (n,)).unique(return_counts=True)
+            parts, start = [], 0
+            for s, m in zip(which.tolist(), count.tolist(), strict=True):
+                with self.model.bind(self.draw(s)):
+                    own = {name: value[start : start + m] for name, value in inputs.items()}
+                    parts.append(self.model.sample(m, **own))
+                start += m
+            if isinstance(parts[0], dict):
+                return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+            order = torch.randperm(n) if not inputs else torch.arange(n)
+            return torch.cat(parts)[order]
+
+    # What the fit is worth, and how to keep it.
+
+    def evaluate(self, data: Any, num_particles: int = 100) -> Any:
+        """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.diagnostics.evaluate."""
+        from ppl_vae.diagnostics import evaluate
+
+        return evaluate(self, data, num_particles)
+
+    def to_datatree(self, data: Any = None) -> "xr.DataTree":
+        """For ArviZ: posterior, log_likelihood, posterior_predictive, observed_data, sample_stats."""
+        from ppl_vae.diagnostics import to_datatree
+
+        return to_datatree(self, data)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write parameters, draws and record to one safetensors file; no code, no pickle, no data.
+
+        Parameters
+        ----------
+        path : path
+            File to write; an older one is replaced only when the new one is complete.
+        """
+        path = Path(path)
+        tensors = {f"state/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"draws/{k}": v for k, v in self.draws.items()}
+        tensors |= {f"trace/{k}": v for k, v in self.trace.items()}
+        tensors |= {f"sample_stats/{k}": v for k, v in self.sample_stats.items()}
+        record = {
+            "format": FORMAT,
+            "model": type(self.model).__name__,
+            "dtype": str(self.model.like.dtype).removeprefix("torch."),
+            "guide": self.model.guide_name,
+            "local": self.model.local_size,
+            "shapes": {} if self.data is None else {k: list(v.shape[1:]) for k, v in self.data.values.items()},
+            **{k: getattr(self, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
+            "status": asdict(self.status),
+        }
+        contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        content = safetensors.torch.save(contiguous, {"ppl_vae": json.dumps(record, default=str)})
+        _write_atomically(path, content)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Any) -> "Fit":
+        """Read a fit back into a declaration of the same class and shape.
+
+        Raises
+        ------
+        DataError
+            If the file is missing, cut short, not a fit, or of another model.
+        """
+        record, tensors = _read(Path(path))
+        if record["model"] != type(model).__name__:
+            raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")
+        model = deepcopy(model).to(getattr(torch, record["dtype"]))
+        model.rebuild(record["guide"], record["local"], record["shapes"])
+        state = _under("state", tensors)
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        stored = {name: tuple(value.shape) for name, value in state.items()}
+        wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
+        if wrong:
+            name = wrong[0]
+            raise DataError(
+                f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file and "
+                f"{own.get(name, 'absent')} in the model; build the model as it was fitted"
+            )
+        model.load_state_dict(state)
+        fit = cls(
+            model=model,
+            draws=_under("draws", tensors),
+            trace=_under("trace", tensors),
+            sample_stats=_under("sample_stats", tensors),
+            status=Status(**{**record["status"], "notes": tuple(record["status"]["notes"])}),
+            **{k: record[k] for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
+        )
+        if fit.is_point and fit.draws:
+            model.fix(fit.draw(0))
+        return fit
+
+    def __repr__(self) -> str:
+        kind = "point estimate" if self.is_point else f"{self.num_draws} draws"
+        last = self.trace.get("bound")
+        bound = f"\n  {self.bound}: {last[-1].item():.4f}" if last is not None and len(last) else ""
+        return (
+            f"Fit of {type(self.model).__name__} by {self.engine} ({kind}, {self.seconds:.1f} s, seed {self.seed})"
+            f"\n  {self.status}{bound}"
+            f"\n  parameters: {', '.join(self.parameters) or 'those of its networks'}"
+            f"\n  next: fit.log_predictive(x), fit.responsibilities(x), fit.sample(n), fit.to_datatree(), fit.save(path)"
+        )
+
+    def _repr_html_(self) -> str:
+        from ppl_vae.report import fit_html
+
+        return fit_html(self)
+
+
+def _combine(a: Any, b: Any) -> Any:
+    return {name: a[name] + b[name] for name in a} if isinstance(a, Mapping) else a + b
+
+
+def _scale(a: Any, by: float) -> Any:
+    return {name: value * by for name, value in a.items()} if isinstance(a, Mapping) else a * by
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; save a fit with fit.save(path)")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path} is not a saved fit, or was cut short: {error}") from error
+    if "ppl_vae" not in metadata:
+        raise DataError(f"{path} is a safetensors file, but not a fit saved by ppl_vae")
+    record = json.loads(metadata["ppl_vae"])
+    if record["format"] > FORMAT:
+        raise DataError(f"{path} was written in format {record['format']} by a newer ppl_vae; this one reads {FORMAT}")
+    return record, tensors

@@ -1,0 +1,82 @@
+"""Where an engine starts: seeds of clusters, random responsibilities, or what it is given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor
+
+from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.errors import DataError, EngineError
+from ppl_vae.fit import Fit
+
+__all__ = ["first_responsibilities", "given_values"]
+
+HARDNESS = 0.9
+"""Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
+
+
+def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Parameters from a mapping or a Fit, checked against the model's; None when the start is not of that kind."""
+    if isinstance(start, Fit):
+        start = start.parameters
+    if not isinstance(start, Mapping):
+        return None
+    unknown = [name for name in start if name not in defaults]
+    if unknown:
+        raise DataError(f"start names {unknown[0]!r}, which the model does not have: {', '.join(defaults)}")
+    values = dict(defaults)
+    for name, value in start.items():
+        tensor = torch.as_tensor(value).to(defaults[name])
+        if tensor.shape != defaults[name].shape:
+            raise DataError(
+                f"start[{name!r}] has shape {tuple(tensor.shape)}, the model's has {tuple(defaults[name].shape)}"
+            )
+        values[name] = tensor
+    return values
+
+
+def first_responsibilities(
+    start: Any, model: LatentVariableModel, obs: Observations, weights: Tensor, sizes: Mapping[str, int], seed: int
+) -> Tensor:
+    """Responsibilities [*enumerated, n] to begin with, the last-declared latent first."""
+    n, shape = len(obs), tuple(reversed(sizes.values()))
+    cells = torch.Size(shape).numel()
+    if isinstance(start, Tensor):
+        return _given(start, shape, n)
+    if cells > n:
+        raise DataError(f"{cells} components need at least {cells} data, there are {n}; use fewer components")
+    methods = {"k-means++": _kmeans_plusplus, "random": _random}
+    if not isinstance(start, str) or start not in methods:
+        raise EngineError(
+            f"start must be one of {', '.join(methods)}, parameters by name, responsibilities [n, K] or a Fit; "
+            f"got {start!r}"
+        )
+    return methods[start](model, obs, weights, cells, seed).reshape(*shape, n)
+
+
+def _given(r: Tensor, shape: tuple[int, ...], n: int) -> Tensor:
+    cells = torch.Size(shape).numel()
+    if r.shape != (n, cells):
+        raise DataError(f"responsibilities to start from have shape {tuple(r.shape)}, ({n}, {cells}) is expected")
+    if bool((r < 0).any()) or not torch.allclose(r.sum(1), torch.ones((), dtype=r.dtype), atol=1e-4):
+        raise DataError("responsibilities to start from must be non-negative with rows that sum to 1")
+    return r.double().T.reshape(*shape, n)
+
+
+def _random(model: LatentVariableModel, obs: Observations, weights: Tensor, cells: int, seed: int) -> Tensor:
+    return torch.distributions.Dirichlet(torch.ones(cells, dtype=torch.float64)).sample((len(obs),)).T
+
+
+def _kmeans_plusplus(model: LatentVariableModel, obs: Observations, weights: Tensor, cells: int, seed: int) -> Tensor:
+    families = model.observed_families(obs)
+    columns = []
+    for name, value in obs.values.items():
+        y = families[name].features(value) if name in families else value.reshape(len(obs), -1).to(weights)
+        columns.append(y / y.std(0).clamp_min(1e-12) if len(y) > 1 else y)
+    y = torch.cat(columns, 1)
+    centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.numpy(), random_state=seed)
+    nearest = torch.cdist(y, torch.as_tensor(centers)).argmin(1)
+    hard = torch.nn.functional.one_hot(nearest, cells).double()
+    return (HARDNESS * hard + (1 - HARDNESS) / cells).T
