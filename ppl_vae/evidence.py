@@ -1,5 +1,6 @@
 """log p(x): exact where it is a finite sum, by importance weights elsewhere, and how far to trust it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
     >>> round(log_mean_exp(torch.tensor([1.0, 3.0]).log()).exp().item(), 4)
     2.0
     """
-    return torch.logsumexp(log_w, dim) - torch.log(torch.tensor(float(log_w.shape[dim]), device=log_w.device))
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
 
 
 def exact(value: Tensor) -> Evidence:

@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 
 from ppl_vae.errors import DataError
 
-__all__ = ["Incomplete", "fill"]
+__all__ = ["Incomplete", "Known", "fill"]
 
 
 def fill(x: Tensor, missing: Tensor) -> Tensor:
@@ -66,6 +67,11 @@ class Incomplete(TorchDistribution):
     def support(self) -> torch.distributions.constraints.Constraint:  # type: ignore[override]
         return self.base.support
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the complete value."""
+        return self.base.mean
+
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Incomplete":
         return Incomplete(self.base.expand(batch_shape), self.missing)
 
@@ -80,7 +86,7 @@ class Incomplete(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the observed entries, [..., n] in nats."""
         if isinstance(self.base, dist.Independent) and not self.base.base_dist.event_shape:
-            pointwise = self.base.base_dist.log_prob(value)
+            pointwise = self.base.base_dist.log_prob(_inside(self.base.base_dist, value, self.missing))
             seen = pointwise.masked_fill(self.missing, 0.0)
             return seen.flatten(-self.base.reinterpreted_batch_ndims).sum(-1)
         if isinstance(self.base, torch.distributions.MultivariateNormal):
@@ -92,7 +98,70 @@ class Incomplete(TorchDistribution):
                 f"{int(partly.sum())} rows are partly NaN under {type(self.base).__name__}, whose missing entries "
                 f"cannot be integrated out; use independent features (.to_event), a MultivariateNormal, or drop the rows"
             )
-        return self.base.log_prob(value).masked_fill(absent, 0.0)
+        return self.base.log_prob(_inside(self.base, value, self.missing)).masked_fill(absent, 0.0)
+
+
+def _inside(base: TorchDistribution, value: Tensor, missing: Tensor) -> Tensor:
+    """The value with its missing entries inside the support, where no density has an infinite gradient."""
+    if base.support.is_discrete:
+        return value
+    transform = transform_to(base.support)
+    point = transform(value.new_zeros(transform.inverse_shape(base.event_shape)))
+    return torch.where(missing, point, value)
+
+
+class Known(TorchDistribution):
+    """The law `base` of a finite latent whose value is known for some data: there all mass lies on that value.
+
+    Parameters
+    ----------
+    base : TorchDistribution
+        Law where the value is unknown.
+    value : Tensor
+        [n], read where known.
+    known : Tensor
+        [n] of bool.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> base = dist.Categorical(torch.ones(2, 2) / 2)
+    >>> q = Known(base, torch.tensor([1.0, 0.0]), torch.tensor([True, False]))
+    >>> q.log_prob(torch.tensor([[0], [1]])).exp().tolist()
+    [[0.0, 0.5], [1.0, 0.5]]
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: TorchDistribution, value: Tensor, known: Tensor) -> None:
+        self.base, self.value, self.known = base, value, known
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return self.base.has_enumerate_support
+
+    @property
+    def support(self) -> torch.distributions.constraints.Constraint:  # type: ignore[override]
+        return self.base.support
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Every value of `base`, the impossible ones too."""
+        return self.base.enumerate_support(expand)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Known":
+        return Known(self.base.expand(batch_shape), self.value, self.known)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws, the known values where they are known."""
+        drawn = self.base.sample(sample_shape)
+        return torch.where(self.known, self.value.to(drawn), drawn)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """[..., n] nats: 0 or minus infinity where the value is known."""
+        certain = torch.where(value == self.value, 0.0, -torch.inf).to(self.base.log_prob(value))
+        return torch.where(self.known, certain, self.base.log_prob(value))
 
 
 def _marginal_normal(base: TorchDistribution, value: Tensor, missing: Tensor) -> Tensor:

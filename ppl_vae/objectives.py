@@ -4,6 +4,7 @@ Everything here is written on `Sites`: the factors of log p and log q at one dra
 make them directly, `trace_sites` makes them from an ordinary Pyro pair.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -117,10 +118,14 @@ class Elbo:
 
     def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
         """The bound at each particle, [num_particles, n]."""
+        value = self.values(sites, beta)
+        return (value + _score(sites, value)).reshape(self.num_particles, -1)
+
+    def values(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
+        """The bound at each particle with pathwise gradients only, [num_particles * n]."""
         prior_minus_q = _total(self.divergence(sites, name) for name in sites.log_q)
         others = _total(value for name, value in sites.log_p.items() if name not in sites.log_q)
-        value = sites.expect(sites.marginal(others + beta * prior_minus_q))
-        return (value + _score(sites, value)).reshape(self.num_particles, -1)
+        return sites.expect(sites.marginal(others + beta * prior_minus_q))
 
     def divergence(self, sites: Sites, name: str) -> Tensor:
         """log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
@@ -128,7 +133,11 @@ class Elbo:
         known = self.kl == "analytic" and name not in sites.enumerated and q is not None and p is not None
         if known and has_analytic_kl(q, p):
             return -dist.kl.kl_divergence(q, p)
-        return sites.log_p[name] - sites.log_q[name]
+        log_p, log_q = sites.log_p[name], sites.log_q[name]
+        if name not in sites.enumerated:
+            return log_p - log_q
+        # A value that q rules out counts for nothing, and must not bring inf - inf into a gradient.
+        return torch.where(log_q == -torch.inf, 0.0, log_p - log_q)
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,10 @@ class Iwae:
 
     def __call__(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
         """Log of the mean weight over particles."""
-        log_w = Elbo(self.num_particles).particles(sites, beta)
-        return torch.logsumexp(log_w, 0) - torch.tensor(float(self.num_particles)).log()
+        log_w = Elbo().values(sites, beta).reshape(self.num_particles, -1)
+        value = torch.logsumexp(log_w, 0) - math.log(self.num_particles)
+        # The whole bound is what a draw is credited with, not its own weight (Mnih and Rezende 2016, eq. 5).
+        return value + _score(sites, value.repeat(self.num_particles)).reshape(self.num_particles, -1).sum(0)
 
 
 def elbo(num_particles: int = 1, kl: str = "sampled") -> Elbo:

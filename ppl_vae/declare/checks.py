@@ -45,7 +45,14 @@ def check(
         if name in obs.missing:
             raise DataError(f"input {name!r} has {int(obs.missing[name].sum())} NaN; inputs are conditioned on, fill them")
     for name, d in laws.items():
-        _check_event_dims(owner, name, d, rows)
+        node = graph.nodes[name]
+        per_datum = any(parent not in graph.nodes or not graph.nodes[parent].shared for parent in node.parents)
+        _check_event_dims(owner, name, d, rows if per_datum else 1)
+        if node.kind == "latent" and name in obs.missing and not d.has_enumerate_support:
+            raise DataError(
+                f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite latent can "
+                f"be observed for some data and not for others; {type(d).__name__} is not finite: pass all values or none"
+            )
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
     return Observations(values, obs.missing, obs.columns)
@@ -56,7 +63,7 @@ def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) ->
     if len(batch) > 1 or (batch and batch[0] not in (1, rows)):
         extra = len(batch) - 1 if batch[0] in (1, rows) else len(batch)
         raise DeclarationError(
-            f"{owner}.{name} has batch shape {batch} and event shape {tuple(d.event_shape)} for {rows} rows of data; "
+            f"{owner}.{name} has batch shape {batch} and event shape {tuple(d.event_shape)}; "
             f"only the data are a batch: add .to_event({extra}) to make the other dimensions part of the event"
         )
 
@@ -81,6 +88,8 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
             value = sample = value.to(torch.get_default_dtype())
     _check_missing(owner, name, d, missing)
     _check_support(owner, name, d, sample, missing)
+    if isinstance(d, dist.Categorical) and missing is None and probabilities is None:
+        return value.long()  # labels read from a file are floats, and children index with them
     return value
 
 

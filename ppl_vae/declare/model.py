@@ -114,7 +114,7 @@ class LatentVariableModel(Program):
             A value [n, *event] for every latent.
         """
         obs = self.check(data)
-        wanted = [n.name for n in self.local_nodes() if n.kind == "latent" and n.name not in obs.values]
+        wanted = [n.name for n in self.local_nodes() if n.kind == "latent" and n.name not in self.scope(obs)]
         if set(wanted) != set(latents):
             raise DataError(f"log_joint needs a value for {wanted}, got {sorted(latents)}")
         with self.numeric():
@@ -286,28 +286,34 @@ class LatentVariableModel(Program):
 
 def log_weights(sites: Sites, count: int) -> Tensor:
     """log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
-    total: Any = sites.joint()
-    for name, log_q in sites.log_q.items():
-        if name not in sites.enumerated:
-            total = total - log_q
+    total = _weights(sites)
     summed = torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
     return summed.reshape(count, -1)
 
 
+def _weights(sites: Sites) -> Tensor:
+    """log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
+    total: Any = sites.joint()
+    for name, log_q in sites.log_q.items():
+        if name not in sites.enumerated:
+            total = total - log_q
+    return total
+
+
 def _probabilities(sites: Sites, name: str, count: int) -> Tensor:
-    """p(z = k | x) from the joint over all finite latents, mean over draws of the others, [n, K]."""
-    joint = sites.joint()
+    """p(z = k | x) from the joint over all finite latents, the others by importance weights, [n, K]."""
+    joint = _weights(sites)
     dim = {**sites.enumerated, **sites.summed}[name]
     others = [d for d in range(-joint.dim(), -1) if d != dim]
     marginal = torch.logsumexp(joint, others, keepdim=True) if others else joint
     log_k = marginal.movedim(dim, -1).reshape(-1, marginal.shape[dim])
-    return torch.softmax(log_k, -1).reshape(count, -1, marginal.shape[dim]).mean(0)
+    return torch.softmax(torch.logsumexp(log_k.reshape(count, -1, marginal.shape[dim]), 0), -1)
 
 
 def _mean(sites: Sites, name: str, count: int) -> Tensor:
     """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event]."""
     d = sites.p[name]
-    joint = sites.joint()
+    joint = _weights(sites)
     if joint.dim() == 1:
         mean = d.mean.expand(len(joint), *d.event_shape)
     else:

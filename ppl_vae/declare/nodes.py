@@ -2,14 +2,14 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, overload
 
 from ppl_vae.errors import DeclarationError
 
-__all__ = ["Given", "Graph", "Node", "Posterior", "collect", "given", "latent", "observed"]
+__all__ = ["Given", "Graph", "Node", "Posterior", "collect", "given", "inherit", "latent", "observed"]
 
 NodeFunction = Callable[..., Any]
 
@@ -119,6 +119,22 @@ class Graph:
     def of_kind(self, kind: str, shared: bool = False) -> list[Node]:
         """Nodes of a kind, in order."""
         return [n for n in self.nodes.values() if n.kind == kind and n.shared == shared]
+
+
+def inherit(bases: Sequence[type]) -> Graph:
+    """What a class's bases declare, in method resolution order: as for any method, the nearest wins."""
+    nodes: dict[str, Node] = {}
+    posteriors: dict[str, Posterior] = {}
+    inputs: list[str] = []
+    for base in reversed(bases):
+        for name, value in vars(base).items():
+            if isinstance(value, Node):
+                nodes[name] = value
+            elif isinstance(value, Posterior):
+                posteriors[value.node.name] = value
+            elif isinstance(value, Given):
+                inputs.append(name)
+    return Graph(nodes, posteriors, tuple(dict.fromkeys(inputs)))
 
 
 def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:

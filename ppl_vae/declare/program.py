@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro
+import pyro.distributions as dist
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import init_to_value
@@ -16,11 +17,11 @@ from pyro.nn import PyroModule
 
 from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.local import LocalPosterior
-from ppl_vae.declare.nodes import Graph, Node, Posterior, collect
+from ppl_vae.declare.nodes import Graph, Node, Posterior, collect, inherit
 from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.errors import DeclarationError, EngineError
 from ppl_vae.families import Family
-from ppl_vae.missing import Incomplete
+from ppl_vae.missing import Incomplete, Known
 from ppl_vae.objectives import Sites
 
 __all__ = ["Placed", "Program", "Scope", "enumerate_values"]
@@ -56,15 +57,7 @@ class Program(PyroModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = Graph()
-        for base in cls.__bases__:
-            graph: Graph = getattr(base, "_graph", Graph())
-            inherited = Graph(
-                {**inherited.nodes, **graph.nodes},
-                {**inherited.posteriors, **graph.posteriors},
-                (*inherited.inputs, *graph.inputs),
-            )
-        cls._graph = collect(cls, inherited, cls._reserved)
+        cls._graph = collect(cls, inherit(cls.__mro__[1:]), cls._reserved)
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,6 +246,13 @@ class Program(PyroModule):
         return node is not None and node.kind == "latent" and name in obs.missing
 
     def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
+        for name in item.parents:
+            if name not in scope:
+                raise DeclarationError(
+                    f"{type(self).__name__}.{item.name}: argument {name!r} has no value yet; a posterior may depend on "
+                    f"observed nodes, inputs and latents with a posterior of their own: declare one with "
+                    f"@{name}.posterior"
+                )
         parents = [scope[name] for name in item.parents]
         shapes = {p.batch_shape for p in parents if p.event_dim is not None}
         if len(shapes) > 1:
@@ -274,7 +274,7 @@ class Program(PyroModule):
     def distribution(self, name: str, scope: Mapping[str, Placed], obs: Observations) -> TorchDistribution:
         """Law of a local node, its missing entries integrated out."""
         d = self._call(self._graph.nodes[name], scope)
-        if name in obs.missing and name in scope:
+        if name in obs.missing and name in scope and not self._partly_observed(name, obs):
             return Incomplete(d, obs.missing[name])
         return d
 
@@ -283,9 +283,8 @@ class Program(PyroModule):
     def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
         """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
         scope, sites = self.scope(obs), Sites({}, {})
-        n = len(obs)
         for node in self._inferred(scope):
-            q = self._posterior(node, scope, index, n)
+            q = self._posterior(node, scope, obs, index)
             if q is None:
                 continue
             if q.has_enumerate_support:
@@ -295,8 +294,7 @@ class Program(PyroModule):
                 value = q.rsample() if q.has_rsample else q.sample()
             scope[node.name] = Placed(value, q.event_dim)
             sites.q[node.name], sites.values[node.name] = q, value
-            log_q = q.log_prob(value)
-            sites.log_q[node.name] = self._restrict(node.name, value, obs, log_q, replace=True)
+            sites.log_q[node.name] = q.log_prob(value)
         for node in self.local_nodes():
             d = self.distribution(node.name, scope, obs)
             if node.name not in scope:
@@ -306,7 +304,7 @@ class Program(PyroModule):
                 sites.values[node.name] = scope[node.name].value
             value = scope[node.name].value
             sites.p[node.name] = d
-            sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value), replace=False)
+            sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value))
         return sites
 
     def local_nodes(self) -> list[Node]:
@@ -319,14 +317,16 @@ class Program(PyroModule):
         others = [n for n in self.local_nodes() if n.kind == "latent" and n.name not in self._graph.posteriors]
         return [node for node in (*declared, *others) if node.name not in scope]
 
-    def _posterior(self, node: Node, scope: Scope, index: Tensor | None, n: int) -> TorchDistribution | None:
+    def _posterior(self, node: Node, scope: Scope, obs: Observations, index: Tensor | None) -> TorchDistribution | None:
+        n = len(obs)
         if node.name in self._graph.posteriors:
             q = self._call(self._graph.posteriors[node.name], scope)
         elif node.name in self.local_posteriors:
             q = self.local_posteriors[node.name](torch.arange(n, device=self.like.device) if index is None else index)
         else:
             return None
-        return q if q.batch_shape else q.expand([n])
+        q = q if q.batch_shape else q.expand([n])
+        return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self._partly_observed(node.name, obs) else q
 
     def _require_finite(self, node: Node, d: TorchDistribution) -> None:
         if not d.has_enumerate_support:
@@ -335,14 +335,11 @@ class Program(PyroModule):
                 f"@{node.name}.posterior, or fit by SVI, which then gives every datum its own"
             )
 
-    def _restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor, *, replace: bool) -> Tensor:
+    def _restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor) -> Tensor:
         """Rule out the other values of a latent where it is observed."""
         if not self._partly_observed(name, obs):
             return log
         possible = torch.where(obs.missing[name], True, value == obs.values[name])
-        if replace:
-            seen = ~obs.missing[name]
-            log = torch.where(seen, 0.0, log)
         return torch.where(possible, log, -torch.inf)
 
     # The Pyro programs.
@@ -389,7 +386,7 @@ class Program(PyroModule):
             scope[node.name] = Placed(value, d.event_dim)
             if self._partly_observed(node.name, obs):
                 zero = torch.zeros_like(obs.missing[node.name], dtype=self.like.dtype)
-                factor = self._restrict(node.name, value, obs, zero, replace=False)
+                factor = self._restrict(node.name, value, obs, zero)
                 pyro.factor(f"{node.name}_observed", factor)
         return {node.name: scope[node.name].value for node in self.local_nodes()}
 
@@ -407,7 +404,7 @@ class Program(PyroModule):
     def _infer(self, obs: Observations, index: Tensor | None) -> dict[str, Tensor]:
         scope, values = self.scope(obs), {}
         for node in self._inferred(scope):
-            q = self._posterior(node, scope, index, len(obs))
+            q = self._posterior(node, scope, obs, index)
             if q is not None:
                 infer = {"enumerate": "parallel"} if q.has_enumerate_support else {}
                 values[node.name] = pyro.sample(node.name, q, infer=infer)
@@ -445,6 +442,9 @@ class Program(PyroModule):
                 if node.name not in scope:
                     value = d.sample() if d.batch_shape else d.sample((len(few),))
                     scope[node.name] = Placed(value, d.event_dim)
+                elif isinstance(d, dist.Categorical):
+                    # Labels read from a file are floats; children index with them.
+                    scope[node.name] = Placed(scope[node.name].value.long(), 0)
             return found
 
 
