@@ -1,0 +1,52 @@
+"""Where the gradient engines start: at a few EM iterations where EM applies, else where the guide does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.infer.em import EM
+from ppl_vae.infer.starts import given_values
+
+__all__ = ["initial_values"]
+
+
+def initial_values(
+    start: Any, model: LatentVariableModel, obs: Observations, weights: Tensor | None, seed: int
+) -> dict[str, Tensor] | None:
+    """Values of shared latents and family parameters to start from, or None to leave it to the guide.
+
+    Parameters
+    ----------
+    start : "auto", None, mapping or Fit
+        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form.
+    """
+    if start is None:
+        return None
+    if start != "auto" if isinstance(start, str) else True:
+        defaults = _shapes(model, obs)
+        return given_values(start, defaults)
+    if not em_applies(model, obs):
+        return None
+    fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
+    return {name: value.to(model.like) for name, value in fit.parameters.items()}
+
+
+def em_applies(model: LatentVariableModel, obs: Observations) -> bool:
+    """Whether every latent of each datum is finite and families make every observed node."""
+    latents = [n for n in model.local_nodes() if n.kind == "latent"]
+    observed = {n.name for n in model.local_nodes() if n.kind == "observed"}
+    families = model.observed_families(obs)
+    return bool(latents) and not obs.missing and not model.draws_latents(obs) and set(families) == observed
+
+
+def _shapes(model: LatentVariableModel, obs: Observations) -> dict[str, Tensor]:
+    values = {f"{path}.{k}": v for path, f in model.families().items() for k, v in f.defaults().items()}
+    with torch.random.fork_rng([]):
+        for name, law in model.shared_laws().items():
+            if name not in values:
+                values[name] = law(values).sample()
+    return values
+
+
