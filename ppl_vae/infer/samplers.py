@@ -1,0 +1,146 @@
+"""The samplers that drive a potential: nutpie's and Pyro's."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro.infer import MCMC
+from pyro.infer import NUTS as PyroNUTS
+
+from ppl_vae.infer.progress import progress
+
+__all__ = ["JITTER", "SAMPLERS", "Target"]
+
+Stats = dict[str, Tensor]
+
+JITTER = 0.1
+"""Standard deviation, in unconstrained coordinates, by which starts differ."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is sampled: value with gradient, the differentiable log density itself, and whether the first is a graph."""
+
+    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
+    log_density: Callable[[Tensor], Tensor]
+    traced: bool
+
+
+def sample_nutpie(
+    target: Target, starts: Tensor, num_samples: int, warmup: int, seed: int, show: bool
+) -> tuple[np.ndarray, Stats]:
+    """Chains [chain, draw, size] by nutpie, as many at once as there are cores."""
+    with warnings.catch_warnings():
+        # arviz 0.23, which nutpie imports, announces its successor once a day.
+        warnings.filterwarnings("ignore", "(?s).*ArviZ is undergoing a major refactor.*", FutureWarning)
+        import nutpie
+        from nutpie import compiled_pyfunc
+
+    chains, size = starts.shape
+    def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+        def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = target.value_and_gradient(torch.from_numpy(u))
+            return value.item(), gradient.numpy()
+
+        return logp
+
+    def make_expand(seed1: int, seed2: int, chain: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        return lambda u: {"u": u}
+
+    def initial(chain_seed: int) -> np.ndarray:
+        # Chains ask in any order, from threads: their own seeds say which start is whose.
+        generator = np.random.default_rng(chain_seed)
+        return starts[generator.integers(chains)].numpy() + JITTER * generator.normal(size=size)
+
+    model = compiled_pyfunc.from_pyfunc(
+        size, make_logp, make_expand, [np.dtype("float64")], [(size,)], ["u"], make_initial_point_fn=initial
+    )
+    cores = 1 if not target.traced else min(chains, os.cpu_count() or 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # chains share the cores, not one chain's small kernels
+    try:
+        with progress("NUTS", 1, show) as update:
+            sampler = nutpie.sample(
+                model, draws=num_samples, tune=warmup, chains=chains, cores=cores, seed=seed, progress_bar=False,
+                blocking=False, save_warmup=False,
+            )
+            trace = _wait(sampler, update)
+    finally:
+        torch.set_num_threads(threads)
+    record = trace["sample_stats"]
+    names = {"diverging": "diverging", "n_steps": "n_steps", "step_size": "step_size", "energy": "energy",
+             "tree_depth": "depth", "acceptance_rate": "mean_tree_accept"}  # fmt: skip
+    stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in names.items() if own in record}
+    return np.array(trace["posterior"]["u"].values), stats
+
+
+def _wait(sampler: object, update: Callable[[int, str], None]) -> object:
+    try:
+        while True:
+            try:
+                return sampler.wait(timeout=0.5)  # type: ignore[attr-defined]
+            except TimeoutError:
+                update(0, "sampling")
+    except KeyboardInterrupt:
+        sampler.abort()  # type: ignore[attr-defined]
+        raise
+
+
+def sample_pyro(
+    target: Target, starts: Tensor, num_samples: int, warmup: int, seed: int, show: bool
+) -> tuple[np.ndarray, Stats]:
+    """Chains [chain, draw, size] by Pyro's kernel, one after the other."""
+    draws, stats = [], []
+    total = len(starts) * (num_samples + warmup)
+    with progress("NUTS", total, show) as update:
+        for chain, start in enumerate(starts):
+            torch.manual_seed(seed + chain)
+            kernel = PyroNUTS(potential_fn=_PyroPotential(target))
+            done = chain * (num_samples + warmup)
+
+            def hook(_kernel: object, _params: object, stage: str, i: int, done: int = done, chain: int = chain) -> None:
+                offset = i if stage.lower().startswith("warm") else warmup + i
+                update(done + offset + 1, f"chain {chain + 1}, {stage}")
+
+            mcmc = MCMC(
+                kernel, num_samples, warmup, initial_params={"u": start.clone()}, disable_progbar=True, hook_fn=hook
+            )
+            mcmc.run()
+            draws.append(mcmc.get_samples()["u"].numpy())
+            diverging = torch.zeros(num_samples, dtype=torch.bool)
+            diverging[mcmc.diagnostics()["divergences"]["chain 0"]] = True
+            stats.append(diverging)
+    return np.stack(draws), {"diverging": torch.stack(stats)}
+
+
+class _PyroPotential:
+    """Pyro asks for minus the log density and differentiates it: give it the traced gradient."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
+        return -_Traced.apply(parameters["u"], self.target.value_and_gradient)
+
+
+class _Traced(torch.autograd.Function):
+    """A scalar function whose gradient comes with its value."""
+
+    @staticmethod
+    def forward(ctx: object, u: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        value, gradient = function(u.detach())
+        ctx.save_for_backward(gradient)  # type: ignore[attr-defined]
+        return value
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * gradient, None
+
+
+SAMPLERS: dict[str, Callable[..., tuple[np.ndarray, Stats]]] = {"nutpie": sample_nutpie, "pyro": sample_pyro}
