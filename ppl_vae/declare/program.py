@@ -79,6 +79,11 @@ class Program(PyroModule):
             f"engine.fit(model, data) fits it"
         )
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the model conditions on."""
+        return self._graph.inputs
+
     # Numbers.
 
     @property
@@ -107,6 +112,10 @@ class Program(PyroModule):
     def families(self) -> dict[str, Family]:
         """The families that the model owns, by path."""
         return {path: m for path, m in self.named_modules() if isinstance(m, Family)}
+
+    def family_defaults(self) -> dict[str, Tensor]:
+        """Starting values of every family parameter, by name."""
+        return {f"{path}.{k}": v for path, f in self.families().items() for k, v in f.defaults().items()}
 
     def shared_laws(self) -> dict[str, Law]:
         """p(theta): the law of every shared latent given those before it."""
@@ -443,8 +452,9 @@ class Program(PyroModule):
                     value = d.sample() if d.batch_shape else d.sample((len(few),))
                     scope[node.name] = Placed(value, d.event_dim)
                 elif isinstance(d, dist.Categorical):
-                    # Labels read from a file are floats; children index with them.
-                    scope[node.name] = Placed(scope[node.name].value.long(), 0)
+                    # Labels read from a file are floats; children index with them. The check refuses the impossible.
+                    labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
+                    scope[node.name] = Placed(labels, 0)
             return found
 
 

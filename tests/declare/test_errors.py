@@ -1,0 +1,309 @@
+"""Every way to declare or to feed a model wrongly: the error's type, and the names and shapes in its message."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from example_models import ConditionalVAE, PoissonLatent, SharedByHand, TwoFinite, make, mixture, vae
+
+import ppl_vae as pv
+from ppl_vae import given, latent, observed
+from ppl_vae.errors import DataError, DeclarationError, EngineError
+
+NORMAL = dist.Normal(torch.zeros(()), 1.0)
+
+
+class Chain(pv.LatentVariableModel):
+    """z -> x, with nodes given as functions."""
+
+    def __init__(self, x=lambda z: dist.Normal(z, 1.0), z=lambda: NORMAL, q=lambda x: dist.Normal(x, 1.0)):
+        super().__init__()
+        self._nodes = (z, q, x)
+
+    @latent
+    def z(self):
+        return self._nodes[0]()
+
+    @z.posterior
+    def q_z(self, x):
+        return self._nodes[1](x)
+
+    @observed
+    def x(self, z):
+        return self._nodes[2](z)
+
+
+def declare(**members):
+    """Make a class of its members, in order, as the class statement does."""
+    return type("Wrong", (pv.LatentVariableModel,), members)
+
+
+def node(name, *parents):
+    """A function `name(self, *parents)` that returns a normal."""
+    namespace = {"NORMAL": NORMAL}
+    exec(f"def {name}(self, {', '.join(parents)}): return NORMAL", namespace)
+    return namespace[name]
+
+
+def observed_posterior():
+    x = observed(node("x"))
+    return declare(x=x, q_x=x.posterior(node("q_x")))
+
+
+def shared_posterior():
+    theta = latent(shared=True)(node("theta"))
+    return declare(theta=theta, q=theta.posterior(node("q")), x=observed(node("x", "theta")))
+
+
+def posterior_under_the_nodes_name():
+    z = latent(node("z"))
+    return declare(zz=z, z=z.posterior(node("z", "x")), x=observed(node("x", "z")))
+
+
+DECLARATIONS = {
+    "unknown parent": (
+        lambda: declare(latent_code=latent(node("latent_code")), x=observed(node("x", "latent_cod"))),
+        ["Wrong.x", "'latent_cod'", "did you mean 'latent_code'"],
+    ),
+    "unknown parent of a posterior": (
+        lambda: declare(z=(z := latent(node("z"))), q_z=z.posterior(node("q_z", "y")), x=observed(node("x", "z"))),
+        ["Wrong.q_z", "'y'", "x, z"],
+    ),
+    "cycle": (
+        lambda: declare(a=latent(node("a", "c")), b=latent(node("b", "a")), c=latent(node("c", "b"))),
+        ["Wrong", "cycle", "a -> c -> b -> a"],
+    ),
+    "cycle of posteriors": (
+        lambda: declare(
+            a=(a := latent(node("a"))),
+            b=(b := latent(node("b"))),
+            q_a=a.posterior(node("q_a", "b")),
+            q_b=b.posterior(node("q_b", "a")),
+        ),
+        ["cycle", "a -> b -> a"],
+    ),
+    "posterior of an observed node": (observed_posterior, ["Wrong.q_x", "'x'", "observed"]),
+    "posterior of a shared latent": (shared_posterior, ["Wrong.q", "'theta'", "SVI(guide=...)"]),
+    "posterior under the node's name": (posterior_under_the_nodes_name, ["Wrong.z", "q_z"]),
+    "reserved name": (lambda: declare(sample=latent(node("sample"))), ["Wrong.sample", "LatentVariableModel"]),
+    "reserved name of torch": (lambda: declare(train=latent(node("train"))), ["Wrong.train", "'train'"]),
+    "reserved name of an input": (lambda: declare(model=given()), ["Wrong.model"]),
+    "shared depends on local": (
+        lambda: declare(z=latent(node("z")), theta=latent(shared=True)(node("theta", "z"))),
+        ["Wrong.theta", "'z'", "value per datum"],
+    ),
+    "shared depends on an input": (
+        lambda: declare(c=given(), theta=latent(shared=True)(node("theta", "c"))),
+        ["Wrong.theta", "'c'"],
+    ),
+    "argument with a default": (lambda: latent(lambda self, z=1: NORMAL), ["z=1", "plain name"]),
+    "argument list": (lambda: observed(lambda self, *parents: NORMAL), ["*parents", "plain name"]),
+}
+
+
+@pytest.mark.parametrize("case", DECLARATIONS)
+def test_wrong_declarations_are_refused_at_class_creation(case):
+    make_class, fragments = DECLARATIONS[case]
+    with pytest.raises(DeclarationError) as error:
+        make_class()
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+def test_the_helper_can_declare_a_right_class():
+    model = declare(z=latent(node("z")), x=observed(node("x", "z")))
+    assert list(model().graph()) == ["z", "x"]
+
+
+def _wide(z):
+    return dist.Normal(z[..., None].expand(*z.shape, 5), 1.0)
+
+
+class OrphanPosterior(TwoFinite):
+    @TwoFinite.a.posterior
+    def q_a(self, x, b):
+        return dist.Categorical(logits=torch.zeros(len(x), 2))
+
+
+class BatchedShared(SharedByHand):
+    def scale(self):
+        return dist.LogNormal(torch.zeros(4), 1.0)
+
+
+class NothingObserved(pv.LatentVariableModel):
+    @latent
+    def z(self):
+        return NORMAL
+
+
+def hide():
+    Chain().x = 3
+
+
+FIRST_USE = {
+    "forgotten to_event, observed": (
+        lambda: Chain(_wide).elbo(torch.zeros(7, 5)),
+        ["Chain.x", "(4, 5)", ".to_event(1)"],
+    ),
+    "forgotten to_event, latent": (
+        lambda: Chain(z=lambda: dist.Normal(torch.zeros(3), 1.0)).elbo(torch.zeros(7)),
+        ["Chain.z", "(3,)", "event shape ()", ".to_event(1)"],
+    ),
+    "forgotten to_event, latent as wide as the rows looked at": (
+        lambda: Chain(z=lambda: dist.Normal(torch.zeros(4), 1.0)).elbo(torch.zeros(4)),
+        ["Chain.z", "(4,)", ".to_event(1)"],
+    ),
+    "a tensor": (lambda: Chain(lambda z: z).elbo(torch.zeros(3)), ["'x'", "Tensor", "pyro.distributions"]),
+    "a torch distribution": (
+        lambda: Chain(lambda z: torch.distributions.Normal(z, 1.0)).elbo(torch.zeros(3)),
+        ["'x'", "torch distribution", "pyro.distributions.Normal"],
+    ),
+    "posterior on a latent that has none": (
+        lambda: OrphanPosterior().elbo(torch.zeros(3)),
+        ["OrphanPosterior.q_a", "'b'", "@b.posterior"],
+    ),
+    "batched shared latent": (lambda: BatchedShared().model(torch.zeros(3)), ["'scale'", "(4,)", ".to_event(1)"]),
+    "nothing observed": (lambda: NothingObserved().elbo(torch.zeros(3)), ["NothingObserved", "@observed"]),
+    "attribute hides a node": (hide, ["Chain", "'x'", "hide"]),
+    "attribute hides an input": (lambda: setattr(ConditionalVAE(), "label", 1), ["ConditionalVAE", "'label'"]),
+}
+
+
+@pytest.mark.parametrize("case", FIRST_USE)
+def test_wrong_nodes_are_refused_at_first_use(case):
+    use, fragments = FIRST_USE[case]
+    with pytest.raises(DeclarationError) as error:
+        use()
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+def _one_hot(z):
+    return dist.OneHotCategorical(logits=z[..., None].expand(*z.shape, 3))
+
+
+def nan(*shape):
+    x = torch.zeros(shape)
+    x.view(-1)[1] = math.nan
+    return x
+
+
+def conditional(**data):
+    return lambda: ConditionalVAE().elbo(data)
+
+
+DATA = {
+    "nobody passed the input": (conditional(x=torch.zeros(3, 4)), ["'label'", "x, label"]),
+    "nobody passed the observed node": (conditional(label=torch.zeros(3)), ["'x'", "x, label", "got label"]),
+    "not a mapping": (lambda: ConditionalVAE().elbo(torch.zeros(3, 4)), ["mapping", "x, label", "Tensor"]),
+    "unknown name": (lambda: Chain().elbo({"x": torch.zeros(3), "y": torch.zeros(3)}), ["'y'", "x"]),
+    "rows disagree": (conditional(x=torch.zeros(3, 4), label=torch.zeros(2)), ["'x': 3", "'label': 2"]),
+    "empty": (lambda: Chain().elbo(torch.zeros(0)), ["x", "0 rows"]),
+    "a single number": (lambda: Chain().elbo(torch.tensor(1.0)), ["'x'", "single number"]),
+    "text": (lambda: Chain().elbo(["one", "two"]), ["'x'", "numbers are expected"]),
+    "event shape": (lambda: mixture().log_prob(torch.zeros(5, 3)), ["GaussianMixture.x", "(5, 3)", "(2,)"]),
+    "event shape, transposed image": (
+        lambda: vae().elbo(torch.zeros(5, 2, 3)),
+        ["VAE.x", "(5, 2, 3)", "reshape", "[n, 6]"],
+    ),
+    "flat data of one feature": (
+        lambda: Chain(lambda z: dist.Normal(z[..., None], 1.0).to_event(1)).elbo(torch.zeros(5)),
+        ["Chain.x", "(5,)", "(1,)", "[n, 1]"],
+    ),
+    "events beyond the node's": (lambda: Chain().elbo(torch.zeros(5, 2)), ["Chain.x", "(5, 2)", "to_event"]),
+    "grey pixels": (
+        lambda: vae().elbo(torch.full((5, 6), 0.5)),
+        ["VAE.x", "30 values", "Bernoulli", "0.5 at [0, 0]", "grey", "binarize", "gaussian-learned"],
+    ),
+    "not pixels at all": (lambda: vae().elbo(torch.full((5, 6), 7.0)), ["VAE.x", "Bernoulli", "7 at [0, 0]"]),
+    "negative counts": (
+        lambda: Chain(lambda z: dist.Poisson(z.exp())).elbo(torch.tensor([0.0, 2.0, -1.0])),
+        ["Chain.x", "1 values", "Poisson", "-1 at [2]"],
+    ),
+    "infinite": (lambda: Chain().elbo(torch.tensor([0.0, math.inf])), ["Chain.x", "row 1", "infinite"]),
+    "a label too large": (
+        lambda: mixture().log_prob({"x": torch.zeros(3, 2), "z": torch.tensor([0.0, 2.0, 1.0])}),
+        ["GaussianMixture.z", "Categorical", "2 at [1]"],
+    ),
+    "integers": (lambda: Chain().elbo(torch.arange(3)), ["Chain.x", "torch.int64", ".double()"]),
+    "NaN in an input": (conditional(x=torch.zeros(3, 4), label=nan(3)), ["'label'", "1 NaN"]),
+    "NaN in part of a joint law": (
+        lambda: Chain(_one_hot, q=lambda x: dist.Normal(x[:, 0], 1.0)).elbo(nan(2, 3)),
+        ["Chain.x", "1 rows are partly NaN", "OneHotCategorical"],
+    ),
+    "NaN in a continuous latent": (
+        lambda: Chain().elbo({"x": torch.zeros(3), "z": nan(3)}),
+        ["Chain.z", "1 values", "Normal"],
+    ),
+    "a latent's value missing from log_joint": (lambda: Chain().log_joint(torch.zeros(3)), ["['z']", "got []"]),
+    "sample without its input": (lambda: ConditionalVAE().sample(3), ["'label'"]),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_wrong_data_are_refused(case):
+    use, fragments = DATA[case]
+    with pytest.raises(DataError) as error:
+        use()
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+def test_integers_are_counts_where_the_law_is_discrete():
+    model = Chain(
+        lambda z: dist.Poisson(z.exp()), z=lambda: dist.Delta(torch.tensor(0.3)), q=lambda x: dist.Delta(0.3 + 0 * x)
+    )
+    torch.testing.assert_close(model.elbo(torch.tensor([0, 2])), model.elbo(torch.tensor([0.0, 2.0])))
+
+
+BARE = {
+    "log_prob": lambda model, x: model.log_prob(x),
+    "elbo": lambda model, x: model.elbo(x),
+    "evidence": lambda model, x: model.evidence(x),
+    "responsibilities": lambda model, x: model.responsibilities(x),
+    "posterior": lambda model, x: model.posterior(x),
+    "reconstruct": lambda model, x: model.reconstruct(x),
+    "sample": lambda model, x: model.sample(3),
+    "log_joint": lambda model, x: model.log_joint(x, z=torch.zeros(len(x), dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("name", ["shared by hand", "mixture, full, prior"])
+@pytest.mark.parametrize("question", BARE)
+def test_a_bare_model_with_undrawn_shared_latents_says_that_a_fit_has_them(name, question):
+    model, x = make(name)
+    with pytest.raises(EngineError, match="fit the model") as error:
+        BARE[question](model, x)
+    assert "scale" in str(error.value) or "Normal.loc" in str(error.value) or "Categorical.probs" in str(error.value)
+
+
+class NoPosterior(pv.LatentVariableModel):
+    @latent
+    def z(self):
+        return dist.Poisson(torch.tensor(2.0))
+
+    @observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("use", "fragments"),
+    [
+        (lambda: NoPosterior().elbo(torch.zeros(3)), ["'z'", "Poisson", "@z.posterior"]),
+        (lambda: PoissonLatent().responsibilities(torch.zeros(3)), ["PoissonLatent", "no finite latent"]),
+        (lambda: Chain()(torch.zeros(3)), ["Chain", "engine.fit"]),
+        (lambda: Chain().model(), ["size=n"]),
+        (lambda: mixture(prior="weak").components.loc, ["Normal.loc", "fit the model"]),
+        (
+            lambda: pv.models.GaussianMixture(2, 2, prior="weak").model(torch.zeros(3, 2)),
+            ["weak prior", "model.adapt(x)"],
+        ),
+    ],
+)
+def test_what_a_model_cannot_answer(use, fragments):
+    with pytest.raises(EngineError) as error:
+        use()
+    for fragment in fragments:
+        assert fragment in str(error.value)
