@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from itertools import combinations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import pyro
@@ -113,6 +112,8 @@ def _stephens(p: Tensor) -> Tensor:
 
 def _assignment(gain: Tensor) -> Tensor:
     """Old component for each place, the total gain [old, place] at its largest."""
+    from scipy.optimize import linear_sum_assignment
+
     old, place = linear_sum_assignment(gain.numpy(), maximize=True)
     order = torch.empty(len(old), dtype=torch.long)
     order[torch.as_tensor(place)] = torch.as_tensor(old)

@@ -1,5 +1,8 @@
 """The engines: one declaration, several ways of fitting it."""
 
 from ppl_vae.infer.em import EM
+from ppl_vae.infer.nuts import NUTS
+from ppl_vae.infer.optimizers import adam, linear, sgd
+from ppl_vae.infer.svi import SVI, svi_step
 
-__all__ = ["EM"]
+__all__ = ["EM", "NUTS", "SVI", "adam", "linear", "sgd", "svi_step"]

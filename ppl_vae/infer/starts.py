@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
@@ -70,6 +69,8 @@ def _random(model: LatentVariableModel, obs: Observations, weights: Tensor, cell
 
 
 def _kmeans_plusplus(model: LatentVariableModel, obs: Observations, weights: Tensor, cells: int, seed: int) -> Tensor:
+    from sklearn.cluster import kmeans_plusplus
+
     families = model.observed_families(obs)
     columns = []
     for name, value in obs.values.items():
