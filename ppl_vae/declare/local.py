@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
-from torch.distributions.transforms import ComposeTransform
+from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
@@ -57,9 +57,15 @@ class LocalPosterior(nn.Module):
         loc = self.loc(index).reshape(len(index), *self.shape)
         scale = self.log_scale(index).exp().reshape(len(index), *self.shape)
         base = dist.Normal(loc, scale).to_event(len(self.shape))
-        if isinstance(self.transform, ComposeTransform) and not self.transform.parts:
-            return base
+        if _is_identity(self.transform):
+            return base  # a normal, whose moments and KL are known
         return dist.TransformedDistribution(base, [self.transform])
+
+
+def _is_identity(transform: Transform) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, ComposeTransform) and not transform.parts
 
 
 @contextmanager
@@ -80,7 +86,9 @@ def local_q(model: Any, obs: Any, steps: int = 300, learning_rate: float = 0.05)
         with torch.enable_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(0)
             optimizer = torch.optim.SparseAdam(list(model.local_posteriors.parameters()), lr=learning_rate)
-            for _ in range(steps):
+            for step in range(steps):
+                # The draws' noise averages out only as the steps get shorter.
+                optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
                 optimizer.zero_grad()
                 loss = -Elbo()(model.sites(obs)).sum()
                 loss.backward(inputs=list(model.local_posteriors.parameters()))
