@@ -115,9 +115,8 @@ def test_maximize_with_a_prior_is_the_mode_of_the_posterior(covariance):
     best = log_posterior(leaves)
     best.backward()
     for key, leaf in leaves.items():  # the mode in the parameter's own space, no Jacobian
-        gradient = (leaf.grad + leaf.grad.mT) / 2 if leaf.dim() >= 2 and covariance in ("full", "tied") else leaf.grad
-        if key == "loc":
-            gradient = leaf.grad
+        symmetric = key == "covariance" and covariance in ("full", "tied")
+        gradient = leaf.grad + leaf.grad.mT if symmetric else leaf.grad
         assert gradient.abs().max() < 1e-7 * N, key
     ml = family.maximize(family.expect(family.features(X), R), "ml")
     assert log_posterior(ml) < best
@@ -177,7 +176,7 @@ def test_shifted_and_scaled_data_have_the_shifted_and_scaled_answer(covariance, 
         torch.testing.assert_close(theirs + D * math.log(scale), ours, rtol=digits, atol=100 * digits)
 
 
-@pytest.mark.parametrize("constant", [0.0, 5.0, -1e8, 1e-200])
+@pytest.mark.parametrize("constant", [0.0, 5.0, -1e8, 1e-100])
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_a_constant_feature_stays_finite(covariance, constant):
     x = X.clone()
@@ -239,9 +238,7 @@ def test_log_cholesky_is_a_bijection_with_this_jacobian(d):
     jacobian = torch.autograd.functional.jacobian(lambda u: transform(u)[row, column], u)
     torch.testing.assert_close(transform.log_abs_det_jacobian(u, sigma), jacobian.slogdet().logabsdet)
     i = torch.arange(1, d + 1)
-    diagonal = (
-        sigma.cholesky().diagonal().log() if hasattr(sigma, "never") else torch.linalg.cholesky(sigma).diagonal().log()
-    )
+    diagonal = torch.linalg.cholesky(sigma).diagonal().log()
     torch.testing.assert_close(
         transform.log_abs_det_jacobian(u, sigma), d * math.log(2) + ((d - i + 2) * diagonal).sum()
     )

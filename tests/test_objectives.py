@@ -1,0 +1,188 @@
+"""The bound and its relatives, against closed forms and enumeration."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from example_models import MODELS, make
+from torch.distributions import Normal, Poisson
+
+from ppl_vae.objectives import Sites, elbo, has_analytic_kl, iwae
+
+FINITE = [name for name in MODELS if name.startswith(("two finite", "finite posterior"))]
+
+
+def many(model, x, objective, times):
+    """`times` independent values of an objective, [times, n]."""
+    obs = model.check(x)
+    with torch.no_grad(), model.numeric():
+        return objective(model.sites(obs.repeat(objective.num_particles * times))).reshape(times, -1)
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_the_bound_never_exceeds_the_evidence(name):
+    model, data = make(name)
+    gap = model.log_prob(data) - model.elbo(data)
+    assert bool((gap > -1e-12).all())
+    assert bool((gap > 1e-3).any()) is ("posterior" in name)
+
+
+def test_the_bound_of_a_linear_vae_is_below_its_evidence_by_the_divergence():
+    model, x = make("linear vae")
+    draws = many(model, x, elbo(), 4000)
+    q = torch.distributions.MultivariateNormal(model.encoder(x)[0], torch.diag_embed(model.encoder(x)[1].square()))
+    divergence = torch.distributions.kl_divergence(q, model.exact_posterior(x))
+    error = draws.std(0) / 4000**0.5
+    assert bool(((draws.mean(0) - (model.exact(x) - divergence)).abs() < 4 * error).all())
+
+
+def test_more_particles_make_iwae_tighter_and_leave_the_elbo():
+    model, x = make("linear vae")
+    with torch.no_grad():
+        exact, times = model.exact(x), 1000
+        means, errors = {}, {}
+        for count in (1, 5, 50):
+            draws = many(model, x, iwae(count), times)
+            means[count], errors[count] = draws.mean(0), draws.std(0) / times**0.5
+    assert bool((means[1] + 4 * errors[1] < means[5] - 4 * errors[5]).all())
+    assert bool((means[5] + 4 * errors[5] < means[50] - 4 * errors[50]).any())
+    assert bool((means[50] < exact + 4 * errors[50]).all())
+    five = many(model, x, elbo(5), times)
+    assert bool(((five.mean(0) - means[1]).abs() < 4 * (five.var(0) / times + errors[1] ** 2).sqrt()).all())
+
+
+def test_iwae_of_one_particle_is_the_elbo():
+    model, x = make("linear vae")
+    sites = model.sites(model.check(x))
+    torch.testing.assert_close(iwae(1)(sites), elbo()(sites))
+
+
+# Draws that cannot be reparameterised
+
+
+def _poisson_bound(model, x, power):
+    """sum_i E_q of the bound by summation over z = 0..60."""
+    z = torch.arange(60, dtype=torch.float64)[:, None]
+    q = Poisson((model.a + model.b * x).exp())
+    value = Poisson(torch.tensor(2.0).double()).log_prob(z) + Normal(z, 1.0).log_prob(x) - q.log_prob(z)
+    return (q.log_prob(z).exp() * value).sum()
+
+
+def _gradients(model, x, objective, times):
+    found = []
+    obs = model.check(x)
+    with model.numeric():
+        for _ in range(times):
+            total = objective(model.sites(obs.repeat(objective.num_particles))).sum()
+            found.append(torch.stack(torch.autograd.grad(total, (model.a, model.b))))
+    return torch.stack(found)
+
+
+def _agree(draws, expected):
+    error = draws.std(0) / len(draws) ** 0.5
+    assert bool(((draws.mean(0) - expected).abs() < 4 * error).all()), (draws.mean(0), expected, error)
+
+
+def test_the_score_function_gradient_is_unbiased():
+    model, x = make("poisson latent")
+    expected = torch.stack(torch.autograd.grad(_poisson_bound(model, x, 1), (model.a, model.b)))
+    _agree(_gradients(model, x, elbo(100), 200), expected)
+
+
+def test_the_score_function_gradient_of_iwae_is_unbiased():
+    model, x = make("poisson latent")
+    z = torch.arange(40, dtype=torch.float64)
+    one, other = z[:, None, None], z[None, :, None]
+    q = Poisson((model.a + model.b * x).exp())
+
+    def log_weight(z):
+        return Poisson(torch.tensor(2.0).double()).log_prob(z) + Normal(z, 1.0).log_prob(x) - q.log_prob(z)
+
+    log_mean = torch.logaddexp(log_weight(one), log_weight(other)) - torch.log(torch.tensor(2.0).double())
+    bound = ((q.log_prob(one) + q.log_prob(other)).exp() * log_mean).sum()
+    expected = torch.stack(torch.autograd.grad(bound, (model.a, model.b)))
+    draws = _gradients(model, x, iwae(2), 3000)
+    _agree(draws, expected)
+
+
+def test_particles_of_one_draw_do_not_mix_data():
+    model, x = make("poisson latent")
+    obs = model.check(x).repeat(3)
+    with model.numeric():
+        values = elbo(3).particles(model.sites(obs))
+    assert values.shape == (3, 6)
+
+
+# The pieces of the objective
+
+
+@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+@pytest.mark.parametrize("name", ["vae", "linear vae", "hierarchy", "finite posterior", "mixture vae"])
+def test_beta_weighs_the_divergence_alone(name, kl):
+    model, x = make(name)
+    obs = model.check(x)
+    with model.numeric():
+        sites = model.sites(obs)
+        objective = elbo(kl=kl)
+        zero, half, one, three = (objective(sites, beta) for beta in (0.0, 0.5, 1.0, 3.0))
+    if sites.summed:  # the divergence sits inside a logarithm of a sum: affine in beta only without one
+        assert bool((one < zero).any())
+        return
+    torch.testing.assert_close(half, (zero + one) / 2)
+    torch.testing.assert_close(three, zero + 3 * (one - zero))
+
+
+def test_beta_may_be_a_tensor():
+    model, x = make("vae")
+    sites = model.sites(model.check(x))
+    torch.testing.assert_close(elbo()(sites, torch.tensor(0.3).double()), elbo()(sites, 0.3))
+
+
+def test_the_analytic_divergence_replaces_its_draw():
+    model, x = make("linear vae")
+    sites = model.sites(model.check(x))
+    loc, scale = model.encoder(x)
+    closed = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+    torch.testing.assert_close(elbo(kl="analytic")(sites), sites.log_p["x"] - closed)
+    sampled = Normal(loc, scale).log_prob(sites.values["z"]).sum(-1) - Normal(0.0, 1.0).log_prob(sites.values["z"]).sum(
+        -1
+    )
+    torch.testing.assert_close(elbo()(sites), sites.log_p["x"] - sampled)
+
+
+@pytest.mark.parametrize(
+    ("q", "p", "known"),
+    [
+        (dist.Normal(0.0, 1.0), dist.Normal(1.0, 2.0), True),
+        (dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Normal(torch.zeros(2), 2.0).to_event(1), True),
+        (dist.Normal(0.0, 1.0), dist.StudentT(3.0), False),
+        (dist.Gamma(1.0, 1.0), dist.Gamma(2.0, 1.0), True),
+    ],
+)
+def test_which_divergences_are_known(q, p, known):
+    assert has_analytic_kl(q, p) is known
+
+
+def test_an_unknown_divergence_falls_back_to_the_draw():
+    q, p = dist.Normal(torch.zeros(3), 1.0), dist.StudentT(torch.tensor(3.0)).expand([3])
+    z = q.sample()
+    sites = Sites({"z": p.log_prob(z)}, {"z": q.log_prob(z)}, {"z": p}, {"z": q}, {"z": z})
+    torch.testing.assert_close(elbo(kl="analytic")(sites), p.log_prob(z) - q.log_prob(z))
+
+
+def test_a_value_that_q_rules_out_costs_nothing():
+    logits = torch.tensor([[0.0], [-torch.inf]])
+    log_p = torch.tensor([[-1.0], [-torch.inf]], requires_grad=True)
+    sites = Sites({"z": log_p}, {"z": logits}, enumerated={"z": -2})
+    value = elbo()(sites)
+    value.sum().backward()
+    assert value.tolist() == [-1.0]
+    assert log_p.grad.tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [(lambda: elbo(kl="exact"), "'exact'"), (lambda: elbo(num_particles=0), "at least 1, got 0")],
+)
+def test_wrong_objectives_are_refused(make_it, message):
+    with pytest.raises(ValueError, match=message):
+        make_it()
