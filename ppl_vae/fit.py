@@ -125,7 +125,7 @@ class Fit:
         for path, family in self.model.families().items():
             if family.prior is None:
                 found |= {f"{path}.{name}": value for name, value in family.values().items()}
-        return found
+        return {**found, **getattr(self.model, "values", {})}
 
     def draw(self, s: int) -> dict[str, Tensor]:
         """Draw number s of all shared latents, chains one after the other."""

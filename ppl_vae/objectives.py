@@ -133,7 +133,8 @@ class Elbo:
         known = self.kl == "analytic" and name not in sites.enumerated and q is not None and p is not None
         if known and has_analytic_kl(q, p):
             return -dist.kl.kl_divergence(q, p)
-        log_p, log_q = sites.log_p[name], sites.log_q[name]
+        # Pyro's automatic guides also draw auxiliary values, which the model does not have.
+        log_p, log_q = sites.log_p.get(name, 0.0), sites.log_q[name]
         if name not in sites.enumerated:
             return log_p - log_q
         # A value that q rules out counts for nothing, and must not bring inf - inf into a gradient.

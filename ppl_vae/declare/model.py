@@ -22,7 +22,7 @@ from ppl_vae.objectives import Elbo, Sites
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LatentVariableModel", "NodeInfo"]
+__all__ = ["LatentVariableModel", "NodeInfo", "class_probabilities", "log_weights"]
 
 ROWS_AT_ONCE = 1 << 16
 """Rows times particles held in memory at once."""
@@ -171,7 +171,7 @@ class LatentVariableModel(Program):
                 raise EngineError(f"{type(self).__name__} has no finite latent, so no responsibilities; use posterior(x)")
             count = num_particles if self.draws_latents(obs) else 1
             found = {
-                name: self._by_rows(obs, count, lambda o, i, n=name: _probabilities(self.sites(o, i), n, count))
+                name: self._by_rows(obs, count, lambda o, i, n=name: class_probabilities(self.sites(o, i), n, count))
                 for name in finite
             }
         return next(iter(found.values())) if len(found) == 1 else found
@@ -300,7 +300,7 @@ def _weights(sites: Sites) -> Tensor:
     return total
 
 
-def _probabilities(sites: Sites, name: str, count: int) -> Tensor:
+def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
     """p(z = k | x) from the joint over all finite latents, the others by importance weights, [n, K]."""
     joint = _weights(sites)
     dim = {**sites.enumerated, **sites.summed}[name]

@@ -100,13 +100,13 @@ class EM:
         if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
             raise EngineError(f"EM: n_init and max_iter must be at least 1 and tol at least 0, got {self}")
 
-    def fit(self, model: LatentVariableModel, data: Any, weights: Any = None) -> Fit:
+    def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.
 
         Parameters
         ----------
-        model : LatentVariableModel
-            The declaration; it is not changed.
+        model : LatentVariableModel or callable
+            The declaration, which is not changed, or an ordinary Pyro model with finite latents.
         data : Tensor, array, data frame or mapping
             Observed values, n rows.
         weights : Tensor, optional
@@ -117,6 +117,10 @@ class EM:
         Fit
             `trace["bound"]` is log p(X | theta), plus log p(theta) for MAP, in total nats at every iteration.
         """
+        if not isinstance(model, LatentVariableModel):
+            from ppl_vae.infer.pairs import maximize_pair
+
+            return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
         obs = fitted.check(data)

@@ -1,0 +1,173 @@
+"""An ordinary Pyro model and guide, asked the questions that a declared model answers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro
+from pyro import poutine
+
+from ppl_vae.declare.model import class_probabilities, log_weights
+from ppl_vae.errors import EngineError
+from ppl_vae.evidence import Evidence, exact, importance
+from ppl_vae.objectives import Elbo, Sites, trace_sites
+
+__all__ = ["Arguments", "PyroPair"]
+
+
+class Arguments(tuple):
+    """Positional arguments of a Pyro program; the first tensor says how many data there are."""
+
+    def __new__(cls, data: Any) -> "Arguments":
+        return super().__new__(cls, data if isinstance(data, tuple) else (data,))
+
+    def count(self) -> int:  # type: ignore[override]
+        """Number of rows of the first tensor."""
+        return next((len(a) for a in self if isinstance(a, Tensor) and a.dim()), 1)
+
+
+class PyroPair:
+    """(model, guide) with parameters of its own, kept apart from Pyro's global store.
+
+    Parameters
+    ----------
+    model, guide : callable
+        Ordinary Pyro programs of the same arguments. Modules that they close over are used in place.
+
+    Examples
+    --------
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+    >>> value = PyroPair(model, guide).elbo(torch.zeros(1))  # q is the posterior: the bound is log N(0; 0, 2)
+    >>> round(value.item(), 4)
+    -1.2655
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> None:
+        self.program, self.guide = model, guide or _nothing
+        self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
+        self._bound: dict[str, Tensor] = {}
+
+    @contextmanager
+    def parameters_in_place(self) -> Iterator[None]:
+        """Within the block Pyro's store holds this pair's parameters, and only those."""
+        with pyro.get_param_store().scope(self.store) as state:
+            yield
+        self.store = state
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Constrained parameters by name."""
+        with self.parameters_in_place():
+            return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    def free(self) -> list[Tensor]:
+        """Unconstrained parameters, for an optimiser."""
+        return [p for p in self.store["params"].values() if p.requires_grad]
+
+    def sites(self, data: Any) -> Sites:
+        """Factors at one draw of the guide, minibatch scales removed."""
+        with self.parameters_in_place():
+            model = poutine.condition(self.program, self._bound) if self._bound else self.program
+            guide = poutine.block(self.guide, hide=list(self._bound)) if self._bound else self.guide
+            return trace_sites(model, guide, Arguments(data))
+
+    def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
+        """The bound of each datum, [n] nats, mean over draws of the guide."""
+        with torch.no_grad():
+            return torch.stack([Elbo()(self.sites(data)) for _ in range(num_particles)]).mean(0)
+
+    def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
+        """log p(x_i): exact when the guide has nothing to draw for a datum, else by importance weights."""
+        with torch.no_grad():
+            drawn = self.draws_latents(data)
+            count = num_particles if drawn else 1
+            log_w = torch.cat([log_weights(self.sites(data), 1) for _ in range(count)])
+        return importance(log_w) if drawn else exact(log_w[0])
+
+    def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
+        """log p(x_i), [n] nats."""
+        return self.evidence(data, num_particles).value
+
+    def responsibilities(self, data: Any) -> Tensor:
+        """p(z = k | x_i) of the one finite latent, [n, K]."""
+        with torch.no_grad():
+            sites = self.sites(data)
+        finite = {**sites.enumerated, **sites.summed}
+        if len(finite) != 1:
+            raise EngineError(f"responsibilities need one enumerated site, this pair has {list(finite) or 'none'}")
+        return class_probabilities(sites, next(iter(finite)), 1)
+
+    def posterior(self, data: Any) -> Any:
+        """Distributions of the guide's sites for each datum."""
+        sites = self.sites(data)
+        return next(iter(sites.q.values())) if len(sites.q) == 1 else sites.q
+
+    def draws_latents(self, data: Any) -> list[str]:
+        """Latents of each datum that the guide draws."""
+        sites = self.sites(data)
+        return [name for name in sites.log_q if name not in sites.enumerated]
+
+    # What a Fit asks of any model.
+
+    def check(self, data: Any) -> Arguments:
+        """The arguments, as they are."""
+        return data if isinstance(data, Arguments) else Arguments(data)
+
+    def families(self) -> dict[str, Any]:
+        """A Pyro program owns no family."""
+        return {}
+
+    def shared_laws(self) -> dict[str, Any]:
+        """Laws of shared latents are known to the program only."""
+        return {}
+
+    @contextmanager
+    def bind(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let `values` stand for shared sites within the block."""
+        before, self._bound = self._bound, {**self._bound, **values}
+        try:
+            yield
+        finally:
+            self._bound = before
+
+    def fix(self, values: Mapping[str, Tensor]) -> None:
+        """Give shared sites these values for good."""
+        self._bound = {**self._bound, **values}
+
+    def to(self, dtype: torch.dtype) -> "PyroPair":
+        """A program decides its own dtype."""
+        return self
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the parameters' dtype."""
+        return next((p.new_empty(0) for p in self.store["params"].values()), torch.empty(0))
+
+    guide_name: str | None = None
+    local_size: int | None = None
+
+    def rebuild(self, guide: str | None, local: int | None, shapes: Any) -> None:
+        """Parameters come with the state; nothing is to be made anew."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Unconstrained parameters by name."""
+        return {name: p.detach() for name, p in self.store["params"].items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take unconstrained parameters; the pair must have run once, so that their constraints are known."""
+        for name, p in self.store["params"].items():
+            p.data = state[name].clone()
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model that has nothing to draw."""
