@@ -311,6 +311,12 @@ class Program(PyroModule):
                 dim = sites.summed[node.name] = -2 - len(sites.enumerated) - len(sites.summed)
                 scope[node.name] = Placed(enumerate_values(d, dim), d.event_dim)
                 sites.values[node.name] = scope[node.name].value
+            elif d.has_enumerate_support and node.name in sites.q and node.name not in sites.enumerated:
+                raise DeclarationError(
+                    f"{type(self).__name__}: the posterior of {node.name!r} ~ {_name(d)} is {_name(sites.q[node.name])}, "
+                    f"which cannot be enumerated; give a finite latent a finite one (a point mass is a Categorical with one "
+                    f"probability 1)"
+                )
             value = scope[node.name].value
             sites.p[node.name] = d
             sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value))

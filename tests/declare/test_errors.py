@@ -131,6 +131,12 @@ class BatchedShared(SharedByHand):
         return dist.LogNormal(torch.zeros(4), 1.0)
 
 
+class PointMass(TwoFinite):
+    @TwoFinite.a.posterior
+    def q_a(self, x):
+        return dist.Delta(torch.zeros(len(x)).long())
+
+
 class NothingObserved(pv.LatentVariableModel):
     @latent
     def z(self):
@@ -162,6 +168,10 @@ FIRST_USE = {
     "posterior on a latent that has none": (
         lambda: OrphanPosterior().elbo(torch.zeros(3)),
         ["OrphanPosterior.q_a", "'b'", "@b.posterior"],
+    ),
+    "finite latent, posterior that is not": (
+        lambda: PointMass().evidence(torch.zeros(3)),
+        ["PointMass", "'a'", "Categorical", "Delta"],
     ),
     "batched shared latent": (lambda: BatchedShared().model(torch.zeros(3)), ["'scale'", "(4,)", ".to_event(1)"]),
     "nothing observed": (lambda: NothingObserved().elbo(torch.zeros(3)), ["NothingObserved", "@observed"]),
