@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from itertools import combinations
 
+import pyro
 import torch
 from torch import Tensor
-
-import pyro
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities

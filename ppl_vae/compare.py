@@ -101,7 +101,7 @@ class Table:
         return frame[[name for name in COLUMNS if frame[name].notna().any()]]
 
     def parameters(self) -> "pd.DataFrame":
-        """Every scalar parameter of matched components: mean by fit, and sd with a 90% interval where there are draws."""
+        """Every scalar parameter of matched components: mean by fit; sd and 90% interval where there are draws."""
         import pandas as pd
 
         columns: dict[str, dict[str, float]] = {}
@@ -249,8 +249,8 @@ def _row(fit: Fit, obs: Observations, num_particles: int) -> Row:
     elif fit.engine == "SVI":
         evaluation = evaluate(fit, obs, num_particles)
         row.elbo, row.gap = evaluation.elbo, evaluation.log_prob - evaluation.elbo
-    if (found := convergence(fit)) is not None:
-        row.rhat, row.ess = found.rhat, found.ess
+    if (chains := convergence(fit)) is not None:
+        row.rhat, row.ess = chains.rhat, chains.ess
     if (elpd := leave_one_out(fit) if fit.data is not None else None) is not None:
         row.elpd_loo, row.elpd_se = float(elpd.elpd), float(elpd.se)
         row.bad_k = int((np.asarray(elpd.pareto_k) > K_LIMIT).sum())
@@ -258,7 +258,7 @@ def _row(fit: Fit, obs: Observations, num_particles: int) -> Row:
 
 
 def _fill_em(row: Row, fit: Fit) -> None:
-    """log p(X | theta): the bound is tight after an E-step, so its gap is zero; BIC where theta is its maximum."""
+    """Log p(X | theta): the bound is tight after an E-step, so its gap is zero; BIC where theta is its maximum."""
     if fit.data is None:
         return
     weights = torch.ones(len(fit.data)) if fit.weights is None else fit.weights
@@ -295,9 +295,8 @@ def _hard_labels(fit: Fit, obs: Observations) -> np.ndarray | None:
 def _finite(fit: Fit, obs: Observations) -> bool:
     """Whether the model has exactly one finite latent, whose values can be called labels."""
     laws = fit.model.prototypes(fit.model.check(_raw(obs)))
-    return [n.name in laws and laws[n.name].has_enumerate_support for n in fit.model.local_nodes() if n.kind == "latent"] == [
-        True
-    ]
+    latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
+    return len(latents) == 1 and laws[latents[0]].has_enumerate_support
 
 
 def _agreement(fit: Fit, obs: Observations, reference: np.ndarray | None, skip: bool) -> float | None:
@@ -325,7 +324,7 @@ def _matched(first: Fit, fit: Fit, obs: Observations) -> dict[str, Tensor]:
 def _warnings(fit: Fit, row: Row) -> list[str]:
     found = [] if fit.status.ok else [str(fit.status)]
     if fit.status.ok:
-        found += [note for note in fit.status.notes]
+        found += list(fit.status.notes)
     if row.rhat is not None and row.rhat > RHAT_LIMIT:
         found.append(f"R-hat is {row.rhat:.3f}, above {RHAT_LIMIT}: the chains disagree; run longer")
     if row.ess is not None and row.ess < ESS_LIMIT:
@@ -334,7 +333,7 @@ def _warnings(fit: Fit, row: Row) -> list[str]:
         found.append(f"{row.bad_k} data have a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
     if (total := elbo_total(fit)) is not None and total[2] < WEIGHT_SHARE:
         found.append(
-            f"q covers the posterior poorly: the importance weights are worth {total[2]:.1%} of the draws, so the gap is "
-            f"underestimated"
+            f"q covers the posterior poorly: the importance weights are worth {total[2]:.1%} of the draws, so the gap "
+            f"is underestimated"
         )
     return found

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from torch import Tensor
-
-import pyro.distributions as dist
 
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import log_mean_exp
@@ -226,7 +225,8 @@ def _predictive(fit: Fit, obs: Any, observed: list[str]) -> dict[str, np.ndarray
             rows.append(fit.model.sample(len(obs), **inputs))
     if len(observed) == 1:
         return {observed[0]: torch.stack(rows).reshape(chains, len(keep), *rows[0].shape).numpy()}
-    return {n: torch.stack([r[n] for r in rows]).reshape(chains, len(keep), *rows[0][n].shape).numpy() for n in observed}
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in observed}
+    return {name: value.reshape(chains, len(keep), *value.shape[1:]).numpy() for name, value in stacked.items()}
 
 
 def _coords(fit: Fit, obs: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:

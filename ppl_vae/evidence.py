@@ -32,7 +32,7 @@ class Evidence:
 
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
-    """log of the mean of exp.
+    """Log of the mean of exp.
 
     Examples
     --------

@@ -150,7 +150,7 @@ class Fit:
     # What the model says, with the draws.
 
     def pointwise(self, data: Any, num_particles: int = 100) -> Tensor:
-        """log p(x_i | theta_s), latents of each datum integrated out, [chain, draw, n] nats."""
+        """Log p(x_i | theta_s), latents of each datum integrated out, [chain, draw, n] nats."""
         obs = self.model.check(data)
         if not self.draws:
             return self.model.log_prob(obs, num_particles)[None, None]
@@ -178,12 +178,12 @@ class Fit:
             return torch.vmap(one, chunk_size=at_once)(stacked)
 
     def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
-        """log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
+        """Log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
         pointwise = self.pointwise(data, num_particles).flatten(0, 1)
         return torch.logsumexp(pointwise, 0) - torch.tensor(float(len(pointwise))).log()
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
-        """log p(x_i) under the fit, [n] nats; the same as `log_predictive`."""
+        """Log p(x_i) under the fit, [n] nats; the same as `log_predictive`."""
         return self.log_predictive(data, num_particles)
 
     def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
@@ -226,7 +226,7 @@ class Fit:
         return dist.Categorical(probs=r)
 
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
-        """n new data from the posterior predictive: each has a draw of theta of its own."""
+        """N new data from the posterior predictive: each has a draw of theta of its own."""
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             if self.is_point:
@@ -307,8 +307,8 @@ class Fit:
         if wrong:
             name = wrong[0]
             raise DataError(
-                f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file and "
-                f"{own.get(name, 'absent')} in the model; build the model as it was fitted"
+                f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
+                f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
             )
         model.load_state_dict(state)
         fit = cls(
@@ -331,7 +331,7 @@ class Fit:
             f"Fit of {type(self.model).__name__} by {self.engine} ({kind}, {self.seconds:.1f} s, seed {self.seed})"
             f"\n  {self.status}{bound}"
             f"\n  parameters: {', '.join(self.parameters) or 'those of its networks'}"
-            f"\n  next: fit.log_predictive(x), fit.responsibilities(x), fit.sample(n), fit.to_datatree(), fit.save(path)"
+            f"\n  next: fit.log_predictive(x), fit.sample(n), fit.evaluate(x), fit.to_datatree(), fit.save(path)"
         )
 
     def _repr_html_(self) -> str:

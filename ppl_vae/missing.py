@@ -1,11 +1,12 @@
 """Missing values: an entry that is NaN is integrated out of its density."""
 
-import torch
-from torch import Tensor
-from torch.distributions import transform_to
+from typing import ClassVar
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import transform_to
 
 from ppl_vae.errors import DataError
 
@@ -53,18 +54,20 @@ class Incomplete(TorchDistribution):
     -0.9189
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, base: TorchDistribution, missing: Tensor) -> None:
         self.base, self.missing = base, missing
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
+        """Whether `base` has."""
         return self.base.has_rsample
 
     @property
-    def support(self) -> torch.distributions.constraints.Constraint:  # type: ignore[override]
+    def support(self) -> torch.distributions.constraints.Constraint:
+        """That of `base`."""
         return self.base.support
 
     @property
@@ -73,6 +76,7 @@ class Incomplete(TorchDistribution):
         return self.base.mean
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Incomplete":
+        """The same with this batch shape."""
         return Incomplete(self.base.expand(batch_shape), self.missing)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
@@ -96,7 +100,7 @@ class Incomplete(TorchDistribution):
         if bool(partly.any()):
             raise DataError(
                 f"{int(partly.sum())} rows are partly NaN under {type(self.base).__name__}, whose missing entries "
-                f"cannot be integrated out; use independent features (.to_event), a MultivariateNormal, or drop the rows"
+                f"cannot be integrated out; use independent features (.to_event), a MultivariateNormal, or drop rows"
             )
         return self.base.log_prob(_inside(self.base, value, self.missing)).masked_fill(absent, 0.0)
 
@@ -132,18 +136,20 @@ class Known(TorchDistribution):
     [[0.0, 0.5], [1.0, 0.5]]
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, base: TorchDistribution, value: Tensor, known: Tensor) -> None:
         self.base, self.value, self.known = base, value, known
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+    def has_enumerate_support(self) -> bool:
+        """Whether `base` has."""
         return self.base.has_enumerate_support
 
     @property
-    def support(self) -> torch.distributions.constraints.Constraint:  # type: ignore[override]
+    def support(self) -> torch.distributions.constraints.Constraint:
+        """That of `base`."""
         return self.base.support
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -151,6 +157,7 @@ class Known(TorchDistribution):
         return self.base.enumerate_support(expand)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Known":
+        """The same with this batch shape."""
         return Known(self.base.expand(batch_shape), self.value, self.known)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008

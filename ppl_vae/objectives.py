@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
 
 from ppl_vae.errors import EngineError
 
@@ -55,7 +54,7 @@ class Sites:
     shared_log_q: Tensor | float = 0.0
 
     def joint(self) -> Tensor:
-        """log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""
+        """Log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""
         return _total(self.log_p.values())
 
     def marginal(self, joint: Tensor) -> Tensor:
@@ -92,7 +91,10 @@ def has_analytic_kl(q: TorchDistribution, p: TorchDistribution) -> bool:
 class Objective(Protocol):
     """A training objective: bound per datum from sites, larger is better."""
 
-    num_particles: int
+    @property
+    def num_particles(self) -> int:
+        """Draws of the latents per datum."""
+        ...
 
     def __call__(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
         """[n] nats: the annealed objective for beta other than 1."""
@@ -128,7 +130,7 @@ class Elbo:
         return sites.expect(sites.marginal(others + beta * prior_minus_q))
 
     def divergence(self, sites: Sites, name: str) -> Tensor:
-        """log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
+        """Log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
         q, p = sites.q.get(name), sites.p.get(name)
         known = self.kl == "analytic" and name not in sites.enumerated and q is not None and p is not None
         if known and has_analytic_kl(q, p):

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
@@ -43,15 +42,17 @@ def check(
     values = dict(obs.values)
     for name in graph.inputs:
         if name in obs.missing:
-            raise DataError(f"input {name!r} has {int(obs.missing[name].sum())} NaN; inputs are conditioned on, fill them")
+            count = int(obs.missing[name].sum())
+            raise DataError(f"input {name!r} has {count} NaN; inputs are conditioned on, fill them")
     for name, d in laws.items():
         node = graph.nodes[name]
         per_datum = any(parent not in graph.nodes or not graph.nodes[parent].shared for parent in node.parents)
         _check_event_dims(owner, name, d, rows if per_datum else 1)
         if node.kind == "latent" and name in obs.missing and not d.has_enumerate_support:
             raise DataError(
-                f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite latent can "
-                f"be observed for some data and not for others; {type(d).__name__} is not finite: pass all values or none"
+                f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite "
+                f"latent can be observed for some data and not for others; {type(d).__name__} is not finite: pass all values "
+                f"or none"
             )
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
@@ -133,8 +134,8 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
     shown = f"{bad.item():g}" if bad.numel() == 1 else str(bad.tolist())
     inner = d.base_dist if isinstance(d, dist.Independent) else d
     message = (
-        f"{owner}.{name}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}, the first is "
-        f"{shown} at {where}"
+        f"{owner}.{name}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}, the first "
+        f"is {shown} at {where}"
     )
     unit = bool(((value >= 0) & (value <= 1)).all())
     if isinstance(inner, dist.Bernoulli) and unit:

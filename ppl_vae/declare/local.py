@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
-
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.objectives import Elbo
 
@@ -40,10 +39,9 @@ class LocalPosterior(nn.Module):
     torch.Size([2])
     """
 
-    def __init__(
-        self, size: int, event_shape: torch.Size, support: constraints.Constraint, scale: float = 0.1
-    ) -> None:
+    def __init__(self, size: int, event_shape: torch.Size, support: constraints.Constraint, scale: float = 0.1) -> None:
         super().__init__()
+        self.size = size
         self.transform = transform_to(support)
         self.shape = self.transform.inverse_shape(event_shape)
         width = self.shape.numel()
@@ -53,7 +51,7 @@ class LocalPosterior(nn.Module):
         nn.init.constant_(self.log_scale.weight, torch.tensor(scale).log().item())
 
     def forward(self, index: Tensor) -> TorchDistribution:
-        """q of the data `index`, batch shape [len(index)]."""
+        """Q of the data `index`, batch shape [len(index)]."""
         loc = self.loc(index).reshape(len(index), *self.shape)
         scale = self.log_scale(index).exp().reshape(len(index), *self.shape)
         base = dist.Normal(loc, scale).to_event(len(self.shape))

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
+from torch import Tensor
 
 from ppl_vae.declare.checks import check
 from ppl_vae.declare.local import local_q
@@ -73,11 +72,15 @@ class LatentVariableModel(Program):
 
     def check(self, data: Any) -> Observations:
         """Read data and check them against the nodes: shapes, support, missing entries."""
-        obs = self._reshaped(self.observe(data))
+        obs = self.observe(data)
         rows = min(4, len(obs))
         with self.numeric():
             laws = self.prototypes(obs, rows)
             return check(type(self).__name__, self._graph, laws, obs, rows)
+
+    def observe(self, data: Any) -> Observations:
+        """Read data for this model: named tensors in its dtype, NaN noted as missing, [n] of one feature as [n, 1]."""
+        return self._reshaped(super().observe(data))
 
     def _reshaped(self, obs: Observations) -> Observations:
         """[n] data of a node with one feature, as [n, 1]."""
@@ -104,7 +107,7 @@ class LatentVariableModel(Program):
     # Values per datum.
 
     def log_joint(self, data: Any, **latents: Tensor) -> Tensor:
-        """log p(x_i, z_i) at given latents, [n] nats.
+        """Log p(x_i, z_i) at given latents, [n] nats.
 
         Parameters
         ----------
@@ -133,7 +136,7 @@ class LatentVariableModel(Program):
             return self._by_rows(data, num_particles, lambda obs, i: objective(self.sites(obs, i)))
 
     def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
-        """log p(x_i): exact when every latent is finite, else by importance weights from q.
+        """Log p(x_i): exact when every latent is finite, else by importance weights from q.
 
         Parameters
         ----------
@@ -149,11 +152,11 @@ class LatentVariableModel(Program):
         return importance(log_w) if needs_draws else exact(log_w[0])
 
     def log_weights(self, obs: Observations, count: int, index: Tensor | None = None) -> Tensor:
-        """log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n]."""
+        """Log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n]."""
         return log_weights(self.sites(obs, index), count)
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
-        """log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
+        """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
         return self.evidence(data, num_particles).value
 
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
@@ -165,15 +168,18 @@ class LatentVariableModel(Program):
             If no latent is finite.
         """
         obs = self.check(data)
+        laws = self.prototypes(obs)
+        finite = [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
+        finite = [name for name in finite if name not in obs.values or name in obs.missing]
+        if not finite:
+            raise EngineError(f"{type(self).__name__} has no finite latent to infer: use posterior(x)")
+        count = num_particles if self.draws_latents(obs) else 1
+
+        def probabilities(name: str) -> Tensor:
+            return self._by_rows(obs, count, lambda o, i: class_probabilities(self.sites(o, i), name, count))
+
         with torch.no_grad():
-            finite = {**(s := self.sites(obs.rows(torch.arange(1)))).enumerated, **s.summed}
-            if not finite:
-                raise EngineError(f"{type(self).__name__} has no finite latent, so no responsibilities; use posterior(x)")
-            count = num_particles if self.draws_latents(obs) else 1
-            found = {
-                name: self._by_rows(obs, count, lambda o, i, n=name: class_probabilities(self.sites(o, i), n, count))
-                for name in finite
-            }
+            found = {name: probabilities(name) for name in finite}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def posterior(self, data: Any) -> TorchDistribution | dict[str, TorchDistribution]:
@@ -191,21 +197,22 @@ class LatentVariableModel(Program):
     def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
         """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1)."""
         observed = [n.name for n in self.local_nodes() if n.kind == "observed"]
+
+        def mean(name: str) -> Tensor:
+            return self._by_rows(data, num_particles, lambda o, i: _mean(self.sites(o, i), name, num_particles))
+
         with torch.no_grad():
-            found = {
-                name: self._by_rows(data, num_particles, lambda o, i, n=name: _mean(self.sites(o, i), n, num_particles))
-                for name in observed
-            }
+            found = {name: mean(name) for name in observed}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
-        """n new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
+        """N new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
         observed = [node.name for node in self.local_nodes() if node.kind == "observed"]
         return drawn[observed[0]] if len(observed) == 1 else {name: drawn[name] for name in observed}
 
     def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
-        """n draws of every local node, by name."""
+        """N draws of every local node, by name."""
         absent = [name for name in self._graph.inputs if name not in inputs]
         if absent:
             raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")
@@ -235,7 +242,8 @@ class LatentVariableModel(Program):
         for path, family in self.families().items():
             if family.prior is not None:
                 for name in family.constraints:
-                    found[f"{path}.{name}"] = NodeInfo(f"{path}.{name}", "latent", (), True, type(family.prior).__name__)
+                    law = type(family.prior).__name__
+                    found[f"{path}.{name}"] = NodeInfo(f"{path}.{name}", "latent", (), True, law)
         for name in self._graph.inputs:
             found[name] = NodeInfo(name, "input", (), False, "given")
         for node in self._graph.nodes.values():
@@ -285,14 +293,14 @@ class LatentVariableModel(Program):
 
 
 def log_weights(sites: Sites, count: int) -> Tensor:
-    """log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
+    """Log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
     total = _weights(sites)
     summed = torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
     return summed.reshape(count, -1)
 
 
 def _weights(sites: Sites) -> Tensor:
-    """log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
+    """Log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
     total: Any = sites.joint()
     for name, log_q in sites.log_q.items():
         if name not in sites.enumerated:
@@ -326,8 +334,7 @@ def _mean(sites: Sites, name: str, count: int) -> Tensor:
 
 def _formula(node: Node) -> str:
     doc = (node.__doc__ or "").strip().splitlines()
-    return doc[0] if doc else ""
+    return doc[0].removesuffix(".") if doc else ""
 
 
 LatentVariableModel._reserved = frozenset(dir(LatentVariableModel))
-

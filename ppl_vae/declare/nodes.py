@@ -197,7 +197,8 @@ def _check_names(
     cls: type, nodes: Mapping[str, Node], posteriors: Mapping[str, Posterior], inputs: Iterable[str]
 ) -> None:
     known = {*nodes, *inputs}
-    for item in (*nodes.values(), *posteriors.values()):
+    items: list[Node | Posterior] = [*nodes.values(), *posteriors.values()]
+    for item in items:
         for parent in item.parents:
             if parent not in known:
                 near = difflib.get_close_matches(parent, known, n=1)

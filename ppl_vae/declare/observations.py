@@ -108,12 +108,13 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
 
 
 def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
+    names: tuple[str, ...] = ()
     if isinstance(value, Tensor):
-        tensor, names = value, ()
+        tensor = value
     elif isinstance(value, Table):
         tensor, names = value.values, value.columns
     elif isinstance(value, np.ndarray | list | tuple | float | int):
-        tensor, names = _from_array(name, value), ()
+        tensor = _from_array(name, value)
     elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and hasattr(value, "probabilities"):
         return value, ()  # draws its rows anew each time they are taken
     else:

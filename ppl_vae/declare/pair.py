@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import pyro
+import torch
 from pyro import poutine
+from torch import Tensor
 
 from ppl_vae.declare.model import class_probabilities, log_weights
 from ppl_vae.errors import EngineError
@@ -22,6 +21,7 @@ class Arguments(tuple):
     """Positional arguments of a Pyro program; the first tensor says how many data there are."""
 
     def __new__(cls, data: Any) -> "Arguments":
+        """A tuple of arguments as it is, anything else as the only one."""
         return super().__new__(cls, data if isinstance(data, tuple) else (data,))
 
     def count(self) -> int:  # type: ignore[override]
@@ -87,7 +87,7 @@ class PyroPair:
             return torch.stack([Elbo()(self.sites(data)) for _ in range(num_particles)]).mean(0)
 
     def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
-        """log p(x_i): exact when the guide has nothing to draw for a datum, else by importance weights."""
+        """Log p(x_i): exact when the guide has nothing to draw for a datum, else by importance weights."""
         with torch.no_grad():
             drawn = self.draws_latents(data)
             count = num_particles if drawn else 1
@@ -95,7 +95,7 @@ class PyroPair:
         return importance(log_w) if drawn else exact(log_w[0])
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
-        """log p(x_i), [n] nats."""
+        """Log p(x_i), [n] nats."""
         return self.evidence(data, num_particles).value
 
     def responsibilities(self, data: Any) -> Tensor:

@@ -5,15 +5,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import init_to_value
 from pyro.nn import PyroModule
+from torch import Tensor, nn
 
 from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.local import LocalPosterior
@@ -74,6 +73,7 @@ class Program(PyroModule):
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A model is not a function; the error says what to call."""
         raise EngineError(
             f"{type(self).__name__} is not called itself: model(data) and guide(data) are its Pyro programs, "
             f"engine.fit(model, data) fits it"
@@ -141,7 +141,7 @@ class Program(PyroModule):
         return law
 
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
-        """log p(theta) of drawn shared latents, total, in nats."""
+        """Log p(theta) of drawn shared latents, total, in nats."""
         total = self.like.new_zeros(())
         for name, law in self.shared_laws().items():
             total = total + law(values).log_prob(values[name])
@@ -202,7 +202,9 @@ class Program(PyroModule):
     def rebuild(self, guide: str | None, local: int | None, shapes: Mapping[str, list[int]]) -> None:
         """Make the guide and the per-datum posteriors anew from shapes alone, before a state is loaded."""
         if guide == "custom":
-            raise EngineError("the fit was made with a guide of your own, which no file can rebuild; name one of GUIDES")
+            raise EngineError(
+                "the fit was made with a guide of your own, which no file can rebuild; name one of GUIDES"
+            )
         if guide is not None:
             for family in self.families().values():
                 if "adapted" in family._buffers:
@@ -215,8 +217,7 @@ class Program(PyroModule):
     @property
     def local_size(self) -> int | None:
         """Number of data that have a posterior of their own."""
-        sizes = [q.loc.num_embeddings for q in self.local_posteriors.values()]
-        return sizes[0] if sizes else None
+        return next((q.size for q in self.local_posteriors.values() if isinstance(q, LocalPosterior)), None)
 
     def shared_program(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The part of the Pyro model before the data plate."""

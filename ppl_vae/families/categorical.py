@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.errors import DeclarationError
 from ppl_vae.families.family import Family, Sums
@@ -56,7 +55,7 @@ class Categorical(Family):
     def __init__(self, n_categories: int, batch: int | None = None, prior: DirichletPrior | str | None = None) -> None:
         if n_categories < 1:
             raise DeclarationError(f"Categorical: n_categories must be at least 1, got {n_categories}")
-        super().__init__(batch or 1, DirichletPrior() if prior == "weak" else prior)
+        super().__init__(batch or 1, self.choose_prior(prior, DirichletPrior))
         self.n_categories = n_categories
         self.shape = (n_categories,) if batch is None else (batch, n_categories)
         self.register_buffer("like", torch.zeros(()), persistent=False)

@@ -1,11 +1,10 @@
 """Families of counts and bits with independent features: Bernoulli and Poisson."""
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.errors import DeclarationError
 from ppl_vae.families.family import Family, Sums

@@ -3,12 +3,11 @@
 import math
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.transforms import Transform
-
-from pyro.distributions import TorchDistribution
 
 __all__ = ["InverseWishart", "LogCholesky", "covariance_matrix"]
 
@@ -76,15 +75,18 @@ class LogCholesky(Transform):
         return torch.where(row == column, packed.abs().log(), packed)
 
     def log_abs_det_jacobian(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """log|det dSigma/du|, [...] for u [..., d(d+1)/2]."""
         d = sigma.shape[-1]
         power = torch.arange(d + 1, 1, -1, dtype=u.dtype, device=u.device)
         return d * math.log(2) + (power * self._diagonal(u)).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """[..., d(d+1)/2] to [..., d, d]."""
         d = self._size(shape[-1])
         return torch.Size((*shape[:-1], d, d))
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """[..., d, d] to [..., d(d+1)/2]."""
         d = shape[-1]
         return torch.Size((*shape[:-2], d * (d + 1) // 2))
 
@@ -124,6 +126,7 @@ class InverseWishart(TorchDistribution):
         super().__init__(batch, scale.shape[-2:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "InverseWishart":
+        """The same law with this batch shape."""
         shape = torch.Size(batch_shape)
         return InverseWishart(self.df.expand(shape), self.scale.expand(shape + self.event_shape), validate_args=False)
 

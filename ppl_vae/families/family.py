@@ -1,17 +1,16 @@
 """What every family is: a distribution, its sufficient statistics, and its maximum-likelihood update."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule, PyroParam
-
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import DeclarationError, EngineError
 
 __all__ = ["Family", "Prior", "Sums"]
 
@@ -46,7 +45,7 @@ class Family(PyroModule):
 
     constraints: ClassVar[dict[str, Constraint]] = {}
 
-    def __init__(self, batch: int, prior: Prior | None = None) -> None:
+    def __init__(self, batch: int, prior: Any = None) -> None:
         super().__init__()
         self.batch, self.prior = batch, prior
 
@@ -90,6 +89,7 @@ class Family(PyroModule):
                 self.__dict__[name] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """Call `forward` outside Pyro's context, or within the model's."""
         # PyroModule's own __call__ would write the parameters into Pyro's global store, where two models of one
         # class overwrite each other; inside a model the model's own context decides.
         return torch.nn.Module.__call__(self, *args, **kwargs)
@@ -122,7 +122,7 @@ class Family(PyroModule):
         return x
 
     def log_density(self, features: Tensor) -> Tensor:
-        """log p(x_i | member k), [K, n] in nats."""
+        """Log p(x_i | member k), [K, n] in nats."""
         raise NotImplementedError
 
     def expect(self, features: Tensor, r: Tensor) -> Sums:
@@ -139,6 +139,19 @@ class Family(PyroModule):
 
     # The prior, when there is one.
 
+    @classmethod
+    def choose_prior(cls, prior: Any, weak: Callable[[], Prior]) -> Any:
+        """The prior itself, or the weak one by its name.
+
+        Raises
+        ------
+        DeclarationError
+            For any other string.
+        """
+        if isinstance(prior, str) and prior != "weak":
+            raise DeclarationError(f'{cls.__name__}: prior must be None, "weak" or a prior object; got {prior!r}')
+        return weak() if prior == "weak" else prior
+
     def site(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """Law of one parameter given those before it."""
         if self.prior is None:
@@ -146,4 +159,5 @@ class Family(PyroModule):
         return self.prior.site(self, name, values)
 
     def extra_repr(self) -> str:
+        """Size and prior, for torch's repr."""
         return f"batch={self.batch}, prior={self.prior}"

@@ -3,13 +3,12 @@
 import math
 from typing import ClassVar
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
-
-import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.families.covariance import InverseWishart, covariance_matrix
 
@@ -53,11 +52,11 @@ class Form:
         return centred / R
 
     def log_determinant(self, R: Tensor, d: int) -> Tensor:
-        """log |R|."""
+        """Log |R|."""
         raise NotImplementedError
 
     def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        """log N(y; m_k, R^-1 Sigma_k R^-T), [K, n], for whitened y [n, d] and means m [K, d]."""
+        """Log N(y; m_k, R^-1 Sigma_k R^-T), [K, n], for whitened y [n, d] and means m [K, d]."""
         raise NotImplementedError
 
     def second(self, y: Tensor, r: Tensor) -> Tensor:

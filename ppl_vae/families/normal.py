@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
-
-from pyro.distributions import TorchDistribution
 
 from ppl_vae.errors import DeclarationError, EngineError
 from ppl_vae.families.family import Family, Sums
@@ -81,6 +80,12 @@ class Normal(Family):
 
     constraints = {"covariance": constraints.dependent, "loc": constraints.real_vector}  # noqa: RUF012
 
+    center: Tensor
+    reference: Tensor
+    prior_mean: Tensor
+    prior_scale: Tensor
+    adapted: Tensor
+
     def __init__(
         self,
         n_features: int,
@@ -93,13 +98,15 @@ class Normal(Family):
             raise DeclarationError(f"Normal: covariance must be one of {', '.join(FORMS)}; got {covariance!r}")
         if n_features < 1 or batch < 1:
             raise DeclarationError(f"Normal: n_features and batch must be at least 1, got {n_features} and {batch}")
-        super().__init__(batch, NormalInverseWishartPrior() if prior == "weak" else prior)
+        super().__init__(batch, self.choose_prior(prior, NormalInverseWishartPrior))
         self.n_features, self.form, self.floor = n_features, FORMS[covariance], floor
         self.prior_df = float((self.prior.df if self.prior else None) or n_features + 2)
         identity = self.form.identity(1, n_features, torch.zeros(()))
         self.register_buffer("center", torch.zeros(n_features))
-        self.register_buffer("reference", self.form.reference(torch.eye(n_features), torch.ones(n_features),
-                                                              torch.full((n_features,), 1.0)))
+        self.register_buffer(
+            "reference",
+            self.form.reference(torch.eye(n_features), torch.ones(n_features), torch.full((n_features,), 1.0)),
+        )
         self.register_buffer("prior_mean", torch.zeros(n_features))
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
         self.register_buffer("adapted", torch.tensor(False))
@@ -155,7 +162,7 @@ class Normal(Family):
         return self.form.whiten(x.to(self.center) - self.center, self.reference)
 
     def log_density(self, features: Tensor) -> Tensor:
-        """log N(x_i; mu_k, Sigma_k) = log N(y_i; R^-1 (mu_k - c), R^-1 Sigma_k R^-T) - log|R|, [K, n]."""
+        """Log N(x_i; mu_k, Sigma_k) = log N(y_i; R^-1 (mu_k - c), R^-1 Sigma_k R^-T) - log|R|, [K, n]."""
         m = self.form.whiten(self.loc - self.center, self.reference)
         density = self.form.log_density(features, m, self.covariance, self.reference)
         return density - self.form.log_determinant(self.reference, self.n_features)
@@ -190,5 +197,3 @@ class Normal(Family):
         smallest = self.form.smallest(values["covariance"], self.reference, self.batch)
         on_floor = (smallest <= self.floor * (1 + 1e-6)) & (sums["count"] <= self.n_features + 1)
         return super().degenerate(sums, values) | on_floor
-
-

@@ -1,16 +1,15 @@
 """Expectation maximisation, by hand: exact responsibilities, closed-form updates (000 s.1, 004 s.7)."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
-
-import pyro
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
@@ -176,15 +175,13 @@ class EM:
                 if own is None:
                     r = first_responsibilities(self.start, model, obs, w, sizes, self.seed + number)
                     with model.bind(values), torch.no_grad():
-                        sums = expectation(model, parts, lambda c, _, r=r: r[..., c.start : c.start + len(c.obs)]).sums
+                        sums = expectation(model, parts, _taken_from(r)).sums
                     own = {**values, **self._maximize(model, sums)}
                 runs.append(self._run(model, parts, own, number, update))
         return runs
 
     def _defaults(self, model: LatentVariableModel) -> Values:
-        values = {}
-        for path, family in model.families().items():
-            values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
+        values = model.family_defaults()
         for name, law in model.shared_laws().items():
             if name not in values:
                 values[name] = _center(law(values))
@@ -226,8 +223,8 @@ class EM:
             sums = expectation(model, parts).sums
         bad = self._degenerate(model, sums, run.values)
         if bad:
-            run.status = Status("degenerate", f"{', '.join(bad)} has too few data to be estimated: its likelihood has no "
-                                f"bound, or it is empty; use fewer components or a prior")
+            message = "too few data to be estimated: its likelihood has no bound, or it is empty"
+            run.status = Status("degenerate", f"{', '.join(bad)} has {message}; use fewer components or a prior")
         run.status = Status(run.status.code, run.status.message, tuple(notes))
         return run
 
@@ -260,7 +257,13 @@ class EM:
         return names
 
     def _repair(
-        self, model: LatentVariableModel, parts: list[Chunk], values: Values, bad: list[str], log_prob: Tensor, turn: int
+        self,
+        model: LatentVariableModel,
+        parts: list[Chunk],
+        values: Values,
+        bad: list[str],
+        log_prob: Tensor,
+        turn: int,
     ) -> Values | None:
         """Give each lost component the data that the others explain worst, then maximise again."""
         with model.bind(values), torch.no_grad():
@@ -321,6 +324,11 @@ class EM:
                 for variable, value in zip(variables, kept, strict=True):
                     variable.copy_(value)
             return {name: value.detach() for name, value in assembled().items()}
+
+
+def _taken_from(r: Tensor) -> Callable[[Chunk, Tensor], Tensor]:
+    """Responsibilities [*enumerated, n] as the function of a chunk that the E-step asks."""
+    return lambda chunk, _: r[..., chunk.start : chunk.start + len(chunk.obs)]
 
 
 def _shallow(items: list[tuple[str, Any]]) -> dict[str, Any]:

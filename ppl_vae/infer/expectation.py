@@ -60,7 +60,7 @@ def chunks(model: LatentVariableModel, obs: Observations, weights: Tensor, membe
 
 
 def joint_terms(model: LatentVariableModel, chunk: Chunk) -> tuple[Tensor, dict[str, _Term], dict[str, int]]:
-    """log p(x_i, z) with every value of z in its own dimension, [*enumerated, n], and who made each factor."""
+    """Log p(x_i, z) with every value of z in its own dimension, [*enumerated, n], and who made each factor."""
     scope: Scope = model.scope(chunk.obs)
     joint: Tensor = chunk.weights.new_zeros(())
     terms: dict[str, _Term] = {}
@@ -108,7 +108,8 @@ def expectation(
         Replaces the exact posterior [*enumerated, n] of a chunk: starts and repairs.
     """
     paths = {id(family): path for path, family in model.families().items()}
-    log_prob, sums = [], {}
+    log_prob: list[Tensor] = []
+    sums: dict[str, Sums] = {}
     for chunk in parts:
         joint, terms, _ = joint_terms(model, chunk)
         flat = joint.flatten(0, -2) if joint.dim() > 1 else joint[None]
@@ -160,9 +161,7 @@ def _scatter(r: Tensor, index: Tensor | None, K: int, column: int) -> Tensor:
     return r.new_zeros(K, r.shape[-1]).scatter_add_(0, rows, r.reshape(rows.shape))
 
 
-def expected_log_joint(
-    model: LatentVariableModel, parts: list[Chunk], posterior: list[Tensor]
-) -> Iterator[Tensor]:
+def expected_log_joint(model: LatentVariableModel, parts: list[Chunk], posterior: list[Tensor]) -> Iterator[Tensor]:
     """Q(theta) = sum_i w_i E_r[log p(x_i, z)] chunk by chunk, differentiable in theta (000 (9))."""
     for chunk, r in zip(parts, posterior, strict=True):
         joint, _, _ = joint_terms(model, chunk)

@@ -48,5 +48,3 @@ def _shapes(model: LatentVariableModel, obs: Observations) -> dict[str, Tensor]:
             if name not in values:
                 values[name] = law(values).sample()
     return values
-
-

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
-
-import pyro
 
 from ppl_vae.align import align
 from ppl_vae.declare import LatentVariableModel
@@ -21,6 +20,7 @@ from ppl_vae.infer.samplers import JITTER, SAMPLERS, Target
 from ppl_vae.infer.weights import check_weights
 
 __all__ = ["NUTS"]
+
 
 @dataclass(frozen=True)
 class NUTS:
@@ -106,7 +106,7 @@ class NUTS:
         shared = {name: draws[name] for name in fitted.shared_laws()}
         aligned, note = align(fitted, obs, shared)
         divergences = int(stats["diverging"].sum())
-        notes = (note,) if note else ()
+        notes: tuple[str, ...] = (note,) if note else ()
         if divergences:
             notes += (f"{divergences} of {stats['diverging'].numel()} transitions diverged: do not trust the tails",)
         return Fit(
@@ -118,11 +118,14 @@ class NUTS:
             status=Status("finished", f"{self.num_chains} chains of {self.warmup} + {self.num_samples}", notes),
             seconds=time.perf_counter() - begin,
             seed=self.seed,
-            settings={**{k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}, "sampler": name},
+            settings={**self._settings(), "sampler": name},
             data=obs,
             weights=None if weights is None else w,
             sample_stats=stats,
         )
+
+    def _settings(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}
 
     def _starts(self, model: LatentVariableModel, potential: Potential, obs: Any, weights: Tensor | None) -> Tensor:
         """[chains, size] unconstrained starts with finite density."""

@@ -20,6 +20,7 @@ class TorchFactory:
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser over these parameters."""
         return self.kind(parameters, **dict(self.options))
 
     def __str__(self) -> str:
@@ -58,6 +59,7 @@ class Linear:
     epochs: float
 
     def __call__(self, epoch: float) -> float:
+        """The value at an epoch, fractions allowed."""
         return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
 
 

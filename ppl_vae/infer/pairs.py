@@ -4,13 +4,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 import pyro
-from pyro.infer import ELBO, MCMC, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
-from pyro.infer import NUTS as PyroNUTS
+import pyro.infer
+import torch
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
+from torch import Tensor
 
 from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
@@ -60,9 +58,9 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
     )  # fmt: skip
 
 
-def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any], args: Arguments) -> ELBO:
+def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any], args: Arguments) -> pyro.infer.ELBO:
     """TraceEnum_ELBO where something is enumerated, TraceMeanField_ELBO for an analytic KL, else Trace_ELBO."""
-    if isinstance(engine.objective, ELBO):
+    if isinstance(engine.objective, pyro.infer.ELBO):
         return engine.objective
     if engine.beta != 1.0 or engine.batch_size is not None or engine.validation is not None:
         raise EngineError("a Pyro pair is fitted whole: beta, batch_size and validation are for declared models")
@@ -74,8 +72,9 @@ def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any
         guide_trace = pyro.poutine.trace(guide).get_trace(*args)
         trace = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide_trace)).get_trace(*args)
     marked = [s for t in (trace, guide_trace) for s in t.nodes.values() if s.get("infer", {}).get("enumerate")]
-    kinds = {(True, "sampled"): TraceEnum_ELBO, (True, "analytic"): TraceEnum_ELBO}
-    kinds |= {(False, "sampled"): Trace_ELBO, (False, "analytic"): TraceMeanField_ELBO}
+    enum = pyro.infer.TraceEnum_ELBO
+    kinds: dict[tuple[bool, str], type] = {(True, "sampled"): enum, (True, "analytic"): enum}
+    kinds |= {(False, "sampled"): pyro.infer.Trace_ELBO, (False, "analytic"): pyro.infer.TraceMeanField_ELBO}
     return kinds[bool(marked), kl](num_particles=particles, max_plate_nesting=nesting)
 
 
@@ -106,7 +105,7 @@ def sample_pair(engine: "NUTS", model: Any, data: Any) -> Fit:
         model = model[0]
     begin = time.perf_counter()
     args = Arguments(data)
-    program = config_enumerate(model)
+    program = pyro.infer.config_enumerate(model)
     _refuse_parameters(model, args)
     chains, divergences = [], []
     total = engine.num_chains * (engine.num_samples + engine.warmup)
@@ -114,14 +113,14 @@ def sample_pair(engine: "NUTS", model: Any, data: Any) -> Fit:
     with torch.random.fork_rng([]), progress("NUTS", total, engine.progress) as update, pyro.get_param_store().scope():
         for chain in range(engine.num_chains):
             torch.manual_seed(engine.seed + chain)
-            kernel = PyroNUTS(InitMessenger(init_to_value(values=start))(program) if start else program)
+            kernel = pyro.infer.NUTS(InitMessenger(init_to_value(values=start))(program) if start else program)
             done = chain * (engine.num_samples + engine.warmup)
 
             def hook(_k: object, _p: object, stage: str, i: int, done: int = done, chain: int = chain) -> None:
                 extra = 0 if stage.lower().startswith("warm") else engine.warmup
                 update(done + extra + i + 1, f"chain {chain + 1}, {stage}")
 
-            mcmc = MCMC(kernel, engine.num_samples, engine.warmup, disable_progbar=True, hook_fn=hook)
+            mcmc = pyro.infer.MCMC(kernel, engine.num_samples, engine.warmup, disable_progbar=True, hook_fn=hook)
             mcmc.run(*args)
             chains.append(mcmc.get_samples())
             diverging = torch.zeros(engine.num_samples, dtype=torch.bool)
@@ -151,7 +150,7 @@ def _refuse_parameters(model: Callable[..., Any], args: Arguments) -> None:
 def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
     """Generalised EM of a Pyro model with finite latents: exact responsibilities, then gradient steps that raise Q."""
     begin = time.perf_counter()
-    pair, args = PyroPair(config_enumerate(model)), Arguments(data)
+    pair, args = PyroPair(pyro.infer.config_enumerate(model)), Arguments(data)
     bounds: list[float] = []
     status = Status("max_iter", f"{engine.max_iter} iterations did not reach tol {engine.tol:g}")
     n = args.count()
@@ -193,4 +192,3 @@ def _raise_q(pair: PyroPair, args: Arguments, r: Tensor) -> None:
             return loss
 
         optimizer.step(closure)
-

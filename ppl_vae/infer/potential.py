@@ -42,7 +42,7 @@ class Potential:
 
     def __init__(self, model: LatentVariableModel, obs: Observations, weights: Tensor) -> None:
         self.model, self.obs, self.weights = model, obs, weights
-        self.local = [name for name in model.draws_without_posterior(obs)]
+        self.local = model.draws_without_posterior(obs)
         self.sites = self._layout()
         self.size = self.sites[-1].stop if self.sites else 0
 
@@ -62,7 +62,7 @@ class Potential:
         return sites
 
     def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """theta = T(u) by name, and log|d theta / d u|."""
+        """Theta = T(u) by name, and log|d theta / d u|."""
         values: dict[str, Tensor] = {}
         log_jacobian = u.new_zeros(())
         for site in self.sites:
@@ -72,7 +72,7 @@ class Potential:
         return values, log_jacobian
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """u with T(u) = theta."""
+        """U with T(u) = theta."""
         parts = [site.transform.inv(values[site.name]).reshape(-1) for site in self.sites]
         return torch.cat(parts) if parts else torch.zeros(0)
 
@@ -91,7 +91,7 @@ class Potential:
         return drawn
 
     def log_density(self, u: Tensor) -> Tensor:
-        """log p(X, theta) + log|d theta / d u|, total nats."""
+        """Log p(X, theta) + log|d theta / d u|, total nats."""
         values, log_jacobian = self.constrain(u)
         local = {name: values.pop(name) for name in self.local}
         obs = Observations({**self.obs.values, **local}, self.obs.missing, self.obs.columns)
@@ -108,7 +108,7 @@ def _site(name: str, shape: torch.Size, support: torch.distributions.constraints
 def value_and_gradient(
     function: Callable[[Tensor], Tensor], at: Tensor, check: Tensor
 ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], bool]:
-    """u to (value, gradient), traced into one graph where the function allows it.
+    """U to (value, gradient), traced into one graph where the function allows it.
 
     Parameters
     ----------
@@ -134,7 +134,8 @@ def value_and_gradient(
     try:
         graph = make_fx(eager)(at)
         expected, found = eager(check), graph(check)
-        same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True) for a, b in zip(expected, found, strict=True))
+        pairs = zip(expected, found, strict=True)
+        same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True) for a, b in pairs)
         if not same:
             raise EngineError("the traced graph and the model disagree at a second point: control flow on values")
     except Exception as error:  # whatever a user's node does that a tracer cannot follow

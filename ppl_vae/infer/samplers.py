@@ -4,13 +4,12 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyro.infer
 import torch
 from torch import Tensor
-
-from pyro.infer import MCMC
-from pyro.infer import NUTS as PyroNUTS
 
 from ppl_vae.infer.progress import progress
 
@@ -42,6 +41,7 @@ def sample_nutpie(
         from nutpie import compiled_pyfunc
 
     chains, size = starts.shape
+
     def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
             value, gradient = target.value_and_gradient(torch.from_numpy(u))
@@ -66,8 +66,15 @@ def sample_nutpie(
     try:
         with progress("NUTS", 1, show) as update:
             sampler = nutpie.sample(
-                model, draws=num_samples, tune=warmup, chains=chains, cores=cores, seed=seed, progress_bar=False,
-                blocking=False, save_warmup=False,
+                model,
+                draws=num_samples,
+                tune=warmup,
+                chains=chains,
+                cores=cores,
+                seed=seed,
+                progress_bar=False,
+                blocking=False,
+                save_warmup=False,
             )
             trace = _wait(sampler, update)
     finally:
@@ -79,15 +86,15 @@ def sample_nutpie(
     return np.array(trace["posterior"]["u"].values), stats
 
 
-def _wait(sampler: object, update: Callable[[int, str], None]) -> object:
+def _wait(sampler: Any, update: Callable[[int, str], None]) -> Any:
     try:
         while True:
             try:
-                return sampler.wait(timeout=0.5)  # type: ignore[attr-defined]
+                return sampler.wait(timeout=0.5)
             except TimeoutError:
                 update(0, "sampling")
     except KeyboardInterrupt:
-        sampler.abort()  # type: ignore[attr-defined]
+        sampler.abort()
         raise
 
 
@@ -100,14 +107,14 @@ def sample_pyro(
     with progress("NUTS", total, show) as update:
         for chain, start in enumerate(starts):
             torch.manual_seed(seed + chain)
-            kernel = PyroNUTS(potential_fn=_PyroPotential(target))
+            kernel = pyro.infer.NUTS(potential_fn=_PyroPotential(target))
             done = chain * (num_samples + warmup)
 
-            def hook(_kernel: object, _params: object, stage: str, i: int, done: int = done, chain: int = chain) -> None:
+            def hook(_k: object, _p: object, stage: str, i: int, done: int = done, chain: int = chain) -> None:
                 offset = i if stage.lower().startswith("warm") else warmup + i
                 update(done + offset + 1, f"chain {chain + 1}, {stage}")
 
-            mcmc = MCMC(
+            mcmc = pyro.infer.MCMC(
                 kernel, num_samples, warmup, initial_params={"u": start.clone()}, disable_progbar=True, hook_fn=hook
             )
             mcmc.run()
@@ -132,14 +139,14 @@ class _Traced(torch.autograd.Function):
     """A scalar function whose gradient comes with its value."""
 
     @staticmethod
-    def forward(ctx: object, u: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(ctx: Any, u: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         value, gradient = function(u.detach())
-        ctx.save_for_backward(gradient)  # type: ignore[attr-defined]
+        ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
         return grad * gradient, None
 
 

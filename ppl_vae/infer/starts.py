@@ -40,7 +40,7 @@ def first_responsibilities(
     start: Any, model: LatentVariableModel, obs: Observations, weights: Tensor, sizes: Mapping[str, int], seed: int
 ) -> Tensor:
     """Responsibilities [*enumerated, n] to begin with, the last-declared latent first."""
-    n, shape = len(obs), tuple(reversed(sizes.values()))
+    n, shape = len(obs), tuple(reversed(list(sizes.values())))
     cells = torch.Size(shape).numel()
     if isinstance(start, Tensor):
         return _given(start, shape, n)

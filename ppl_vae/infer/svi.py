@@ -6,10 +6,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
-
-import pyro
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
@@ -112,7 +111,8 @@ class SVI:
         if isinstance(model, tuple):
             from ppl_vae.infer.pairs import fit_pair
 
-            return fit_pair(self, *model, data)
+            program, guide = model
+            return fit_pair(self, program, guide, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).requires_grad_(True)
         fitted = fitted.to(data_dtype(data, fitted.like.dtype))
@@ -166,8 +166,8 @@ class SVI:
             raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
         optimizers = [self.optimizer(dense)] if dense else []
         if sparse:
-            lr = optimizers[0].param_groups[0]["lr"] if dense else self.optimizer([torch.zeros(1)]).param_groups[0]["lr"]
-            optimizers.append(torch.optim.SparseAdam(sparse, lr=lr))
+            like = optimizers[0] if dense else self.optimizer([torch.zeros(1)])
+            optimizers.append(torch.optim.SparseAdam(sparse, lr=like.param_groups[0]["lr"]))
         total = w.sum()
         objective, size = self.objective, len(obs)
 
@@ -219,10 +219,10 @@ class SVI:
 
 
 def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
-    """dtype of the first floating tensor or array in the data; data frames and tables are float64."""
+    """Dtype of the first floating tensor or array in the data; data frames and tables are float64."""
     values = data.values() if isinstance(data, dict) else [data]
     for value in values:
-        dtype = getattr(getattr(value, "probabilities", value), "dtype", None)
+        dtype: Any = getattr(getattr(value, "probabilities", value), "dtype", None)
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             return dtype
         if getattr(dtype, "kind", None) == "f":
@@ -234,7 +234,7 @@ def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
 
 def split_parameters(model: LatentVariableModel) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters moved at every step, and those with one row per datum, moved only where the batch is."""
-    sparse = [p for p in model.local_posteriors.parameters() if p.requires_grad]
+    sparse: list[Tensor] = [p for p in model.local_posteriors.parameters() if p.requires_grad]
     rows = {id(p) for p in sparse}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in rows], sparse
 
@@ -308,9 +308,9 @@ def svi_step(
     chosen = objective or elbo()
     if model.shared_laws():
         if size is None:
-            raise EngineError("svi_step: the model has shared latents, whose share of a batch needs size=, the number of data")
+            raise EngineError("svi_step: shared latents have a share of each batch: pass size=, the number of data")
         if model.shared_guide is None:
-            raise EngineError("svi_step: call model.use_guide(...) before making the optimizer: shared latents need a q")
+            raise EngineError("svi_step: shared latents need a q: call model.use_guide(...) before the optimizer")
 
     def step(batch: Any, beta: float = 1.0) -> Tensor:
         obs = model.observe(batch)

@@ -1,7 +1,6 @@
 """The Gaussian mixture."""
 
 import torch
-
 from pyro.distributions import TorchDistribution
 
 from ppl_vae import families
@@ -50,10 +49,10 @@ class GaussianMixture(LatentVariableModel):
 
     @latent
     def z(self) -> TorchDistribution:
-        """Categorical(pi)"""  # noqa: D403, D415
+        """Categorical(pi)."""
         return self.mixing()
 
     @observed
     def x(self, z: torch.Tensor) -> TorchDistribution:
-        """Normal(mu_z, Sigma_z)"""  # noqa: D403, D415
+        """Normal(mu_z, Sigma_z)."""
         return self.components(z)

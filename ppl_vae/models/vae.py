@@ -1,10 +1,9 @@
 """The variational autoencoder."""
 
-import torch
-from torch import Tensor, nn
-
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
 
 from ppl_vae.declare import LatentVariableModel, latent, observed
 from ppl_vae.errors import DeclarationError
@@ -48,24 +47,23 @@ class VAE(LatentVariableModel):
         size = latent_dim or getattr(encoder, "output_size", None)
         if size is None:
             raise DeclarationError(f"VAE: {type(encoder).__name__} has no output_size; pass latent_dim=")
-        if isinstance(likelihood, str):
-            if likelihood not in LIKELIHOODS:
-                raise DeclarationError(f"VAE: likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
-            likelihood = LIKELIHOODS[likelihood]()
-        self.encoder, self.decoder, self.likelihood, self.latent_dim = encoder, decoder, likelihood, size
+        if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
+            raise DeclarationError(f"VAE: likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
+        self.encoder, self.decoder, self.latent_dim = encoder, decoder, size
+        self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
 
     @latent
     def z(self) -> TorchDistribution:
-        """Normal(0, I)"""  # noqa: D403, D415
+        """Normal(0, I)."""
         return dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1)
 
     @z.posterior
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """Normal(encoder(x))"""  # noqa: D403, D415
+        """Normal(encoder(x))."""
         loc, scale = self.encoder(x)
         return dist.Normal(loc, scale).to_event(1)
 
     @observed
     def x(self, z: Tensor) -> TorchDistribution:
-        """likelihood(decoder(z))"""  # noqa: D403, D415
+        """Likelihood(decoder(z))."""
         return self.likelihood(self.decoder(z))
