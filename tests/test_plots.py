@@ -160,8 +160,6 @@ def test_vae_figures(vae, digits):
     geyser = pv.data.faithful()
     with pytest.raises(EngineError, match="continuous latent"):
         plots.latent_space(pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), geyser), geyser)
-            pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), pv.data.faithful()), pv.data.faithful()
-        )
 
 
 def test_principal_directions_keep_distances():

@@ -3,7 +3,7 @@
 Colours stay apart for colour-blind readers and on light and dark paper.
 """
 
-from ppl_vae.plots.bounds import bound, kl_bars
+from ppl_vae.plots.bounds import bound, epochs, kl_bars
 from ppl_vae.plots.chains import trace_rank
 from ppl_vae.plots.graph import render
 from ppl_vae.plots.mixture import fit_ellipses
@@ -12,6 +12,7 @@ from ppl_vae.plots.predictive import predictive_check
 
 __all__ = [
     "bound",
+    "epochs",
     "fit_ellipses",
     "images",
     "kl_bars",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from ppl_vae.fit import Fit
 from ppl_vae.plots.style import array, color, new_axes
 
-__all__ = ["bound", "kl_bars"]
+__all__ = ["bound", "epochs", "kl_bars"]
 
 MANY = 32
 """Units from which bars have no number each."""
@@ -70,6 +70,31 @@ def per_datum(fit: Fit) -> tuple[np.ndarray, str]:
     if count is None:
         return values, f"{name}, total"
     return values / count, f"({name}) / n" if "+" in name else f"{name} / n"
+
+
+def epochs(fit: Fit, ax: Axes | None = None) -> Axes:
+    """Draw the ELBO per datum by epoch, training and held out, without the steep first epochs.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of SVI.
+    ax : Axes, optional
+        Where to draw.
+    """
+    ax = new_axes(ax)
+    curves = {"training": fit.trace["bound"], "held out": fit.trace.get("validation", [])}
+    for number, (name, values) in enumerate(curves.items()):
+        y = array(values)
+        if len(y):
+            ax.plot(np.arange(1, len(y) + 1), y, color=color(number), ls="-" if number == 0 else "--", label=name)
+    settled = np.concatenate([array(v)[len(v) // 20 :] for v in curves.values() if len(v)])
+    room = 0.05 * np.ptp(settled) + 1e-9
+    ax.set_ylim(settled.min() - room, settled.max() + room)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("ELBO, nats per datum")
+    ax.legend(frameon=False, loc="lower right")
+    return ax
 
 
 def kl_bars(kl: Any, ax: Axes | None = None) -> Axes:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ppl_vae.diagnostics import posterior_draws
 from ppl_vae.errors import EngineError
-from ppl_vae.plots.style import BIG, PALETTE
+from ppl_vae.plots.style import BIG, GREY, PALETTE
 
 __all__ = ["trace_rank"]
 
@@ -89,6 +89,8 @@ def _tidy(figure: Figure) -> Figure:
         ax.title.set_fontsize("small")
         ax.tick_params(labelsize="x-small")
         ax.xaxis.label.set_fontsize("x-small")
+        for band in ax.collections:
+            band.set(facecolor=GREY, edgecolor="none", alpha=0.25)
         for line in ax.lines:
             line.set_rasterized(np.size(line.get_xdata()) > BIG)
             line.set_linewidth(0.8)

@@ -127,7 +127,8 @@ def _plate(nodes: Any, places: dict[str, tuple[float, float]]) -> tuple[float, f
 
 def _by_matplotlib(model: Any, ax: Axes | None) -> Axes:
     nodes, plan = model.graph(), layout(model)
-    left = min((x - 0.13 * len(n) if nodes[n].shared else x) for n, (x, _) in plan.places.items()) - 0.5
+    reach = [x - 0.5 - (0.11 * len(n) if nodes[n].shared else 0.0) for n, (x, _) in plan.places.items()]
+    left = min(*reach, plan.plate[0] - 0.1 if plan.plate else 0.0)
     right = max(plan.plate[2] if plan.plate else 0.5, *(x + 0.5 for x, _ in plan.places.values())) + 0.1
     heights = [y for _, y in plan.places.values()]
     low, high = min(*heights, plan.plate[1] + 0.4 if plan.plate else 0.0) - 0.5, max(heights) + 0.6

@@ -165,7 +165,7 @@ def latent_space(fit: Any, data: Any, labels: Any = None, ax: Axes | None = None
     for k in [] if labels is None else np.unique(given):
         x, y = np.median(plane[given == k], 0)
         box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": color(int(k)), "lw": 1.5}
-        ax.text(x, y, str(k), ha="center", va="center", color="black", fontweight="bold", bbox=box)
+        ax.text(x, y, str(k), ha="center", va="center", color="#111111", fontweight="bold", bbox=box)
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1] if len(names) > 1 else "")
     return ax

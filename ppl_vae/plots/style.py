@@ -67,5 +67,6 @@ def values_of(fit: Any, data: Any, name: str | None = None) -> tuple[Any, str, t
     obs = fit.data if data is None else fit.model.check(data)
     name = name or next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
     width = obs.values[name].shape[-1] if len(obs.values[name].shape) > 1 else 1
-    columns = obs.columns.get(name) or tuple(f"{name}[{j}]" if width > 1 else name for j in range(width))
+    known = obs.columns.get(name) or (fit.data.columns.get(name) if fit.data is not None else None)
+    columns = known or tuple(f"{name}[{j}]" if width > 1 else name for j in range(width))
     return obs, name, tuple(columns)

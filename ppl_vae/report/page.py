@@ -1,0 +1,60 @@
+"""From templates to text and to a file that is either whole or not there."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ppl_vae import plots
+from ppl_vae.report.figures import drawing, new_figure, svg
+
+__all__ = ["drawn_model", "render", "write"]
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of the package; every value is escaped unless it is markup."""
+    loader = PackageLoader("ppl_vae", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def drawn_model(model: Any) -> Markup:
+    """Draw a model's graph as inline SVG, by matplotlib, so that a page looks the same everywhere."""
+    with drawing():
+        nodes = model.graph()
+        shared = sum(node.shared for node in nodes.values())
+        ax = new_figure(4.2 if shared else 2.2, max(2.4, 0.62 * shared)).add_subplot()
+        plots.render(model, ax)
+        said = "; ".join(f"{c} depends on {p}" for p, c in plots.graph.edges(model)) or "no edges"
+        return svg(ax.figure, f"Graph of {type(model).__name__}: {', '.join(nodes)}; {said}")
+
+
+def write(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a file so that readers see the old one or the new one, never half of it.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder, "a.html"), "<p>").read_text()
+    '<p>'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes private files; a report has the rights of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,143 @@
+"""The page of a trained model with continuous latents."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ppl_vae import plots
+from ppl_vae.data import ImageSet
+from ppl_vae.diagnostics import Evaluation
+from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
+from ppl_vae.report.comparison import FEATURES, foot
+from ppl_vae.report.figures import drawing, new_figure, svg
+from ppl_vae.report.page import render, write
+from ppl_vae.report.words import training_summary, training_warnings
+
+__all__ = ["evaluation_rows", "write_training"]
+
+SHOWN = 16
+"""Latent units whose KL is written out."""
+
+
+def write_training(
+    fit: Fit,
+    evaluation: Evaluation,
+    data: Any,
+    path: str | os.PathLike[str],
+    command: str | None = None,
+    labels: Any = None,
+) -> Path:
+    """Write a training run as one HTML file that needs no network.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of SVI.
+    evaluation : Evaluation
+        From fit.evaluate on held-out data.
+    data : ImageSet, or Tensor or Table
+        Images, whose test part is shown, or held-out rows of a table.
+    path : path
+        File to write; an older one is replaced only when the new one is complete.
+    command : str, optional
+        What to type to get the same page.
+    labels : Tensor, optional
+        [n] classes of the held-out data, those of the image set by default.
+    """
+    pictured = isinstance(data, ImageSet)
+    test = data.test if pictured else data
+    if labels is None and pictured:
+        labels = data.labels.get("test")
+    with drawing():
+        figures = {
+            "curves": _curves(fit, evaluation),
+            "pictures": _pictures(fit, data) if pictured else [],
+            "predictive": [] if pictured else _predictive(fit, test),
+            "latent": _latent(fit, test, labels),
+        }
+    text = render(
+        "training.html",
+        title=f"{type(fit.model).__name__} by {fit.engine}",
+        lead=f"Trained on {data.name if pictured else 'a table'}: {len(fit.data) if fit.data else '?'} training data.",
+        summary=training_summary(fit, evaluation),
+        warnings=training_warnings(fit, evaluation),
+        rows=evaluation_rows(evaluation),
+        has_kl=evaluation.kl_per_unit is not None,
+        latent_caption="Each point is the posterior mean of one held-out datum"
+        + ("; colour and number are its class, which training never saw." if labels is not None else "."),
+        **figures,
+        **foot(fit.model, {fit.engine: fit}, command),
+    )
+    return write(path, text)
+
+
+def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
+    """Name, meaning and text of each quantity of an evaluation."""
+    per = "nats per datum"
+    rows = [
+        ("ELBO", "evidence lower bound on held-out data", f"{found.elbo:.4f} ± {found.elbo_se:.4f} {per}"),
+        ("log p(x)", found.method, f"{found.log_prob:.4f} ± {found.log_prob_se:.4f} {per}"),
+        ("gap", "log p(x) less the bound", f"{found.log_prob - found.elbo:.4f} {per}"),
+    ]
+    if found.method == "importance":
+        rows.append(("smallest ESS", "of a datum's importance weights", f"{found.min_ess:.1f} draws"))
+    if found.kl_per_unit is None:
+        return [*rows, ("KL per unit", "prior and q do not factorise", "not defined")]
+    active = f"{found.active_units} of {len(found.kl_per_unit)}"
+    rows.append(("active units", "whose posterior mean varies over the data by at least 0.01", active))
+    kl = sorted(found.kl_per_unit.tolist(), reverse=True)
+    more = f" and {len(kl) - SHOWN} more" if len(kl) > SHOWN else ""
+    each = "  ".join(f"{value:.2f}" for value in kl[:SHOWN])
+    return [*rows, ("KL per unit", f"largest first, {per}", each + more)]
+
+
+def _curves(fit: Fit, found: Evaluation) -> list[tuple[str, Markup]]:
+    curves = []
+    if len(fit.trace.get("bound", ())):
+        ax = plots.epochs(fit, new_figure(4.4, 3.0).add_subplot())
+        curves.append(("Bound by epoch", svg(ax.figure, "Training and held-out bound by epoch")))
+    if found.kl_per_unit is not None:
+        ax = plots.kl_bars(found.kl_per_unit, new_figure(4.4, 3.0).add_subplot())
+        curves.append(("KL of each latent unit", svg(ax.figure, "KL of each latent unit, largest first")))
+    return curves
+
+
+def _pictures(fit: Fit, data: ImageSet) -> list[tuple[str, Markup]]:
+    above = plots.reconstructions(fit, data.test, data.shape, new_figure(6.5, 1.5).add_subplot())
+    above.set_title("")
+    drawn = plots.prior_samples(fit, data.shape, new_figure(6.5, 2.8).add_subplot())
+    return [
+        (
+            "Above, held-out images; below, their reconstructions: the mean of p(x | z) with z from q(z | x). What is "
+            "blurred or changed is what the latent units do not carry.",
+            svg(above.figure, "Held-out images above their reconstructions"),
+        ),
+        (
+            "Means of p(x | z) for z drawn from the prior. If they look worse than the reconstructions, the prior has "
+            "holes where no datum is encoded.",
+            svg(drawn.figure, "Images decoded from draws of the prior"),
+        ),
+    ]
+
+
+def _predictive(fit: Fit, test: Any) -> list[tuple[str, Markup]]:
+    if fit.model.inputs:
+        return []
+    found = []
+    _, _, columns = plots.style.values_of(fit, test)
+    for j, column in enumerate(columns[:FEATURES]):
+        ax = plots.predictive_check(fit, test, new_figure(3.5, 2.5).add_subplot(), feature=j, draws=20)
+        ax.set_xlabel("")
+        found.append((column, svg(ax.figure, f"Density of {column} in held-out data and in data drawn from the model")))
+    return found
+
+
+def _latent(fit: Fit, test: Any, labels: Any) -> Markup | None:
+    try:
+        ax = plots.latent_space(fit, test, labels, new_figure(6.0, 5.0).add_subplot())
+    except EngineError:
+        return None
+    return svg(ax.figure, "Posterior means of held-out data in the plane")

@@ -1,0 +1,139 @@
+"""What the numbers mean, in sentences: which fit to trust here, and why."""
+
+from typing import Any
+
+import numpy as np
+
+from ppl_vae.compare import ESS_LIMIT, RHAT_LIMIT, Table
+from ppl_vae.diagnostics import Evaluation, convergence
+from ppl_vae.fit import Fit
+
+__all__ = ["healthy", "reference", "training_summary", "training_warnings", "verdict"]
+
+CLOSE = 0.25
+"""Standard deviations of the reference within which a mean counts as the same."""
+NARROW, WIDE = 0.8, 1.25
+
+
+def healthy(fit: Fit) -> bool:
+    """Whether the chains of a fit agree and say enough."""
+    found = convergence(fit)
+    if found is None:
+        return False
+    return found.rhat <= RHAT_LIMIT and found.ess >= ESS_LIMIT and not found.divergences
+
+
+def reference(table: Table) -> str | None:
+    """Name of the fit whose draws are the posterior itself: the first NUTS."""
+    return next((name for name, fit in table.fits.items() if fit.engine == "NUTS"), None)
+
+
+def verdict(table: Table) -> list[str]:
+    """Say which engine to trust, how far the others are from it, and whether predictions differ."""
+    name = reference(table)
+    sentences = [_lead(table, name)]
+    if name is not None and healthy(table.fits[name]):
+        sentences += [s for other in table.fits if other != name and (s := _against(table, other, name))]
+    sentences.append(_predictions(table))
+    if not table.warnings:
+        sentences.append("No warning holds: every fit ended as it should.")
+    return sentences
+
+
+def _lead(table: Table, name: str | None) -> str:
+    if name is None:
+        ended = [n for n, fit in table.fits.items() if fit.status.ok]
+        return (
+            f"No sampler is among these fits, so nothing here measures how good the others' uncertainty is. "
+            f"{', '.join(ended) or 'None of them'} ended well."
+        )
+    found = convergence(table.fits[name])
+    if found is None:
+        return f"{name} ran a single chain, so its convergence cannot be judged: run at least two."
+    facts = (
+        f"worst R-hat {found.rhat:.3f}, smallest effective sample size {found.ess:.0f}, {found.divergences} divergences"
+    )
+    if healthy(table.fits[name]):
+        return f"Trust {name} here: its chains agree ({facts}), so its draws stand for the posterior, and the others are held against it."
+    return f"Do not trust {name} yet ({facts}): run longer before its draws are taken as the posterior."
+
+
+def _against(table: Table, other: str, name: str) -> str | None:
+    """How far another fit's means and standard deviations are from the reference's."""
+    if table.fits[other].status.ok is False:
+        return f"Do not use {other}: {table.fits[other].status}."
+    frame = table.parameters()
+    if other not in frame or f"{name} sd" not in frame:
+        return None
+    sd = frame[f"{name} sd"].where(frame[f"{name} sd"] > 0)
+    off = ((frame[other] - frame[name]).abs() / sd).dropna()
+    if off.empty:
+        return None
+    far = f"at most {off.max():.2f} of {name}'s standard deviations from its mean ({off.idxmax()})"
+    seconds = f"{table.fits[other].seconds:.1f} s against {table.fits[name].seconds:.1f} s"
+    if f"{other} sd" not in frame:
+        return f"{other} is {far}, in {seconds}; it is a point and says nothing of uncertainty."
+    ratio = float(np.nanmedian(frame[f"{other} sd"] / sd))
+    width = "about as wide as" if NARROW <= ratio <= WIDE else "narrower than" if ratio < NARROW else "wider than"
+    means = "agree" if off.max() <= CLOSE else "differ"
+    return (
+        f"{other}'s means {means}: {far}; its posterior is {width} {name}'s (median ratio of standard deviations "
+        f"{ratio:.2f}), in {seconds}."
+    )
+
+
+def _predictions(table: Table) -> str:
+    frame = table.to_frame()
+    values = frame["log_predictive"].astype(float)
+    if len(values) < 2:
+        return f"It predicts {values.iloc[0]:.4f} nats per datum."
+    gap, error = values.max() - values.min(), float(frame["log_predictive_se"].astype(float).max())
+    size = "far less than" if gap < error / 4 else "less than" if gap < error else "more than"
+    return (
+        f"Predictions differ by {gap:.4f} nats per datum between {values.idxmax()} and {values.idxmin()}, "
+        f"{size} the standard error over data ({error:.4f})."
+    )
+
+
+def training_summary(fit: Fit, found: Evaluation) -> list[str]:
+    """Say what the trained model is worth on held-out data."""
+    gap = found.log_prob - found.elbo
+    sentences = [
+        f"On {found.n} held-out data the bound is {found.elbo:.2f} ± {found.elbo_se:.2f} nats per datum and log p(x), "
+        f"{'exactly' if found.method == 'exact' else 'by importance weights'}, {found.log_prob:.2f} ± "
+        f"{found.log_prob_se:.2f}. The difference of {gap:.2f} nats is at least what q(z | x) lacks."
+    ]
+    if found.kl_per_unit is not None:
+        total = float(found.kl_per_unit.sum())
+        sentences.append(
+            f"{found.active_units} of {len(found.kl_per_unit)} latent units are active; together they carry "
+            f"{total:.2f} nats per datum."
+        )
+    sentences.append(f"Training took {fit.seconds:.1f} s and ended as: {fit.status}.")
+    return sentences
+
+
+def training_warnings(fit: Fit, found: Evaluation) -> list[str]:
+    """Say what the reader should know before believing the evaluation."""
+    warnings = [] if fit.status.ok else [f"The fit did not end well: {fit.status}."]
+    if found.method == "importance" and found.min_ess < 10:
+        warnings.append(
+            f"The importance weights of at least one datum rest on {found.min_ess:.1f} draws: its log p(x) is "
+            f"probably too low; take more particles."
+        )
+    if found.active_units == 0:
+        warnings.append("No latent unit is active: the posterior has collapsed onto the prior.")
+    held_out = fit.trace.get("validation")
+    if held_out is not None and len(held_out) > 10:
+        best, last = float(held_out.max()), float(held_out[-5:].mean())
+        if best - last > 2 * found.elbo_se:
+            warnings.append(
+                f"The held-out bound was best at epoch {int(held_out.argmax()) + 1} ({best:.2f}) and fell to {last:.2f}: "
+                f"the model overfits; stop earlier (patience=)."
+            )
+    return warnings
+
+
+def spoken(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings as text."""
+    return {key: str(value) for key, value in settings.items()}
