@@ -83,7 +83,7 @@ def epochs(fit: Fit, ax: Axes | None = None) -> Axes:
         Where to draw.
     """
     ax = new_axes(ax)
-    curves = {"training": fit.trace["bound"], "held out": fit.trace.get("validation", [])}
+    curves: dict[str, Any] = {"training": fit.trace["bound"], "held out": fit.trace.get("validation", [])}
     for number, (name, values) in enumerate(curves.items()):
         y = array(values)
         if len(y):

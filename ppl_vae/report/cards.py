@@ -86,7 +86,7 @@ def fit_html(fit: Fit) -> str:
 
 def _scalars(fit: Fit) -> tuple[list[tuple[str, str, str]], int]:
     """Name, mean and standard deviation of the first scalars, and how many there are besides."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     total = 0
     for name, draws in posterior_draws(fit).items():
         values = draws.flatten(0, 1).double().numpy()

@@ -81,8 +81,9 @@ def foot(model: Any, fits: dict[str, Fit], command: str | None) -> dict[str, Any
 
 def _lead(table: Table, first: Fit) -> str:
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in table.data.values.items())
-    columns = ", ".join(c for names in table.data.columns.values() for c in names)
-    return f"One declaration, {len(table.fits)} fits, {len(table.data)} data: {shapes}{f' ({columns})' if columns else ''}."
+    names = ", ".join(c for own in table.data.columns.values() for c in own)
+    columns = f" ({names})" if names else ""
+    return f"One declaration, {len(table.fits)} fits, {len(table.data)} data: {shapes}{columns}."
 
 
 def _ellipses(table: Table) -> list[tuple[str, Markup]]:
@@ -98,9 +99,7 @@ def _ellipses(table: Table) -> list[tuple[str, Markup]]:
             ax = plots.fit_ellipses(fit, data, new_figure(3.5, 2.9).add_subplot(), order=order)
         except (EngineError, AttributeError):
             continue
-        found.append(
-            (name, svg(ax.figure, f"Scatter of the data, coloured by component, with the components of {name}"))
-        )
+        found.append((name, svg(ax.figure, f"Data coloured by component, with the components of {name}")))
     return found
 
 
@@ -108,10 +107,7 @@ def _ellipse_caption(fit: Fit) -> str:
     made = [f for f in fit.model.families().values() if isinstance(f, families.Normal)]
     ghosts = " Thin lines are single draws of a fit that has draws: how much they spread is how uncertain it is."
     if made and made[0].n_features == 1:
-        return (
-            "Grey bars are the data, coloured lines each component's share of the density, the dashed line their sum."
-            + ghosts
-        )
+        return "Grey bars are the data, coloured lines each component's density, the dashed line their sum." + ghosts
     return (
         "Each point has its components' colours mixed by responsibility. Ellipses hold 1 and 2 standard deviations."
         + ghosts
@@ -130,8 +126,8 @@ def _chains(fit: Fit) -> list[Markup] | None:
         return None
     trace, rank = plots.trace_rank(fit)
     return [
-        svg(trace, "Density and trace of every parameter by chain"),
-        svg(rank, "Rank plot of every parameter by chain"),
+        svg(trace, "Density and trace of each parameter by chain"),
+        svg(rank, "Ranks of each parameter by chain"),
     ]
 
 
@@ -139,7 +135,7 @@ def _predictive(fit: Fit, data: Any) -> list[tuple[str, Markup]]:
     if fit.model.inputs:
         return []
     found = []
-    _, name, columns = plots.style.values_of(fit, raw(data))
+    columns = plots.style.values_of(fit, raw(data))[2]
     for j, column in enumerate(columns[:FEATURES]):
         ax = plots.predictive_check(fit, raw(data), new_figure(3.5, 2.5).add_subplot(), feature=j)
         ax.set_xlabel("")

@@ -24,7 +24,7 @@ def equations(model: Any) -> list[tuple[str, str]]:
         if info.kind == "input":
             continue
         node = inspect.getattr_static(type(model), name, None)
-        law = _law(node) if isinstance(node, Node) else info.law.removesuffix("Prior")
+        law = _law(node) if isinstance(node, Node) else info.law.rstrip(".").removesuffix("Prior")
         found.append((f"p({_given(name, info.parents)})", law))
     for name, q in posteriors(model).items():
         found.append((f"q({_given(name, q.parents)})", _law(q)))
@@ -47,7 +47,7 @@ def _law(item: Node | Posterior) -> str:
     """The first line of the docstring; without one, what the method returns, as it is written."""
     doc = (item.__doc__ or "").strip()
     if doc:
-        return doc.splitlines()[0]
+        return doc.splitlines()[0].rstrip(".")
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(item.function)))
     except (OSError, TypeError, SyntaxError):

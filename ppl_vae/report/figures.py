@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["INK", "drawing", "new_figure", "svg"]
 
@@ -42,7 +42,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure | SubFigure, alt: str) -> Markup:
     """Render a figure as an inline SVG element with a description; the same figure gives the same text.
 
     Parameters
@@ -60,6 +60,7 @@ def svg(figure: Figure, alt: str) -> Markup:
     >>> str(element).startswith("<svg")
     True
     """
+    assert isinstance(figure, Figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NOTHING)
     text = buffer.getvalue()

@@ -50,11 +50,12 @@ def _lead(table: Table, name: str | None) -> str:
     found = convergence(table.fits[name])
     if found is None:
         return f"{name} ran a single chain, so its convergence cannot be judged: run at least two."
-    facts = (
-        f"worst R-hat {found.rhat:.3f}, smallest effective sample size {found.ess:.0f}, {found.divergences} divergences"
-    )
+    facts = f"worst R-hat {found.rhat:.3f}, smallest ESS {found.ess:.0f}, {found.divergences} divergences"
     if healthy(table.fits[name]):
-        return f"Trust {name} here: its chains agree ({facts}), so its draws stand for the posterior, and the others are held against it."
+        return (
+            f"Trust {name} here: its chains agree ({facts}), so its draws stand for the posterior, and the others are "
+            f"held against it."
+        )
     return f"Do not trust {name} yet ({facts}): run longer before its draws are taken as the posterior."
 
 
@@ -128,8 +129,8 @@ def training_warnings(fit: Fit, found: Evaluation) -> list[str]:
         best, last = float(held_out.max()), float(held_out[-5:].mean())
         if best - last > 2 * found.elbo_se:
             warnings.append(
-                f"The held-out bound was best at epoch {int(held_out.argmax()) + 1} ({best:.2f}) and fell to {last:.2f}: "
-                f"the model overfits; stop earlier (patience=)."
+                f"The held-out bound was best at epoch {int(held_out.argmax()) + 1} ({best:.2f}) and fell to "
+                f"{last:.2f}: the model overfits; stop earlier (patience=)."
             )
     return warnings
 

@@ -1,0 +1,114 @@
+"""The data that a command asks for."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_vae.cli.options import Compare, Train
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppl_vae.data import ImageSet, Table
+
+__all__ = ["Parts", "complete_rows", "read", "training_data"]
+
+logger = logging.getLogger("ppl_vae")
+
+
+def read(options: Compare) -> "Table":
+    """Read the table that is asked for, Old Faithful without --data."""
+    from ppl_vae.data import faithful, read_table
+
+    if options.data is None:
+        return _select(faithful(), options.columns)
+    return read_table(options.data, options.columns)
+
+
+def _select(table: "Table", columns: list[str] | None) -> "Table":
+    import pandas as pd
+
+    from ppl_vae.data import from_frame
+
+    if columns is None:
+        return table
+    chosen = from_frame(pd.DataFrame(table.values.numpy(), columns=list(table.columns)), columns)
+    return replace(chosen, source=table.source)
+
+
+def complete_rows(table: "Table") -> tuple["Table", int]:
+    """Leave out rows with NaN, which EM's closed forms do not take, and count them."""
+    from ppl_vae.errors import DataError
+
+    if not table.missing_rows:
+        return table, 0
+    values = table.values[~table.values.isnan().any(1)]
+    if len(values) < 2:
+        raise DataError(
+            f"{table.source}: {table.missing_rows} of {len(table)} rows hold NaN, so fewer than 2 are whole"
+        )
+    logger.warning("%s: %d of %d rows hold NaN and are left out", table.source, table.missing_rows, len(table))
+    return replace(table, values=values, missing_rows=0), table.missing_rows
+
+
+@dataclass
+class Parts:
+    """Training, validation and test data, and what the report shows of them."""
+
+    name: str
+    train: Any
+    validation: Any
+    test: Any
+    shown: Any
+    width: int
+    likelihood: str
+    missing_rows: int = 0
+
+
+def training_data(options: Train) -> Parts:
+    """Read an image set by name, or a table by its file."""
+    suffix = Path(options.data).suffix.lower()
+    if suffix or Path(options.data).exists():
+        return _table_parts(options)
+    from ppl_vae.data import images
+    from ppl_vae.errors import DataError
+
+    if options.columns is not None:
+        raise DataError(f"--columns chooses columns of a table, and {options.data} is an image set")
+    binarize = None if options.binarize == "none" else options.binarize
+    found: ImageSet = images(options.data, options.root, binarize=binarize, download=options.download)
+    likelihood = options.likelihood or ("gaussian-learned" if binarize is None else "bernoulli")
+    width = found.test.shape[1]
+    return Parts(found.name, found.train, found.validation, found.test, found, width, likelihood)
+
+
+def _table_parts(options: Train) -> Parts:
+    """Shuffle and split a table, 70 to 15 to 15, and standardise its columns by the training part."""
+    import torch
+
+    from ppl_vae.data import read_table
+    from ppl_vae.errors import DataError
+
+    table = read_table(options.data, options.columns)
+    n = len(table)
+    held = max(1, round(0.15 * n))
+    if n - 2 * held < 2:
+        raise DataError(f"{table.source}: {n} rows are too few to train on; at least 4 are needed, far more to learn")
+    if table.missing_rows:
+        logger.warning("%s: %d of %d rows hold NaN, taken as missing", table.source, table.missing_rows, n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(options.seed))
+    values = table.values[order].float()
+    likelihood = options.likelihood or "gaussian-learned"
+    if likelihood != "bernoulli":
+        values = _standardised(values, n - 2 * held)
+    parts = [replace(table, values=v) for v in values.split([n - 2 * held, held, held])]
+    train, validation, test = (part.values for part in parts)
+    return Parts(table.source, train, validation, test, parts[2], values.shape[1], likelihood, table.missing_rows)
+
+
+def _standardised(values: "torch.Tensor", count: int) -> "torch.Tensor":
+    known = values[:count]
+    mean = known.nanmean(0).nan_to_num()
+    deviation = (known - mean).square().nanmean(0).sqrt()
+    return (values - mean) / deviation.where(deviation > 0, deviation.new_tensor(1.0))

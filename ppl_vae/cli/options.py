@@ -1,0 +1,143 @@
+"""The settings of both commands, checked before anything is run, and saved beside the report."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+__all__ = ["Common", "Compare", "Train", "arguments", "prepare", "save_settings", "say"]
+
+logger = logging.getLogger("ppl_vae")
+
+
+@dataclass(kw_only=True)
+class Common:
+    """What both commands take."""
+
+    columns: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None
+    "Columns of the table to take, in this order."
+    seed: int = 0
+    "Seed of everything random."
+    output: Path = Path("report.html")
+    "The report to write; the resolved settings go beside it, as .toml."
+    json: Annotated[bool, Parameter(negative=())] = False
+    "Print one JSON document instead of tables."
+    quiet: Annotated[bool, Parameter(negative=())] = False
+    "No progress and no tables."
+    strict: Annotated[bool, Parameter(negative=())] = False
+    "Exit with 3 when a diagnostic fails."
+    config: Path | None = None
+    "TOML file with any of these settings; what is typed wins."
+
+
+@dataclass(kw_only=True)
+class Compare(Common):
+    """Settings of `ppl-vae compare`."""
+
+    data: Path | None = None
+    "CSV, Parquet or .npy file; Old Faithful without it."
+    components: int = 2
+    "Number of components."
+    covariance: Literal["full", "tied", "diagonal", "spherical"] = "full"
+    "Form of the components' covariance."
+    epochs: int = 1000
+    "Epochs of SVI."
+    draws: int = 1000
+    "Draws that NUTS keeps, per chain."
+    warmup: int = 500
+    "Draws that NUTS spends in adaptation, per chain."
+    chains: int = 4
+    "Chains of NUTS."
+
+
+@dataclass(kw_only=True)
+class Train(Common):
+    """Settings of `ppl-vae train`."""
+
+    data: str = "digits"
+    "Image set (digits, mnist, fashion-mnist, kmnist, emnist), or a CSV, Parquet or .npy file."
+    root: Path | None = None
+    "Folder of the image set's files."
+    download: Annotated[bool, Parameter(negative=())] = False
+    "Let torchvision fetch the image set."
+    binarize: Literal["dynamic", "fixed", "threshold", "none"] = "dynamic"
+    "How grey pixels become binary ones."
+    likelihood: Literal["bernoulli", "gaussian", "gaussian-learned", "gaussian-network"] | None = None
+    "p(x|z): bernoulli for binary images, gaussian-learned otherwise."
+    latent: int = 8
+    "Latent units."
+    hidden: int = 256
+    "Hidden units of the encoder and of the decoder."
+    epochs: int = 100
+    "Passes over the data."
+    batch_size: int = 128
+    "Data per step."
+    learning_rate: float = 1e-3
+    "Adam's step."
+    particles: int = 1000
+    "Draws per datum for the importance-weighted log p(x)."
+
+
+# Before: what can be refused in a moment must not be found out after minutes.
+
+
+def prepare(options: Common) -> None:
+    """Refuse what can be refused in a moment, and send logs to standard error."""
+    from ppl_vae.errors import DataError
+
+    counts = ("components", "epochs", "draws", "chains", "latent", "hidden", "batch_size", "particles")
+    for name in counts:
+        if getattr(options, name, 1) < 1:
+            raise DataError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if getattr(options, "warmup", 0) < 0:
+        raise DataError(f"--warmup must not be negative, got {getattr(options, 'warmup')}")  # noqa: B009
+    if not getattr(options, "learning_rate", 1.0) > 0:
+        raise DataError(f"--learning-rate must be positive, got {getattr(options, 'learning_rate')}")  # noqa: B009
+    if options.output.is_dir():
+        raise DataError(f"{options.output}: is a folder; --output needs a file name")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for handler in [h for h in logger.handlers if getattr(h, "of_the_command_line", False)]:
+        logger.removeHandler(handler)
+    if not options.quiet:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.of_the_command_line = True  # type: ignore[attr-defined]
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def say(options: Common, message: str) -> None:
+    """Log a line, unless quiet."""
+    if not options.quiet:
+        logger.info(message)
+
+
+def arguments(options: Common) -> list[str]:
+    """Give the arguments that differ from the defaults: what to type to get the same run."""
+    found: list[str] = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default or field.name in ("config", "json", "quiet", "strict"):
+            continue
+        found.append(f"--{field.name.replace('_', '-')}")
+        if not isinstance(value, bool):
+            found += list(map(str, value)) if isinstance(value, list) else [str(value)]
+    return found
+
+
+def save_settings(options: Common) -> Path:
+    """Write every setting beside the report, to be read again by --config."""
+    from ppl_vae.report.page import write
+
+    lines = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is not None and field.name != "config":
+            # A JSON scalar or list of strings is TOML, too.
+            plain = str(value) if isinstance(value, Path) else value
+            lines.append(f"{field.name} = {json.dumps(plain, ensure_ascii=False)}")
+    return write(options.output.with_suffix(".toml"), "\n".join(lines) + "\n")
