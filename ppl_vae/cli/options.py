@@ -76,7 +76,7 @@ class Train(Common):
     "Passes over the data."
     batch_size: int = 128
     "Data per step."
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     "Adam's step."
     particles: int = 1000
     "Draws per datum for the importance-weighted log p(x)."

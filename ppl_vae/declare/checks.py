@@ -51,8 +51,8 @@ def check(
         if node.kind == "latent" and name in obs.missing and not d.has_enumerate_support:
             raise DataError(
                 f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite "
-                f"latent can be observed for some data and not for others; {type(d).__name__} is not finite: pass all values "
-                f"or none"
+                f"latent can be observed for some data and not for others; {type(d).__name__} is not finite: pass all "
+                f"values or none"
             )
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))

@@ -315,8 +315,8 @@ class Program(PyroModule):
             elif d.has_enumerate_support and node.name in sites.q and node.name not in sites.enumerated:
                 raise DeclarationError(
                     f"{type(self).__name__}: the posterior of {node.name!r} ~ {_name(d)} is {_name(sites.q[node.name])}, "
-                    f"which cannot be enumerated; give a finite latent a finite one (a point mass is a Categorical with one "
-                    f"probability 1)"
+                    f"which cannot be enumerated; give a finite latent a finite one (a point mass is a Categorical with "
+                    f"one probability 1)"
                 )
             value = scope[node.name].value
             sites.p[node.name] = d

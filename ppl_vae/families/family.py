@@ -100,7 +100,7 @@ class Family(PyroModule):
         d.origin = (self, index)  # EM reads which family made the distribution
         return d
 
-    def adapt(self, x: Tensor) -> None:
+    def adapt(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Take from data [n, *event] what depends on its scale: a weak prior, a variance floor."""
 
     def values(self) -> dict[str, Tensor]:

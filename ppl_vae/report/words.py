@@ -132,6 +132,12 @@ def training_warnings(fit: Fit, found: Evaluation) -> list[str]:
                 f"The held-out bound was best at epoch {int(held_out.argmax()) + 1} ({best:.2f}) and fell to "
                 f"{last:.2f}: the model overfits; stop earlier (patience=)."
             )
+        tenth = max(2, len(held_out) // 10)
+        rise = float(held_out[-tenth:].mean() - held_out[-2 * tenth : -tenth].mean())
+        if rise > found.elbo_se:
+            warnings.append(
+                f"The held-out bound still rose by {rise:.2f} nats per datum in the last tenth of the epochs: train longer."
+            )
     return warnings
 
 

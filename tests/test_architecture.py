@@ -1,0 +1,96 @@
+"""A room imports only from rooms with a smaller number; the few methods that look up do so inside the function."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ppl_vae"
+
+ROOMS = {
+    "errors": 0,
+    "version": 0,
+    "fit": 0,
+    "families": 1,
+    "nets": 1,
+    "likelihoods": 1,
+    "data": 1,
+    "missing": 1,
+    "objectives": 1,
+    "evidence": 1,
+    "declare": 2,
+    "models": 3,
+    "align": 3,
+    "infer": 4,
+    "diagnostics": 5,
+    "compare": 6,
+    "plots": 7,
+    "report": 7,
+    "cli": 8,
+    "__init__": 9,
+}
+"""Room by number. Within a number only the room itself, errors and fit may be imported."""
+
+NEIGHBOURS = {("fit", "errors"), ("fit", "version"), ("report", "plots"), ("objectives", "missing")}
+"""Pairs of one number of which the first may import the second."""
+
+LOOK_UP = {
+    ("fit", "evaluate", "diagnostics"),
+    ("fit", "to_datatree", "diagnostics"),
+    ("fit", "_repr_html_", "report"),
+    ("declare", "render", "plots"),
+    ("declare", "_repr_html_", "report"),
+    ("compare", "report", "report"),
+    ("compare", "_repr_html_", "report"),
+}
+"""Methods of one line that import upward when they are called."""
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(tree: ast.AST):
+    """(room imported, name of the function it is imported in or None)."""
+    inside = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                inside[node] = function.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ppl_vae":
+            parts = node.module.split(".")[1:]
+            names = [parts[0]] if parts else [alias.name for alias in node.names]
+            for name in names:
+                yield name if name in ROOMS else "__init__", inside.get(node)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = room_of(path)
+    assert own in ROOMS, f"{own} is in no room: give it a number"
+    for other, function in imports(ast.parse(path.read_text())):
+        if other == own or (own, other) in NEIGHBOURS or (own, function, other) in LOOK_UP:
+            continue
+        assert ROOMS[other] < ROOMS[own], f"{path.name} (room {ROOMS[own]}) imports {other} (room {ROOMS[other]})"
+
+
+def test_no_room_for_odds_and_ends():
+    assert not list(PACKAGE.rglob("utils.py"))
+
+
+def test_import_is_light_and_changes_no_setting():
+    program = (
+        "import sys, torch, pyro; d = torch.get_default_dtype(); v = pyro.settings.get();"
+        "import ppl_vae;"
+        "heavy = [m for m in ('torchvision', 'sklearn', 'pandas', 'matplotlib', 'arviz_stats', 'nutpie', 'cyclopts')"
+        " if m in sys.modules];"
+        "assert not heavy, heavy;"
+        "assert torch.get_default_dtype() == d and pyro.settings.get() == v;"
+        "assert len(pyro.get_param_store()) == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
