@@ -235,6 +235,8 @@ def test_training_warnings(trained):
     assert any("collapsed" in w for w in training_warnings(fit, dataclasses.replace(found, active_units=0)))
     over = dataclasses.replace(fit, trace={**fit.trace, "validation": torch.tensor([*[-20.0] * 6, *[-30.0] * 6])})
     assert any("overfits" in w for w in training_warnings(over, found))
+    rising = dataclasses.replace(fit, trace={**fit.trace, "validation": torch.linspace(-90.0, -20.0, 20)})
+    assert any("train longer" in w for w in training_warnings(rising, found))
     failed = dataclasses.replace(fit, status=Status("failed", "nan"))
     assert any("did not end well" in w for w in training_warnings(failed, found))
 

@@ -136,7 +136,8 @@ def training_warnings(fit: Fit, found: Evaluation) -> list[str]:
         rise = float(held_out[-tenth:].mean() - held_out[-2 * tenth : -tenth].mean())
         if rise > found.elbo_se:
             warnings.append(
-                f"The held-out bound still rose by {rise:.2f} nats per datum in the last tenth of the epochs: train longer."
+                f"The held-out bound still rose by {rise:.2f} nats per datum in the last tenth of the epochs: "
+                f"train longer."
             )
     return warnings
 
