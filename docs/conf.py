@@ -10,6 +10,8 @@ sys.path.insert(0, str(ROOT))
 
 # The cells' tensors are small: threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Pyro's import of tqdm asks for notebook widgets, which a built page cannot show.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 project = "ppl_vae"
 author = "The ppl_vae developers"
