@@ -66,9 +66,25 @@ if os.environ.get("PPL_VAE_DOCS_INTERSPHINX") == "1":
 html_theme = "pydata_sphinx_theme"
 html_title = "ppl_vae"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+_pages = (
+    "index",
+    "declare",
+    "engines",
+    "train",
+    "pyro",
+    "scikit-learn",
+    "cli",
+    "theory",
+    "slips",
+    "contributing",
+    "changelog",
+)
+html_sidebars = {page: [] for page in _pages}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
+    "header_links_before_dropdown": 9,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
