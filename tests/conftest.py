@@ -11,6 +11,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "param_store: uses Pyro's global parameter store, which is cleared afterwards")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    # The tests' matrices are tiny: threads that wait for each other cost more than the arithmetic.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _settings():
     return {name: pyro.settings.get(name) for name in SETTINGS} | {"dtype": torch.get_default_dtype()}
 

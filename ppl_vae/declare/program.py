@@ -314,9 +314,9 @@ class Program(PyroModule):
                 sites.values[node.name] = scope[node.name].value
             elif d.has_enumerate_support and node.name in sites.q and node.name not in sites.enumerated:
                 raise DeclarationError(
-                    f"{type(self).__name__}: the posterior of {node.name!r} ~ {_name(d)} is {_name(sites.q[node.name])}, "
-                    f"which cannot be enumerated; give a finite latent a finite one (a point mass is a Categorical with "
-                    f"one probability 1)"
+                    f"{type(self).__name__}: the posterior of {node.name!r} ~ {_name(d)} is "
+                    f"{_name(sites.q[node.name])}, which cannot be enumerated; give a finite latent a finite one "
+                    f"(a point mass is a Categorical with one probability 1)"
                 )
             value = scope[node.name].value
             sites.p[node.name] = d

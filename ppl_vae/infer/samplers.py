@@ -30,6 +30,12 @@ class Target:
     traced: bool
 
 
+class _OutsideError(Exception):
+    """A step went where a covariance is no longer positive definite in rounding: nutpie counts it a divergence."""
+
+    is_recoverable = True
+
+
 def sample_nutpie(
     target: Target, starts: Tensor, num_samples: int, warmup: int, seed: int, show: bool
 ) -> tuple[np.ndarray, Stats]:
@@ -44,13 +50,22 @@ def sample_nutpie(
 
     def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = target.value_and_gradient(torch.from_numpy(u))
+            try:
+                value, gradient = target.value_and_gradient(torch.from_numpy(u))
+            except torch.linalg.LinAlgError as error:
+                raise _OutsideError(str(error)) from error
             return value.item(), gradient.numpy()
 
         return logp
 
+    drawn = [0] * chains
+
     def make_expand(seed1: int, seed2: int, chain: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        return lambda u: {"u": u}
+        def expand(u: np.ndarray) -> dict[str, np.ndarray]:
+            drawn[chain % chains] += 1
+            return {"u": u}
+
+        return expand
 
     def initial(chain_seed: int) -> np.ndarray:
         # Chains ask in any order, from threads: their own seeds say which start is whose.
@@ -64,7 +79,7 @@ def sample_nutpie(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # chains share the cores, not one chain's small kernels
     try:
-        with progress("NUTS", 1, show) as update:
+        with progress("NUTS", chains * (num_samples + warmup), show) as update:
             sampler = nutpie.sample(
                 model,
                 draws=num_samples,
@@ -76,7 +91,7 @@ def sample_nutpie(
                 blocking=False,
                 save_warmup=False,
             )
-            trace = _wait(sampler, update)
+            trace = _wait(sampler, lambda: update(sum(drawn), "draws of all chains"))
     finally:
         torch.set_num_threads(threads)
     record = trace["sample_stats"]
@@ -86,13 +101,13 @@ def sample_nutpie(
     return np.array(trace["posterior"]["u"].values), stats
 
 
-def _wait(sampler: Any, update: Callable[[int, str], None]) -> Any:
+def _wait(sampler: Any, update: Callable[[], None]) -> Any:
     try:
         while True:
             try:
                 return sampler.wait(timeout=0.5)
             except TimeoutError:
-                update(0, "sampling")
+                update()
     except KeyboardInterrupt:
         sampler.abort()
         raise

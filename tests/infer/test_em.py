@@ -213,7 +213,11 @@ def test_shared_latent_by_hand_is_a_map_estimate():
 
 BAD = {
     "too few data": (lambda x: (pv.models.GaussianMixture(5, 2), x[:3], {}), DataError, "5 components need"),
-    "negative weight": (lambda x: (pv.models.GaussianMixture(2, 2), x, {"weights": -torch.ones(272)}), DataError, "non-neg"),
+    "negative weight": (
+        lambda x: (pv.models.GaussianMixture(2, 2), x, {"weights": -torch.ones(272)}),
+        DataError,
+        "non-neg",
+    ),
     "zero weights": (lambda x: (pv.models.GaussianMixture(2, 2), x, {"weights": torch.zeros(272)}), DataError, "zero"),
     "wrong weights": (lambda x: (pv.models.GaussianMixture(2, 2), x, {"weights": torch.ones(3)}), DataError, r"\(3,\)"),
     "infinite": (lambda x: (pv.models.GaussianMixture(2, 2), x / 0, {}), DataError, "infinite"),

@@ -73,7 +73,9 @@ def test_em_equals_scikit_learn_from_its_start(x, form):
             means_init=start["components.loc"].numpy(), precisions_init=precisions.numpy(),
         ).fit(x.numpy())  # fmt: skip
     # EM records the objective before each update: six updates are seven records.
-    ours = pv.EM(start=start, tol=0, max_iter=7, progress=False).fit(pv.models.GaussianMixture(2, 2, form), x).parameters
+    ours = (
+        pv.EM(start=start, tol=0, max_iter=7, progress=False).fit(pv.models.GaussianMixture(2, 2, form), x).parameters
+    )
     expected = {
         "mixing.probs": theirs.weights_, "components.loc": theirs.means_, "components.covariance": theirs.covariances_
     }  # fmt: skip
@@ -226,5 +228,5 @@ def test_law_answers_are_finite_and_of_the_right_shape(x, name, engine):
     ("name", "engine"), [(n, e) for n, (_, _, engines) in MODELS.items() for e in sorted({"EM", "NUTS"} - engines)]
 )
 def test_law_what_an_engine_does_not_claim_it_refuses(x, name, engine):
-    with pytest.raises(pv.EngineError, match="free parameters|finite"):
+    with pytest.raises(pv.EngineError, match=r"free parameters|finite"):
         fitted(name, engine, x)
