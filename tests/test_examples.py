@@ -1,0 +1,31 @@
+"""Every example runs, on few draws, and asserts its own answer; none can go untested."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+FEW = {
+    "compare_mixture": {"draws": 150, "epochs": 400},
+    "train_vae": {"epochs": 25},
+    "new_model": {"draws": 150},
+    "plain_pyro_pair": {},
+    "literal_pyro": {},
+}
+
+
+def test_every_example_is_run():
+    assert set(FEW) == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.param_store
+@pytest.mark.parametrize("name", FEW)
+def test_example(name):
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](**FEW[name])
+
+
+def test_the_new_model_is_short():
+    source = (EXAMPLES / "new_model.py").read_text().split("class ")[1].split("\n\n\ndef")[0]
+    assert len([line for line in source.splitlines() if line.strip()]) < 25
