@@ -28,7 +28,7 @@ RHAT_LIMIT, ESS_LIMIT, K_LIMIT, WEIGHT_SHARE = 1.01, 400, 0.7, 0.05
 
 COLUMNS = {
     "engine": "engine",
-    "log_predictive": "log p(x) held out, nats per datum",
+    "log_predictive": "log p(x) of the data compared on, nats per datum",
     "log_predictive_se": "standard error",
     "log_likelihood": "log p(X | theta), total, training",
     "elbo_total": "bound on log p(X), total",

@@ -306,7 +306,7 @@ def elbo_total(fit: Fit) -> tuple[float, float, float] | None:
     elbo_total = E_q(theta)[log p(X | theta) + log p(theta) - log q(theta)], total nats; the same draws weighted by
     p(X, theta) / q(theta) estimate log p(X), and the difference is KL(q || p(theta | X)).
     """
-    if fit.engine != "SVI" or fit.is_point or "log_q" not in fit.sample_stats:
+    if fit.engine != "SVI" or fit.is_point or "log_q" not in fit.sample_stats or fit.data is None:
         return None
     obs = _data_of(fit, None)
     pointwise = _seeded(0, lambda: fit.pointwise(obs))

@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
     return {
         "ppl_vae": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "pyro": pyro.__version__,
     }
 

@@ -1,0 +1,122 @@
+"""SVI: weights, schedules, stopping, failure, one's own loop, and answers known in closed form."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+
+
+class NormalMean(pv.LatentVariableModel):
+    """mu ~ N(0, 2^2), x_i ~ N(mu, 1)."""
+
+    @pv.latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 2.0)
+
+    @pv.observed
+    def x(self, mu):
+        return dist.Normal(mu, 1.0)
+
+
+@pytest.mark.parametrize("guide", ["normal", "multivariate"])
+def test_conjugate_posterior_with_weights(guide):
+    x = torch.tensor([0.3, 1.9, 2.2, 0.7, 1.1], dtype=torch.float64)
+    w = torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    engine = pv.SVI(1500, optimizer=pv.adam(2e-2), objective=pv.elbo(), guide=guide, num_draws=4000, progress=False)
+    fit = engine.fit(NormalMean(), x, weights=w)
+    precision = 1 / 4 + w.sum()
+    mean, sd = (w * x).sum() / precision, precision**-0.5
+    draws = fit.draws["mu"]
+    # Adam's own noise at this step size is about 0.05 sd.
+    assert abs(draws.mean() - mean) < 0.15 * sd
+    assert draws.std().item() == pytest.approx(sd.item(), rel=0.12)
+
+
+def test_elbo_total_bounds_the_evidence():
+    """log p(X) is known for the conjugate model: the bound lies below it, the weighted draws on it."""
+    from ppl_vae.diagnostics import elbo_total
+
+    x = torch.tensor([0.3, 1.9, 2.2, 0.7, 1.1], dtype=torch.float64)
+    fit = pv.SVI(800, optimizer=pv.adam(2e-2), progress=False).fit(NormalMean(), x)
+    covariance = torch.eye(5, dtype=torch.float64) + 4.0
+    truth = torch.distributions.MultivariateNormal(torch.zeros(5, dtype=torch.float64), covariance).log_prob(x).item()
+    bound, evidence, share = elbo_total(fit)
+    assert bound <= truth + 0.02
+    assert evidence == pytest.approx(truth, abs=0.05)
+    assert share > 0.5
+
+
+@pytest.fixture
+def digits():
+    return pv.data.images("digits", binarize="threshold")
+
+
+def small_vae():
+    torch.manual_seed(0)
+    return pv.models.VAE(pv.nets.mlp_encoder(64, 32, 4), pv.nets.mlp_decoder(4, 32, 64))
+
+
+def test_reported_bound_is_the_true_one_whatever_is_optimised(digits):
+    """At beta = 0 the objective leaves the KL out; the bound beside it does not."""
+    fit = pv.SVI(5, batch_size=128, beta=0.0, progress=False).fit(small_vae(), digits.train)
+    assert (fit.trace["objective"] > fit.trace["bound"] + 0.01).all()
+    warm = pv.SVI(5, batch_size=128, beta=pv.linear(0, 1, epochs=2), progress=False).fit(small_vae(), digits.train)
+    torch.testing.assert_close(warm.trace["objective"][3:], warm.trace["bound"][3:], rtol=1e-6, atol=1e-6)
+
+
+def test_patience_keeps_the_best_state(digits):
+    few = digits.train[:40]
+    engine = pv.SVI(
+        400, batch_size=20, optimizer=pv.adam(1e-2), validation=digits.validation, patience=10, progress=False
+    )
+    fit = engine.fit(small_vae(), few)
+    assert fit.status.code == "stopped early"
+    held_out = fit.trace["validation"]
+    assert len(held_out) < 400
+    # Same noise as the loop's own measurement of that epoch.
+    torch.manual_seed(0)
+    assert fit.model.elbo(digits.validation).mean().item() == pytest.approx(held_out.max().item(), abs=1e-4)
+
+
+def test_a_failed_step_is_a_status_and_spoils_nothing(digits):
+    def explosive(epoch):
+        return float("nan") if epoch >= 2 else 1.0
+
+    fit = pv.SVI(5, batch_size=200, beta=explosive, progress=False).fit(small_vae(), digits.train)
+    assert fit.status.code == "failed"
+    assert "epoch 2" in fit.status.message
+    assert all(torch.isfinite(p).all() for p in fit.model.parameters())
+
+
+def test_own_loop_equals_the_engine_s_first_step(digits):
+    vae = small_vae()
+    step = pv.svi_step(vae, torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True))
+    torch.manual_seed(0)
+    bound = step(digits.train)
+    fit = pv.SVI(1, optimizer=pv.adam(1e-3), progress=False, seed=0).fit(small_vae(), digits.train)
+    assert bound.item() == pytest.approx(fit.trace["bound"][0].item(), rel=1e-5)
+    for (_, a), (_, b) in zip(vae.named_parameters(), fit.model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_missing_pixels_train(digits):
+    x = digits.train.clone()
+    x[torch.rand_like(x) < 0.2] = torch.nan
+    fit = pv.SVI(10, batch_size=128, progress=False).fit(small_vae(), x)
+    assert torch.isfinite(fit.trace["bound"]).all()
+    assert fit.trace["bound"][-1] > fit.trace["bound"][0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pv.SVI(0), "at least 1"),
+        (lambda: pv.SVI(1, patience=3), "validation"),
+        (lambda: pv.SVI(1, guide="nomal", progress=False).fit(NormalMean(), torch.zeros(3)), "nomal"),
+        (lambda: pv.svi_step(NormalMean(), torch.optim.Adam([torch.zeros(1)])), "size="),
+    ],
+)
+def test_bad_requests_are_named(make, message):
+    with pytest.raises(pv.EngineError, match=message):
+        make()
