@@ -211,7 +211,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     >>> x = pv.data.faithful().values
     >>> fits = {K: pv.EM(n_init=3, progress=False).fit(pv.models.GaussianMixture(K, 2), x) for K in (1, 2)}
     >>> pv.compare(fits).to_frame()["log_likelihood"].round(2).tolist()
-    [-1289.57, -1130.26]
+    [-1289.8, -1130.26]
     """
     if not fits:
         raise DataError("compare needs at least one fit: compare({name: fit}, data)")
