@@ -18,12 +18,42 @@ logger = logging.getLogger("ppl_vae")
 
 
 def read(options: Compare) -> "Table":
-    """Read the table that is asked for, Old Faithful without --data."""
+    """Read what is asked for as a table, Old Faithful without --data."""
     from ppl_vae.data import faithful, read_table
 
     if options.data is None:
         return _select(faithful(), options.columns)
+    if _names_images(options.data):
+        return _principal_components(_images(options, None))
     return read_table(options.data, options.columns)
+
+
+def _names_images(data: str) -> bool:
+    return not Path(data).suffix and not Path(data).exists()
+
+
+def _images(options: Compare | Train, binarize: str | None) -> "ImageSet":
+    from ppl_vae.data import images
+    from ppl_vae.errors import DataError
+
+    if options.columns is not None:
+        raise DataError(f"--columns chooses columns of a table, and {options.data} is an image set")
+    return images(str(options.data), options.root, binarize=binarize, download=options.download)
+
+
+def _principal_components(found: "ImageSet", rows: int = 2000) -> "Table":
+    """The first two principal components of the first test images: a plane that a mixture can be drawn in."""
+    import torch
+
+    from ppl_vae.data import Table
+
+    centred = found.test[:rows].double()
+    centred = centred - centred.mean(0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    # Singular vectors have no sign of their own: the largest entry is made positive.
+    axes = axes[:2] * axes[:2].gather(1, axes[:2].abs().argmax(1, keepdim=True)).sign()
+    logger.info("%s: two principal components of %d test images", found.name, len(centred))
+    return Table(centred @ axes.T, ("component 1", "component 2"), found.name, 0)
 
 
 def _select(table: "Table", columns: list[str] | None) -> "Table":
@@ -68,16 +98,10 @@ class Parts:
 
 def training_data(options: Train) -> Parts:
     """Read an image set by name, or a table by its file."""
-    suffix = Path(options.data).suffix.lower()
-    if suffix or Path(options.data).exists():
+    if not _names_images(options.data):
         return _table_parts(options)
-    from ppl_vae.data import images
-    from ppl_vae.errors import DataError
-
-    if options.columns is not None:
-        raise DataError(f"--columns chooses columns of a table, and {options.data} is an image set")
     binarize = None if options.binarize == "none" else options.binarize
-    found: ImageSet = images(options.data, options.root, binarize=binarize, download=options.download)
+    found = _images(options, binarize)
     likelihood = options.likelihood or ("gaussian-learned" if binarize is None else "bernoulli")
     width = found.test.shape[1]
     return Parts(found.name, found.train, found.validation, found.test, found, width, likelihood)

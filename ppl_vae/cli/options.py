@@ -38,8 +38,12 @@ class Common:
 class Compare(Common):
     """Settings of `ppl-vae compare`."""
 
-    data: Path | None = None
-    "CSV, Parquet or .npy file; Old Faithful without it."
+    data: str | None = None
+    "CSV, Parquet or .npy file, or an image set by name (two principal components of it); Old Faithful without it."
+    root: Path | None = None
+    "Folder that holds an image set's files."
+    download: Annotated[bool, Parameter(negative=())] = False
+    "Download an image set that is not there."
     components: int = 2
     "Number of components."
     covariance: Literal["full", "tied", "diagonal", "spherical"] = "full"
