@@ -9,9 +9,13 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 
 import ppl_vae as pv
 from ppl_vae.cli import app, main
+from ppl_vae.cli.inputs import read
+from ppl_vae.cli.options import Compare
+from ppl_vae.data import images
 
 FEW = ("--draws", "40", "--warmup", "40", "--chains", "2", "--epochs", "5")
 SHORT = ("--epochs", "1", "--hidden", "16", "--latent", "3", "--particles", "3")
@@ -83,6 +87,8 @@ def test_bad_files(kind, command, tmp_path, capsys):
         (["compare", "--components", "0"], "--components must be at least 1"),
         (["compare", "--columns", "waitin"], "waiting"),
         (["train", "--data", "digit"], "digits"),
+        (["compare", "--data", "digit"], "digits"),
+        (["compare", "--data", "digits", "--columns", "a"], "image set"),
         (["train", "--data", "mnist", "--root", "nowhere"], "--download"),
         (["train", "--columns", "a"], "image set"),
         (["train", "--batch-size", "0"], "--batch-size"),
@@ -98,6 +104,15 @@ def test_usage(arguments, message, tmp_path, monkeypatch, capsys):
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_an_image_set_is_compared_in_its_principal_plane():
+    """The two columns are uncorrelated and hold the largest two variances of the pixels."""
+    table = read(Compare(data="digits"))
+    centred = images("digits").test.double() - images("digits").test.double().mean(0)
+    largest = torch.linalg.eigvalsh(centred.T @ centred).flip(0)[:2]
+    gram = table.values.T @ table.values
+    torch.testing.assert_close(gram, torch.diag(largest), rtol=1e-8, atol=1e-6 * largest[0].item())
 
 
 def test_no_traceback_and_clean_streams_in_a_process(tmp_path):
