@@ -26,6 +26,9 @@ __all__ = ["COLUMNS", "Row", "Table", "compare"]
 
 RHAT_LIMIT, ESS_LIMIT, K_LIMIT, WEIGHT_SHARE = 1.01, 400, 0.7, 0.05
 
+Total = tuple[float, float, float]
+"""Bound on log p(X), its importance-weighted estimate, and the share of draws that the weights are worth."""
+
 COLUMNS = {
     "engine": "engine",
     "log_predictive": "log p(x) of the data compared on, nats per datum",
@@ -225,10 +228,11 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
     reference = _hard_labels(first, obs) if labels is None else np.asarray(labels)
     for name, fit in named.items():
-        table.rows[name] = _row(fit, fit.model.check(_raw(obs)), num_particles)
+        total = elbo_total(fit)
+        table.rows[name] = _row(fit, fit.model.check(_raw(obs)), num_particles, total)
         table.rows[name].ari = _agreement(fit, obs, reference, skip=fit is first and labels is None)
         table.matched[name] = _matched(first, fit, obs)
-        table.warnings += [f"{name}: {sentence}" for sentence in _warnings(fit, table.rows[name])]
+        table.warnings += [f"{name}: {sentence}" for sentence in _warnings(fit, table.rows[name], total)]
     return table
 
 
@@ -237,15 +241,15 @@ def _raw(obs: Observations) -> dict[str, Any]:
     return {n: v.masked_fill(obs.missing[n], torch.nan) if n in obs.missing else v for n, v in obs.values.items()}
 
 
-def _row(fit: Fit, obs: Observations, num_particles: int) -> Row:
+def _row(fit: Fit, obs: Observations, num_particles: int, total: Total | None) -> Row:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         predictive = fit.log_predictive(obs, num_particles).double()
     row = Row(fit.engine, predictive.mean().item(), standard_error(predictive), fit.seconds, fit.status.code)
     if fit.engine == "EM":
         _fill_em(row, fit)
-    elif (found := elbo_total(fit)) is not None:
-        row.elbo_total, row.gap = found[0], found[1] - found[0]
+    elif total is not None:
+        row.elbo_total, row.gap = total[0], total[1] - total[0]
     elif fit.engine == "SVI":
         evaluation = evaluate(fit, obs, num_particles)
         row.elbo, row.gap = evaluation.elbo, evaluation.log_prob - evaluation.elbo
@@ -321,7 +325,7 @@ def _matched(first: Fit, fit: Fit, obs: Observations) -> dict[str, Tensor]:
     return {name: value.index_select(2, order) if name in names else value for name, value in draws.items()}
 
 
-def _warnings(fit: Fit, row: Row) -> list[str]:
+def _warnings(fit: Fit, row: Row, total: Total | None) -> list[str]:
     found = [] if fit.status.ok else [str(fit.status)]
     if fit.status.ok:
         found += list(fit.status.notes)
@@ -331,7 +335,7 @@ def _warnings(fit: Fit, row: Row) -> list[str]:
         found.append(f"the smallest effective sample size is {row.ess:.0f}, below {ESS_LIMIT}: run longer")
     if row.bad_k:
         found.append(f"{row.bad_k} data have a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
-    if (total := elbo_total(fit)) is not None and total[2] < WEIGHT_SHARE:
+    if total is not None and total[2] < WEIGHT_SHARE:
         found.append(
             f"q covers the posterior poorly: the importance weights are worth {total[2]:.1%} of the draws, so the gap "
             f"is underestimated"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyro
@@ -158,7 +158,7 @@ class EM:
 
     def _settings(self) -> dict[str, Any]:
         start = self.start if isinstance(self.start, str) else type(self.start).__name__
-        return {**asdict(self, dict_factory=_shallow), "start": start}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "start": start}
 
     def _runs(self, model: LatentVariableModel, obs: Observations, w: Tensor) -> list[_Run]:
         values = self._defaults(model)
@@ -329,10 +329,6 @@ class EM:
 def _taken_from(r: Tensor) -> Callable[[Chunk, Tensor], Tensor]:
     """Responsibilities [*enumerated, n] as the function of a chunk that the E-step asks."""
     return lambda chunk, _: r[..., chunk.start : chunk.start + len(chunk.obs)]
-
-
-def _shallow(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(items)
 
 
 def _width(obs: Observations) -> int:

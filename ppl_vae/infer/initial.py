@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.errors import EngineError
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.starts import given_values
 
@@ -24,9 +25,10 @@ def initial_values(
     """
     if start is None:
         return None
-    if start != "auto" if isinstance(start, str) else True:
-        defaults = _shapes(model, obs)
-        return given_values(start, defaults)
+    if not isinstance(start, str):
+        return given_values(start, _shapes(model))
+    if start != "auto":
+        raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')
     if not em_applies(model, obs):
         return None
     fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
@@ -41,8 +43,8 @@ def em_applies(model: LatentVariableModel, obs: Observations) -> bool:
     return bool(latents) and not obs.missing and not model.draws_latents(obs) and set(families) == observed
 
 
-def _shapes(model: LatentVariableModel, obs: Observations) -> dict[str, Tensor]:
-    values = {f"{path}.{k}": v for path, f in model.families().items() for k, v in f.defaults().items()}
+def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:
+    values = model.family_defaults()
     with torch.random.fork_rng([]):
         for name, law in model.shared_laws().items():
             if name not in values:

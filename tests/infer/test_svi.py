@@ -113,6 +113,7 @@ def test_missing_pixels_train(digits):
     [
         (lambda: pv.SVI(0), "at least 1"),
         (lambda: pv.SVI(1, patience=3), "validation"),
+        (lambda: pv.SVI(1, start="autoo", progress=False).fit(NormalMean(), torch.zeros(3)), "autoo"),
         (lambda: pv.SVI(1, guide="nomal", progress=False).fit(NormalMean(), torch.zeros(3)), "nomal"),
         (lambda: pv.svi_step(NormalMean(), torch.optim.Adam([torch.zeros(1)])), "size="),
     ],
