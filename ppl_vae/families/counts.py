@@ -1,55 +1,24 @@
 """Families of counts and bits with independent features: Bernoulli and Poisson."""
 
+from collections.abc import Mapping
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.errors import DeclarationError
-from ppl_vae.families.family import Family, Sums
+from ppl_vae.families.independent import IndependentFeatures
 
 __all__ = ["Bernoulli", "Poisson"]
 
 
-class _IndependentMeans(Family):
-    """Families whose statistic is x itself: the M-step is a weighted mean, N_k^-1 sum_i r_ki x_i."""
+class Bernoulli(IndependentFeatures):
+    r"""p(x = 1) = probs for each of d independent bits.
 
-    parameter: str
-
-    def __init__(self, n_features: int | None = None, *, batch: int) -> None:
-        if batch < 1:
-            raise DeclarationError(f"{type(self).__name__}: batch must be at least 1, got {batch}")
-        super().__init__(batch)
-        self.n_features = n_features
-        self.shape = (batch,) if n_features is None else (batch, n_features)
-        self.register_buffer("like", torch.zeros(()), persistent=False)
-        self.register()
-
-    def features(self, x: Tensor) -> Tensor:
-        """[n, d]."""
-        return x.reshape(len(x), -1).to(self.like.dtype)
-
-    def member(self, index: Tensor | None) -> Tensor:
-        value = getattr(self, self.parameter)
-        return value[0] if index is None else value[index]
-
-    def expect(self, features: Tensor, r: Tensor) -> Sums:
-        """Counts [K] and sums [K, d]."""
-        return {"count": r.sum(1), "first": r @ features}
-
-    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
-        """The weighted mean."""
-        mean = sums["first"] / sums["count"].clamp_min(1e-300)[:, None]
-        return {self.parameter: self.interior(mean.reshape(self.shape))}
-
-    def interior(self, mean: Tensor) -> Tensor:
-        """The nearest value at which the density is finite for every datum."""
-        raise NotImplementedError
-
-
-class Bernoulli(_IndependentMeans):
-    r"""p(x = 1) = probs for each of d independent bits; M-step probs = N_k^-1 sum_i r_ki x_i.
+    t(x) = x, eta = log probs/(1 - probs), A = -log(1 - probs); M-step probs = sum_i r_ki x_i / sum_i r_ki over the
+    entries seen. Missing entries (NaN) are skipped. Probabilities stay away from 0 and 1 by the dtype's
+    resolution.
 
     Parameters
     ----------
@@ -58,6 +27,11 @@ class Bernoulli(_IndependentMeans):
     batch : int
         Number of members.
 
+    Raises
+    ------
+    DataError
+        For values other than 0 and 1.
+
     Examples
     --------
     >>> import torch
@@ -65,30 +39,28 @@ class Bernoulli(_IndependentMeans):
     torch.Size([4])
     """
 
-    parameter = "probs"
+    domain, kind, typical = constraints.boolean, "zeros and ones", (0.5,)
     constraints = {"probs": constraints.unit_interval}  # noqa: RUF012
 
-    def defaults(self) -> dict[str, Tensor]:
-        """One half."""
-        return {"probs": self.like.new_full(self.shape, 0.5)}
-
-    def distribution(self, index: Tensor | None) -> TorchDistribution:
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Bernoulli over the features."""
-        return dist.Bernoulli(self.member(index)).to_event(len(self.shape) - 1)
+        return dist.Bernoulli(self.member("probs", index)).to_event(len(self.shape) - 1)
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """sum_j x_j log p_kj + (1 - x_j) log(1 - p_kj), [K, n]."""
-        p = self.probs.reshape(self.batch, -1)
-        return p.log() @ features.mT + (-p).log1p() @ (1 - features).mT
+    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The log odds, and -log(1 - probs)."""
+        p = _interior(self.wide("probs"))
+        return (p.log() - (-p).log1p(),), -(-p).log1p()
 
-    def interior(self, mean: Tensor) -> Tensor:
-        """Away from 0 and 1 by the dtype's resolution."""
-        eps = torch.finfo(mean.dtype).eps
-        return mean.clamp(eps, 1 - eps)
+    def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean."""
+        return {"probs": _interior(means[..., 0, :])}
 
 
-class Poisson(_IndependentMeans):
-    r"""p(x) = rate^x exp(-rate) / x! for each of d independent counts; M-step rate = N_k^-1 sum_i r_ki x_i.
+class Poisson(IndependentFeatures):
+    r"""p(x) = rate^x exp(-rate) / x! for each of d independent counts.
+
+    t(x) = x, eta = log rate, A = rate, h(x) = -log x!; M-step rate = sum_i r_ki x_i / sum_i r_ki over the entries seen.
+    Missing entries (NaN) are skipped.
 
     Parameters
     ----------
@@ -97,6 +69,11 @@ class Poisson(_IndependentMeans):
     batch : int
         Number of members.
 
+    Raises
+    ------
+    DataError
+        For values that are not whole numbers 0, 1, 2, ...
+
     Examples
     --------
     >>> import torch
@@ -104,22 +81,27 @@ class Poisson(_IndependentMeans):
     torch.Size([2, 1])
     """
 
-    parameter = "rate"
+    domain, kind, typical = constraints.nonnegative_integer, "counts 0, 1, 2, ...", (1.0,)
     constraints = {"rate": constraints.positive}  # noqa: RUF012
 
-    def defaults(self) -> dict[str, Tensor]:
-        """Rate one."""
-        return {"rate": self.like.new_ones(self.shape)}
-
-    def distribution(self, index: Tensor | None) -> TorchDistribution:
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Poisson over the features."""
-        return dist.Poisson(self.member(index)).to_event(len(self.shape) - 1)
+        return dist.Poisson(self.member("rate", index)).to_event(len(self.shape) - 1)
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """sum_j x_j log rate_kj - rate_kj - log x_j!, [K, n]."""
-        rate = self.rate.reshape(self.batch, -1)
-        return rate.log() @ features.mT - rate.sum(1, keepdim=True) - (features + 1).lgamma().sum(1)
+    def base(self, x: Tensor) -> Tensor:
+        """-log x!."""
+        return -(x + 1).lgamma()
 
-    def interior(self, mean: Tensor) -> Tensor:
-        """Positive."""
-        return mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The log rate, and the rate."""
+        rate = self.wide("rate")
+        return (rate.log(),), rate
+
+    def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean, kept positive."""
+        return {"rate": means[..., 0, :].clamp_min(torch.finfo(means.dtype).tiny)}
+
+
+def _interior(p: Tensor) -> Tensor:
+    eps = torch.finfo(p.dtype).eps
+    return p.clamp(eps, 1 - eps)

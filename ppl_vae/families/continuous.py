@@ -1,0 +1,162 @@
+"""Families of positive numbers with independent features: Exponential and Gamma."""
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_vae.families.family import Parts
+from ppl_vae.families.independent import IndependentFeatures
+from ppl_vae.families.newton import inverse_digamma, solve_log_minus_digamma
+
+__all__ = ["Exponential", "Gamma"]
+
+EDGE = 1e-6
+"""A parameter within this share of its bound counts as on it."""
+
+
+class Exponential(IndependentFeatures):
+    r"""p(x) = rate exp(-rate x), x >= 0, for each of d independent features.
+
+    t(x) = x, eta = -rate, A = -log rate; M-step 1/rate = sum_i r_ki x_i / sum_i r_ki over the entries seen. Missing
+    entries (NaN) are skipped. A member on zeros alone has an unbounded likelihood: its mean stays at or above `floor`
+    times the data's mean, and it is reported.
+
+    Parameters
+    ----------
+    n_features : int, optional
+        d; None for a single number per datum (event shape ()).
+    batch : int
+        Number of members.
+
+    Attributes
+    ----------
+    floor : float
+        Smallest mean of a member relative to the data's, 1e-8.
+
+    Raises
+    ------
+    DataError
+        For negative or infinite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> waiting = Exponential(batch=2)
+    >>> sums = waiting.expect(waiting.features(torch.tensor([1.0, 3.0])), torch.eye(2))
+    >>> [round(rate, 4) for rate in waiting.maximize(sums, "ml")["rate"].tolist()]
+    [1.0, 0.3333]
+    """
+
+    domain, kind, typical = constraints.nonnegative, "numbers that are at least 0", (1.0,)
+    constraints = {"rate": constraints.positive}  # noqa: RUF012
+    floor = 1e-8
+
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
+        """Independent Exponential over the features."""
+        return dist.Exponential(self.member("rate", index)).to_event(len(self.shape) - 1)
+
+    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """-rate, and -log rate."""
+        rate = self.wide("rate")
+        return (-rate,), -rate.log()
+
+    def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One over the mean."""
+        return {"rate": 1 / torch.maximum(means[..., 0, :], self._smallest())}
+
+    def on_edge(self, values: Mapping[str, Tensor]) -> Tensor:
+        """At the largest rate."""
+        return values["rate"] * self._smallest() >= 1 - EDGE
+
+    def _smallest(self) -> Tensor:
+        scale = self.means[0]
+        return self.floor * torch.where(scale > 0, scale, 1.0)
+
+
+class Gamma(IndependentFeatures):
+    r"""p(x) = rate^a x^(a-1) exp(-rate x) / Gamma(a), x > 0, a = concentration, for each of d independent features.
+
+    t(x) = (x, log x), eta = (-rate, a - 1), A = log Gamma(a) - a log rate. M-step: a solves
+    log a - psi(a) = log(mean of x) - mean of log x by Newton's steps, rate = a / mean of x; the means are weighted,
+    over the entries seen. Missing entries (NaN) are skipped. A member on one value has an unbounded likelihood: the
+    variance relative to the squared mean, 1/a, stays at or above `floor`, and the member is reported.
+
+    Parameters
+    ----------
+    n_features : int, optional
+        d; None for a single number per datum (event shape ()).
+    batch : int
+        Number of members.
+
+    Attributes
+    ----------
+    floor : float
+        Smallest squared coefficient of variation, 1e-8.
+
+    Raises
+    ------
+    DataError
+        For values that are zero, negative or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([[0.5], [1.0], [2.0]])
+    >>> gamma = Gamma(1, batch=1)
+    >>> values = gamma.maximize(gamma.expect(gamma.features(x), torch.ones(1, 3)), "ml")
+    >>> round((values["concentration"] / values["rate"]).item(), 4)  # the mean is the data's
+    1.1667
+    """
+
+    domain, kind, typical = constraints.positive, "positive numbers", (1.0, -0.5772156649015329)
+    constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
+    floor = 1e-8
+
+    scale: Tensor
+
+    def register(self) -> None:
+        """Create the parameters and the unit of x, in which log(mean of x) - mean of log x loses no digit."""
+        self.register_buffer("scale", torch.ones_like(self.means[0]))
+        super().register()
+
+    def adapt(self, parts: Parts) -> None:
+        """Take the data's mean as the unit, and check every value."""
+        self.scale = torch.ones_like(self.scale)
+        super().adapt(parts)
+        self.scale, log_mean = self.means[0].clone(), self.means[1]
+        self.means = torch.stack([torch.ones_like(self.scale), log_mean - self.scale.log()])
+
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
+        """Independent Gamma over the features."""
+        concentration, rate = self.member("concentration", index), self.member("rate", index)
+        return dist.Gamma(concentration, rate).to_event(len(self.shape) - 1)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Data over scale, and its logarithm."""
+        y = x / self.scale
+        return y, y.log()
+
+    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """(-rate, a - 1) and log Gamma(a) - a log rate, for y; the density of x is that of y over the scale."""
+        a, rate = self.wide("concentration"), self.wide("rate") * self.scale
+        return (-rate, a - 1), a.lgamma() - a * rate.log() + self.scale.log()
+
+    def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The shape by Newton's steps, then the rate."""
+        mean, mean_log = means[..., 0, :], means[..., 1, :]
+        if "concentration" in fixed:
+            a = fixed["concentration"]
+        elif "rate" in fixed:
+            a = inverse_digamma((fixed["rate"] * self.scale).log() + mean_log)
+        else:
+            a = solve_log_minus_digamma(mean.log() - mean_log)
+        a = a.clamp_max(1 / self.floor)
+        return {"concentration": a, "rate": a / (mean * self.scale)}
+
+    def on_edge(self, values: Mapping[str, Tensor]) -> Tensor:
+        """At the largest concentration."""
+        return values["concentration"] * self.floor >= 1 - EDGE
