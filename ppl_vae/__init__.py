@@ -1,12 +1,15 @@
 """Latent-variable models in Pyro: declare once, fit by EM, variational inference or NUTS, compare."""
 
 from ppl_vae import data, families, likelihoods, models, nets
+from ppl_vae.bootstrap import bootstrap
 from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM, NUTS, SVI, adam, linear, sgd, svi_step
 from ppl_vae.objectives import elbo, iwae
+from ppl_vae.select import Selection, select
+from ppl_vae.uncertainty import StandardErrors, standard_errors
 from ppl_vae.version import __version__
 
 __all__ = [
@@ -18,10 +21,13 @@ __all__ = [
     "EngineError",
     "Fit",
     "LatentVariableModel",
+    "Selection",
+    "StandardErrors",
     "Status",
     "Table",
     "__version__",
     "adam",
+    "bootstrap",
     "compare",
     "data",
     "elbo",
@@ -34,6 +40,8 @@ __all__ = [
     "models",
     "nets",
     "observed",
+    "select",
     "sgd",
+    "standard_errors",
     "svi_step",
 ]

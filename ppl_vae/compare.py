@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ppl_vae.align import exchangeable, match
+from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import Observations
 from ppl_vae.diagnostics import convergence, elbo_total, evaluate, leave_one_out, posterior_draws, standard_error
 from ppl_vae.errors import DataError
@@ -282,12 +282,7 @@ def degrees_of_freedom(fit: Fit) -> int:
     >>> degrees_of_freedom(fit)
     11
     """
-    count = 0
-    for path, family in fit.model.families().items():
-        for name in family.constraints:
-            shape = fit.parameters[f"{path}.{name}"].shape
-            count += biject_to(family.parameter_constraint(name)).inverse_shape(shape).numel()
-    return count
+    return coordinates(fit.model, fit.settings.get("frozen", ())).size
 
 
 def _hard_labels(fit: Fit, obs: Observations) -> np.ndarray | None:

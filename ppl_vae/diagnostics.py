@@ -284,8 +284,8 @@ def convergence(fit: Fit) -> Convergence | None:
 
 
 def leave_one_out(fit: Fit, data: Any = None) -> Any:
-    """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws; None for a point estimate."""
-    if fit.is_point:
+    """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits."""
+    if fit.is_point or fit.engine == "bootstrap":
         return None
     import arviz_base
     from arviz_stats import loo

@@ -76,9 +76,9 @@ class Fit:
     model : LatentVariableModel
         The fitted copy of the declaration.
     engine : str
-        "EM", "SVI" or "NUTS".
+        "EM", "SVI", "NUTS" or "bootstrap".
     draws : dict of Tensor
-        Shared latents, [chain, draw, *event]; a point estimate is 1 x 1.
+        Shared latents, [chain, draw, *event]; a point estimate is 1 x 1. A bootstrap's are its refits.
     trace : dict of Tensor
         The engine's record by iteration or epoch: "bound" (total nats for EM, nats per datum for SVI), "seconds", ...
     bound : str
@@ -120,11 +120,12 @@ class Fit:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Mean of each shared latent over its draws, and the value of each family parameter, by name."""
+        """Mean over its draws of each parameter that has draws, and the value of each other one, by name."""
         found = {name: value.mean((0, 1)) for name, value in self.draws.items()}
         for path, family in self.model.families().items():
             if family.prior is None:
-                found |= {f"{path}.{name}": value for name, value in family.values().items()}
+                own = {f"{path}.{name}": value for name, value in family.values().items()}
+                found |= {name: value for name, value in own.items() if name not in found}
         return {**found, **getattr(self.model, "values", {})}
 
     def draw(self, s: int) -> dict[str, Tensor]:
