@@ -95,14 +95,20 @@ class LatentVariableModel(Program):
         """Let every family take from data what depends on its scale: weak priors, variance floors."""
         obs = self.check(data)
         for name, family in self.observed_families(obs).items():
-            x = obs.values[name]
-            missing = obs.missing.get(name)
-            family.adapt(x if missing is None else x.masked_fill(missing, torch.nan), weights)
+            family.adapt([(obs.with_gaps(name), weights)])
 
     def observed_families(self, obs: Observations) -> dict[str, Any]:
         """The family that makes each observed node, where one does."""
         laws = self.prototypes(obs)
         return {n: d.origin[0] for n, d in laws.items() if n in obs.values and hasattr(d, "origin")}
+
+    def covariates(self, name: str, obs: Observations) -> tuple[Tensor, ...]:
+        """What an observed node passes to its family beside an index, [n, ...] each."""
+        scope = self.scope(obs)
+        for node in self.local_nodes():
+            if node.name not in scope:
+                scope[node.name] = Placed(torch.zeros(len(obs), dtype=torch.long, device=self.like.device), 0)
+        return self.law(name, scope).origin[2]
 
     # Values per datum.
 

@@ -26,8 +26,13 @@ class Observations:
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def rows(self, index: Tensor) -> "Observations":
-        """The data `index`."""
+    def with_gaps(self, name: str) -> Tensor:
+        """The value of a node, NaN where it is missing."""
+        value, missing = self.values[name], self.missing.get(name)
+        return value if missing is None else value.masked_fill(missing, torch.nan)
+
+    def rows(self, index: Tensor | slice) -> "Observations":
+        """The data `index`; a slice makes no copy."""
         return Observations(
             {name: value[index] for name, value in self.values.items()},
             {name: value[index] for name, value in self.missing.items()},

@@ -249,9 +249,10 @@ class Program(PyroModule):
                 )
             scope[node.name] = Placed(self._bound[node.name], None)
         # A latent that is partly observed is still to be inferred.
-        return {name: placed for name, placed in scope.items() if not self._partly_observed(name, obs)}
+        return {name: placed for name, placed in scope.items() if not self.partly_observed(name, obs)}
 
-    def _partly_observed(self, name: str, obs: Observations) -> bool:
+    def partly_observed(self, name: str, obs: Observations) -> bool:
+        """Whether a latent is observed for some data and not for others."""
         node = self._graph.nodes.get(name)
         return node is not None and node.kind == "latent" and name in obs.missing
 
@@ -281,10 +282,14 @@ class Program(PyroModule):
             )
         return d
 
+    def law(self, name: str, scope: Mapping[str, Placed]) -> TorchDistribution:
+        """Law of a node given its parents' values."""
+        return self._call(self._graph.nodes[name], scope)
+
     def distribution(self, name: str, scope: Mapping[str, Placed], obs: Observations) -> TorchDistribution:
         """Law of a local node, its missing entries integrated out."""
-        d = self._call(self._graph.nodes[name], scope)
-        if name in obs.missing and name in scope and not self._partly_observed(name, obs):
+        d = self.law(name, scope)
+        if name in obs.missing and name in scope and not self.partly_observed(name, obs):
             return Incomplete(d, obs.missing[name])
         return d
 
@@ -320,7 +325,7 @@ class Program(PyroModule):
                 )
             value = scope[node.name].value
             sites.p[node.name] = d
-            sites.log_p[node.name] = self._restrict(node.name, value, obs, d.log_prob(value))
+            sites.log_p[node.name] = self.restrict(node.name, value, obs, d.log_prob(value))
         return sites
 
     def local_nodes(self) -> list[Node]:
@@ -342,7 +347,7 @@ class Program(PyroModule):
         else:
             return None
         q = q if q.batch_shape else q.expand([n])
-        return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self._partly_observed(node.name, obs) else q
+        return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self.partly_observed(node.name, obs) else q
 
     def _require_finite(self, node: Node, d: TorchDistribution) -> None:
         if not d.has_enumerate_support:
@@ -351,9 +356,9 @@ class Program(PyroModule):
                 f"@{node.name}.posterior, or fit by SVI, which then gives every datum its own"
             )
 
-    def _restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor) -> Tensor:
+    def restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor) -> Tensor:
         """Rule out the other values of a latent where it is observed."""
-        if not self._partly_observed(name, obs):
+        if not self.partly_observed(name, obs):
             return log
         possible = torch.where(obs.missing[name], True, value == obs.values[name])
         return torch.where(possible, log, -torch.inf)
@@ -400,9 +405,9 @@ class Program(PyroModule):
             infer = {"enumerate": "parallel"} if finite and node.kind == "latent" else {}
             value = pyro.sample(node.name, d, obs=known and known.value, infer=infer)
             scope[node.name] = Placed(value, d.event_dim)
-            if self._partly_observed(node.name, obs):
+            if self.partly_observed(node.name, obs):
                 zero = torch.zeros_like(obs.missing[node.name], dtype=self.like.dtype)
-                factor = self._restrict(node.name, value, obs, zero)
+                factor = self.restrict(node.name, value, obs, zero)
                 pyro.factor(f"{node.name}_observed", factor)
         return {node.name: scope[node.name].value for node in self.local_nodes()}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.errors import DeclarationError
-from ppl_vae.families.family import Family, Sums
+from ppl_vae.families.family import NOTHING, Family, Sums
 
 __all__ = ["Categorical", "DirichletPrior"]
 
@@ -65,24 +65,28 @@ class Categorical(Family):
         """Uniform."""
         return {"probs": self.like.new_full(self.shape, 1 / self.n_categories)}
 
-    def distribution(self, index: Tensor | None) -> TorchDistribution:
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """dist.Categorical, with batch shape that of `index`."""
         return dist.Categorical(self.probs if index is None else self.probs[index])
 
-    def features(self, x: Tensor) -> Tensor:
-        """One-hot rows [n, K]."""
-        return torch.nn.functional.one_hot(x.long(), self.n_categories).to(self.like.dtype)
+    def features(self, x: Tensor, *given: Tensor) -> Tensor:
+        """One-hot columns [K, n], all zero where x is missing."""
+        codes = torch.arange(self.n_categories, dtype=self.like.dtype, device=self.like.device)
+        return (x == codes[:, None]).to(self.like.dtype)
 
-    def log_density(self, features: Tensor) -> Tensor:
+    def log_density(self, expanded: Tensor) -> Tensor:
         """[batch, n]."""
-        return self.probs.reshape(self.batch, -1).log() @ features.mT
+        # 0 * log 0 is not 0: an impossible category gets the lowest number instead, and no datum that is not of it.
+        log = self.probs.reshape(self.batch, -1).log()
+        density = log.clamp_min(torch.finfo(log.dtype).min / 2) @ expanded
+        return torch.where(density < torch.finfo(log.dtype).min / 4, -torch.inf, density)
 
-    def expect(self, features: Tensor, r: Tensor) -> Sums:
+    def expect(self, expanded: Tensor, r: Tensor) -> Sums:
         """Expected counts [batch, K]."""
-        counts = r @ features
+        counts = r @ expanded.mT
         return {"count": counts.sum(1), "counts": counts}
 
-    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
+    def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
         """probs_k = (N_k + alpha - 1) / (N + K (alpha - 1)), alpha = 1 without a prior (000 (13))."""
         alpha = self.prior.concentration if self.prior is not None and estimate == "map" else 1.0
         mass = (sums["counts"] + (alpha - 1)).clamp_min(0)

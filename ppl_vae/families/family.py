@@ -1,7 +1,8 @@
 """What every family is: a distribution, its sufficient statistics, and its maximum-likelihood update."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,10 +13,16 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.errors import DeclarationError, EngineError
 
-__all__ = ["Family", "Prior", "Sums"]
+__all__ = ["Family", "Parts", "Prior", "Sums"]
 
 Sums = dict[str, Tensor]
-"""Expected sufficient statistics, each with leading dimension K; they add over chunks of data."""
+"""Expected sufficient statistics; they add over chunks of data."""
+
+Parts = Iterable[tuple[Tensor, Tensor | None]]
+"""Data [n, *event] with weights [n], chunk by chunk, that can be gone through again; missing entries are NaN."""
+
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Prior(Protocol):
@@ -33,7 +40,8 @@ class Family(PyroModule):
     no value of their own until `bind` gives them one.
 
     A new family sets `constraints`, and defines `defaults`, `distribution`, `features`, `log_density`,
-    `expect` and `maximize`.
+    `expect` and `maximize`. EM asks for `features` once for each chunk of rows, for `kernel` once in each E-step,
+    and then for `expand`, `log_density` and `expect` of that kernel, chunk by chunk.
 
     Parameters
     ----------
@@ -94,14 +102,18 @@ class Family(PyroModule):
         # class overwrite each other; inside a model the model's own context decides.
         return torch.nn.Module.__call__(self, *args, **kwargs)
 
-    def forward(self, index: Tensor | None = None) -> TorchDistribution:
-        """Distribution of member `index` (any shape of integers), or of the only member."""
-        d = self.distribution(index)
-        d.origin = (self, index)  # EM reads which family made the distribution
+    def forward(self, index: Tensor | None = None, *given: Tensor) -> TorchDistribution:
+        """Distribution of member `index` (any shape of integers), or of the only member, given covariates."""
+        d = self.distribution(index, *given)
+        d.origin = (self, index, given)  # EM reads which family made the distribution
         return d
 
-    def adapt(self, x: Tensor, weights: Tensor | None = None) -> None:
-        """Take from data [n, *event] what depends on its scale: a weak prior, a variance floor."""
+    def adapt(self, parts: Parts) -> None:
+        """Take from data what depends on its scale: a weak prior, a variance floor."""
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """x [n, *event] as points [n, p] whose distances mean something, for starts; missing entries at the centre."""
+        return torch.where(x.isnan(), x.nanmean(0), x).reshape(len(x), -1)
 
     def values(self) -> dict[str, Tensor]:
         """The parameters as they stand, constrained."""
@@ -113,25 +125,42 @@ class Family(PyroModule):
         """Starting values of the parameters by name."""
         raise NotImplementedError
 
-    def distribution(self, index: Tensor | None) -> TorchDistribution:
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """The distribution of member `index`."""
         raise NotImplementedError
 
-    def features(self, x: Tensor) -> Tensor:
-        """What of x [n, *event] every E-step needs, computed once."""
+    def features(self, x: Tensor, *given: Tensor) -> Any:
+        """What of x [n, *event] every E-step needs, computed once; missing entries are NaN."""
         return x
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """Log p(x_i | member k), [K, n] in nats."""
+    def kernel(self) -> Any:
+        """The object whose `expand`, `log_density` and `expect` one E-step calls: the family, unless it prepares."""
+        return self
+
+    def expand(self, features: Any) -> Any:
+        """What of a chunk's features both halves of an E-step need."""
+        return features
+
+    def log_density(self, expanded: Any) -> Tensor:
+        """Log p(x_i | member k), [K, n] in nats, missing entries integrated out."""
         raise NotImplementedError
 
-    def expect(self, features: Tensor, r: Tensor) -> Sums:
-        """sum_i r_ki t(x_i) for responsibilities r [K, n]."""
+    def expect(self, expanded: Any, r: Tensor) -> Sums:
+        """sum_i r_ki E[t(x_i)] for responsibilities r [K, n]."""
         raise NotImplementedError
 
-    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
-        """Parameters that maximise the expected log-likelihood, plus the log prior when estimate="map"."""
+    def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
+        """Parameters that maximise the expected log-likelihood, plus the log prior when estimate="map".
+
+        Parameters in `fixed` keep the value given there, and the others are maximised under it; a family with a
+        single parameter is not asked when that one is fixed.
+        """
         raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Numbers per datum of the largest temporary in an E-step."""
+        return self.batch
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """[K] of bool: members that have lost their data or sit on too few to be estimated."""

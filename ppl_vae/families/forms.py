@@ -1,7 +1,6 @@
-"""The four covariance forms: each owns its shape, its density, its statistics and its law."""
+"""The four covariance forms: each owns its shape, its floor, its E-step and its law."""
 
-import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -11,16 +10,26 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.families.covariance import InverseWishart, covariance_matrix
+from ppl_vae.families.gaps import WithGaps, split_by_pattern
+from ppl_vae.families.kernels import (
+    SHARPEST,
+    Centred,
+    CentredNorms,
+    Kernel,
+    Norms,
+    Products,
+    Shared,
+    Squares,
+    Triangular,
+    inverse_factor,
+)
 
 __all__ = ["FORMS", "Form"]
-
-LOG_2PI = math.log(2 * math.pi)
-
 
 class Form:
     """A covariance form. Its statistics live in whitened coordinates y = R^-1 (x - c), its parameters in the data's.
 
-    `R` is the form's own reference scale of the data: a Cholesky factor [d, d], standard deviations [d], or one
+    The E-step works on y as columns, [d, n]. `R` is the form's own reference scale of the data: a Cholesky factor [d, d], standard deviations [d], or one
     number. Whitening keeps sums of squares free of cancellation and makes every floor relative to the data.
     """
 
@@ -43,45 +52,53 @@ class Form:
         """The covariance of members `index`."""
         return covariance[index]
 
-    def reference(self, centred: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
-        """R from centred data [n, d], feature scales [d] and weights that sum to one."""
+    def moment(self, centred: Tensor, weights: Tensor) -> Tensor:
+        """What of the second moments of centred data [n, d] the reference needs; it adds over chunks."""
+        return weights @ centred.square()
+
+    def variances(self, moment: Tensor) -> Tensor:
+        """[d] of a moment."""
+        return moment
+
+    def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
+        """R from the moment of the whole data, weights summing to one, and feature scales [d]."""
         raise NotImplementedError
 
     def whiten(self, centred: Tensor, R: Tensor) -> Tensor:
         """R^-1 (x - c), [..., d]."""
         return centred / R
 
+    def restored(self, m: Tensor, R: Tensor) -> Tensor:
+        """R m, the way back, [..., d]."""
+        return m * R
+
     def log_determinant(self, R: Tensor, d: int) -> Tensor:
         """Log |R|."""
         raise NotImplementedError
 
-    def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        """Log N(y; m_k, R^-1 Sigma_k R^-T), [K, n], for whitened y [n, d] and means m [K, d]."""
+    def gaps(self, centred: Tensor, missing: Tensor, R: Tensor) -> Any:
+        """Features of centred rows [n, d] some of whose entries are missing: (y, seen), [d, n] each, y 0 where unseen."""
+        return self.whiten(centred.nan_to_num(), R).mT.contiguous(), (~missing).to(centred).mT.contiguous()
+
+    def width(self, K: int, d: int) -> int:
+        """Numbers per datum of an E-step's largest temporary, the densities apart."""
+        return 2 * d + 1
+
+    def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
+        """E-step of N(y; m_k, R^-1 Sigma_k R^-T) for whitened means m [K, d]."""
         raise NotImplementedError
 
-    def second(self, y: Tensor, r: Tensor) -> Tensor:
-        """sum_i r_ki y_i y_i' in the form's shape, K first."""
-        return r @ y.square()
-
-    def outer(self, v: Tensor) -> Tensor:
-        """v_k v_k' in the shape of `second`, for v [K, d]."""
-        return v.square()
-
-    def weigh(self, count: Tensor, second: Tensor) -> Tensor:
-        """count_k times second_k."""
-        return count.reshape(-1, *[1] * (second.dim() - 1)) * second
+    def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
+        """sum of weight_k v_k v_k', in the shape of the covariance parameter, for weight [K, 1 or d] and v [K, d]."""
+        raise NotImplementedError
 
     def restore(self, scatter: Tensor, R: Tensor) -> Tensor:
         """From whitened coordinates to the data's."""
         return scatter * R.square()
 
-    def pool(self, scatter: Tensor) -> Tensor:
-        """From one scatter per member to the shape of the covariance parameter."""
-        return scatter
-
     def degrees(self, count: Tensor, d: int) -> Tensor:
-        """What a pooled scatter is divided by at maximum likelihood."""
-        return count
+        """What a pooled scatter is divided by at maximum likelihood, for count [K, 1 or d]."""
+        raise NotImplementedError
 
     def prior_degrees(self, df: float, K: int, d: int) -> float:
         """What the prior's mode adds to the degrees, the mean's normalising term included."""
@@ -123,10 +140,14 @@ class Full(Form):
     def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
         return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
 
-    def reference(self, centred: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
-        z = centred / scale
-        correlation = (weights[:, None] * z).mT @ z
-        value, vector = torch.linalg.eigh(correlation)
+    def moment(self, centred: Tensor, weights: Tensor) -> Tensor:
+        return (weights[:, None] * centred).mT @ centred
+
+    def variances(self, moment: Tensor) -> Tensor:
+        return moment.diagonal()
+
+    def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
+        value, vector = torch.linalg.eigh(moment / scale / scale[:, None])
         # Directions without any spread get a tiny one of their own, so that R can be inverted.
         floored = (vector * value.clamp_min(1e-13)) @ vector.mT
         return scale[:, None] * torch.linalg.cholesky(floored)
@@ -134,28 +155,35 @@ class Full(Form):
     def whiten(self, centred: Tensor, R: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(R, centred.mT, upper=False).mT
 
+    def restored(self, m: Tensor, R: Tensor) -> Tensor:
+        return m @ R.mT
+
     def log_determinant(self, R: Tensor, d: int) -> Tensor:
         return R.diagonal().log().sum()
+
+    def gaps(self, centred: Tensor, missing: Tensor, R: Tensor) -> Any:
+        return split_by_pattern(centred, missing, self.whiten(centred.nan_to_num(), R), R.norm(dim=1))
+
+    def width(self, K: int, d: int) -> int:
+        return K * d // 4 if d > Products.WIDEST else 1 + d + d * (d + d // 8 + 1) // 2
 
     def relative(self, covariance: Tensor, R: Tensor) -> Tensor:
         """R^-1 Sigma R^-T."""
         half = torch.linalg.solve_triangular(R, covariance, upper=False)
         return torch.linalg.solve_triangular(R, half.mT, upper=False)
 
-    def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        factor = torch.linalg.cholesky(self.relative(covariance, R))  # [K or 1, d, d]
-        identity = torch.eye(y.shape[1], dtype=y.dtype, device=y.device).expand(factor.shape)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        shift = (inverse @ m[..., None]).mT  # [K, 1, d]
-        z = torch.baddbmm(-shift, y.expand(len(m), *y.shape), inverse.mT.expand(len(m), -1, -1))  # [K, n, d]
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
-        return -0.5 * (z.square().sum(-1) + y.shape[1] * LOG_2PI) - log_det
+    def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
+        inverse, log_det = inverse_factor(self.relative(covariance, R))
+        constant = -log_det - self.log_determinant(R, m.shape[1])
+        products = m.shape[1] <= Products.WIDEST and bool(inverse.square().sum((1, 2)).max() <= SHARPEST)
+        inner = (Products if products else Triangular)(m, inverse, constant)
+        return WithGaps(inner, m, covariance, R)
 
-    def second(self, y: Tensor, r: Tensor) -> Tensor:
-        return (r[..., None] * y).mT @ y
+    def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
+        return (weight * v)[:, :, None] * v[:, None, :]
 
-    def outer(self, v: Tensor) -> Tensor:
-        return v[:, :, None] * v[:, None, :]
+    def degrees(self, count: Tensor, d: int) -> Tensor:
+        return count[:, :, None]
 
     def restore(self, scatter: Tensor, R: Tensor) -> Tensor:
         return R @ scatter @ R.mT
@@ -164,9 +192,11 @@ class Full(Form):
         return df + d + 2
 
     def clip(self, covariance: Tensor, R: Tensor, floor: float) -> Tensor:
-        value, vector = torch.linalg.eigh(self.relative(covariance, R))
-        if bool((value >= floor).all()):
+        relative = self.relative(covariance, R)
+        identity = torch.eye(relative.shape[-1], dtype=relative.dtype, device=relative.device)
+        if not bool(torch.linalg.cholesky_ex(relative - floor * identity).info.any()):
             return covariance
+        value, vector = torch.linalg.eigh(relative)
         clipped = (vector * value.clamp_min(floor)[..., None, :]) @ vector.mT
         return self.restore(clipped, R)
 
@@ -194,11 +224,16 @@ class Tied(Full):
     def select(self, covariance: Tensor, index: Tensor) -> Tensor:
         return covariance
 
-    def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        return super().log_density(y, m, covariance[None], R)
+    def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
+        inverse, log_det = inverse_factor(self.relative(covariance, R)[None])
+        inner = Shared(m, inverse[0], -log_det - self.log_determinant(R, m.shape[1]))
+        return WithGaps(inner, m, covariance, R)
 
-    def pool(self, scatter: Tensor) -> Tensor:
-        return scatter.sum(0)
+    def width(self, K: int, d: int) -> int:
+        return 2 * d
+
+    def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
+        return (weight * v).mT @ v
 
     def degrees(self, count: Tensor, d: int) -> Tensor:
         return count.sum()
@@ -225,17 +260,22 @@ class Diagonal(Form):
     def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
         return dist.Normal(loc, covariance.sqrt()).to_event(1)
 
-    def reference(self, centred: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+    def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         return scale
 
     def log_determinant(self, R: Tensor, d: int) -> Tensor:
         return R.log().sum()
 
-    def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        precision = R.square() / covariance  # [K, d]
-        quadratic = (m.square() * precision).sum(1, keepdim=True)
-        quadratic = quadratic - 2 * (m * precision) @ y.mT + precision @ y.mT.square()
-        return -0.5 * (quadratic + y.shape[1] * LOG_2PI - precision.log().sum(1, keepdim=True))
+    def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
+        deviation = covariance.sqrt()
+        kind = Centred if bool((deviation / R).min() ** -2 > SHARPEST) else Squares
+        return kind(m, deviation / R, deviation.log())
+
+    def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
+        return weight * v.square()
+
+    def degrees(self, count: Tensor, d: int) -> Tensor:
+        return count
 
     def prior_degrees(self, df: float, K: int, d: int) -> float:
         return df + 3
@@ -259,21 +299,22 @@ class Spherical(Form):
     def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
         return dist.Normal(loc, covariance.sqrt()[..., None]).to_event(1)
 
-    def reference(self, centred: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+    def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         return scale.square().mean().sqrt()
 
     def log_determinant(self, R: Tensor, d: int) -> Tensor:
         return d * R.log()
 
-    def log_density(self, y: Tensor, m: Tensor, covariance: Tensor, R: Tensor) -> Tensor:
-        expanded = covariance[:, None].expand(m.shape)
-        return FORMS["diagonal"].log_density(y, m, expanded, R)
+    def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
+        deviation = covariance.sqrt()[:, None].expand(m.shape)
+        kind = CentredNorms if bool((deviation / R).min() ** -2 > SHARPEST) else Norms
+        return kind(m, deviation / R, deviation.log())
 
-    def pool(self, scatter: Tensor) -> Tensor:
-        return scatter.sum(1)
+    def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
+        return (weight * v.square()).sum(1)
 
     def degrees(self, count: Tensor, d: int) -> Tensor:
-        return count * d
+        return count.expand(-1, d).sum(1)
 
     def prior_degrees(self, df: float, K: int, d: int) -> float:
         return df + 2 + d

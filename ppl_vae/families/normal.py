@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.errors import DeclarationError, EngineError
-from ppl_vae.families.family import Family, Sums
+from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
 
 __all__ = ["Normal", "NormalInverseWishartPrior"]
@@ -105,7 +106,7 @@ class Normal(Family):
         self.register_buffer("center", torch.zeros(n_features))
         self.register_buffer(
             "reference",
-            self.form.reference(torch.eye(n_features), torch.ones(n_features), torch.full((n_features,), 1.0)),
+            self.form.reference(self.form.moment(torch.eye(n_features), torch.ones(n_features)), torch.ones(n_features)),
         )
         self.register_buffer("prior_mean", torch.zeros(n_features))
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
@@ -131,69 +132,110 @@ class Normal(Family):
         covariance = scale.expand(unit.shape).clone() if bool(self.adapted) else unit
         return {"covariance": covariance, "loc": self.center.expand(K, d).clone()}
 
-    def adapt(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def adapt(self, parts: Parts) -> None:
         """Take center, reference scale and the weak prior's hyperparameters from x [n, d]."""
-        x = x.to(self.center)
-        w = torch.full_like(x[:, 0], 1 / len(x)) if weights is None else (weights / weights.sum()).to(x)
-        observed = ~x.isnan()
-        share = w[:, None] * observed
-        total = share.sum(0).clamp_min(1e-300)
-        center = (share * x.nan_to_num()).sum(0) / total
-        centred = (x - center).nan_to_num()
-        deviation = ((share * centred.square()).sum(0) / total).sqrt()
+        center, total = self._center(parts)
+        moment = torch.zeros((), dtype=center.dtype, device=center.device)
+        share = torch.zeros_like(center)
+        for x, weights in parts:
+            w = _shares(x, weights, total).to(center)
+            moment = moment + self.form.moment((x.to(center) - center).nan_to_num(), w)
+            share = share + w @ (~x.isnan()).to(center)
+        deviation = (self.form.variances(moment) / share.clamp_min(1e-300)).sqrt()
         # A constant feature has no scale of its own.
-        resolution = 8 * torch.finfo(x.dtype).eps * center.abs()
+        resolution = 8 * torch.finfo(center.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
-        self.center, self.reference = center, self.form.reference(centred, scale, w)
+        self.center, self.reference = center, self.form.reference(moment, scale)
         if self.prior is not None:
             mean = center if self.prior.mean is None else self.prior.mean
             weak = self.form.prior_scale(self.reference, self.batch, self.n_features)
             self._set_prior(mean, weak if self.prior.scale is None else self.prior.scale)
-        self.adapted = torch.tensor(True)
+        self.adapted = torch.tensor(True, device=center.device)
 
-    def distribution(self, index: Tensor | None) -> TorchDistribution:
+    def _center(self, parts: Parts) -> tuple[Tensor, float]:
+        """Weighted mean of what is seen of each feature, [d], and the total weight."""
+        seen, mean, total = torch.zeros_like(self.center), torch.zeros_like(self.center), 0.0
+        for x, weights in parts:
+            w = _shares(x, weights, 1.0).to(mean)
+            own = w @ (~x.isnan()).to(mean)
+            seen, total = seen + own, total + float(w.sum())
+            # A running mean, because a sum of data far from zero would lose the digits that matter.
+            mean = mean + (w @ (x.to(mean) - mean).nan_to_num()) / seen.clamp_min(1e-300)
+        return mean, total
+
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """MultivariateNormal, or independent Normals, with batch shape that of `index`."""
         index = torch.zeros((), dtype=torch.long, device=self.loc.device) if index is None else index
         loc, covariance = self.loc[index], self.form.select(self.covariance, index)
         return self.form.distribution(loc, covariance)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Whitened data y = R^-1 (x - c), [n, d]."""
-        return self.form.whiten(x.to(self.center) - self.center, self.reference)
+    def features(self, x: Tensor, *given: Tensor) -> Any:
+        """Whitened data y = R^-1 (x - c) as columns, [d, n]; where entries are missing, with what is seen."""
+        centred = x.to(self.center) - self.center
+        missing = centred.isnan()
+        if bool(missing.any()):
+            return self.form.gaps(centred, missing, self.reference)
+        return self.form.whiten(centred, self.reference).mT.contiguous()
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """Log N(x_i; mu_k, Sigma_k) = log N(y_i; R^-1 (mu_k - c), R^-1 Sigma_k R^-T) - log|R|, [K, n]."""
-        m = self.form.whiten(self.loc - self.center, self.reference)
-        density = self.form.log_density(features, m, self.covariance, self.reference)
-        return density - self.form.log_determinant(self.reference, self.n_features)
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Whitened data [n, d]."""
+        return self.form.whiten((x.to(self.center) - self.center).nan_to_num(), self.reference)
 
-    def expect(self, features: Tensor, r: Tensor) -> Sums:
-        """N_k, sum r y and sum r y y' in whitened coordinates."""
-        return {"count": r.sum(1), "first": r @ features, "second": self.form.second(features, r)}
+    def kernel(self) -> Any:
+        """The covariance form's E-step at the current parameters."""
+        return self.form.kernel(self.form.whiten(self.loc - self.center, self.reference), self.covariance, self.reference)
 
-    def maximize(self, sums: Sums, estimate: str) -> dict[str, Tensor]:
+    def log_density(self, expanded: Any) -> Tensor:
+        """Log N(x_i; mu_k, Sigma_k), [K, n]."""
+        kernel = self.kernel()
+        return kernel.log_density(kernel.expand(expanded))
+
+    def expect(self, expanded: Any, r: Tensor) -> Sums:
+        """N_k, sum r y and sum r y y' in whitened coordinates, the second in the covariance's shape."""
+        kernel = self.kernel()
+        return kernel.expect(kernel.expand(expanded), r)
+
+    @property
+    def width(self) -> int:
+        """Features and densities of a datum."""
+        return self.batch + self.form.width(self.batch, self.n_features)
+
+    def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
         """Weighted means and covariances; with estimate="map" the mode of the conjugate posterior."""
-        form, K, d = self.form, self.batch, self.n_features
-        count = sums["count"]
-        safe = count.clamp_min(1e-300)
-        m = sums["first"] / safe[:, None]
-        scatter = form.restore(sums["second"] - form.weigh(count, form.outer(m)), self.reference)
-        restored = m @ self.reference.mT if self.reference.dim() == 2 else m * self.reference
-        mean = restored + self.center
-        if self.prior is None or estimate != "map":
-            pooled, degrees = form.pool(scatter), form.degrees(safe, d)
+        form, R = self.form, self.reference
+        n = sums.get("seen", sums["count"][:, None]).clamp_min(1e-300)  # [K, 1] or, where entries are missing, [K, d]
+        m = sums["first"] / n
+        mean = form.restored(m, R) + self.center
+        scatter = form.restore(sums["second"] - form.pooled(n, m), R)
+        prior = self.prior if estimate == "map" else None
+        if "loc" in fixed:
+            loc = fixed["loc"]
+            scatter = scatter + form.pooled(n, mean - loc)
+            if prior:
+                scatter = scatter + form.pooled(torch.full_like(n, prior.strength), loc - self.prior_mean)
+        elif prior:
+            kappa = prior.strength
+            loc = (kappa * self.prior_mean + n * mean) / (kappa + n)
+            scatter = scatter + form.pooled(kappa * n / (kappa + n), mean - self.prior_mean)
         else:
-            kappa = self.prior.strength
-            off = mean - self.prior_mean
-            scatter = scatter + form.weigh(kappa * count / (kappa + count), form.outer(off))
-            mean = (kappa * self.prior_mean + count[:, None] * mean) / (kappa + count)[:, None]
-            pooled = form.pool(scatter) + self.prior_scale
-            degrees = form.degrees(count, d) + form.prior_degrees(self.prior_df, K, d)
-        covariance = pooled / degrees.reshape(-1, *[1] * (pooled.dim() - 1)) if degrees.dim() else pooled / degrees
-        return {"covariance": form.clip(covariance, self.reference, self.floor), "loc": mean}
+            loc = mean
+        if "covariance" in fixed:
+            return {"covariance": fixed["covariance"], "loc": loc}
+        degrees = form.degrees(n, self.n_features)
+        if prior:
+            scatter = scatter + self.prior_scale
+            degrees = degrees + form.prior_degrees(self.prior_df, self.batch, self.n_features)
+        return {"covariance": form.clip(scatter / degrees, R, self.floor), "loc": loc}
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Empty members, and members on the variance floor with hardly more data than features."""
+        empty, few = super().degenerate(sums, values), sums["count"] <= self.n_features + 1
+        if not bool(few.any()):
+            return empty
         smallest = self.form.smallest(values["covariance"], self.reference, self.batch)
-        on_floor = (smallest <= self.floor * (1 + 1e-6)) & (sums["count"] <= self.n_features + 1)
-        return super().degenerate(sums, values) | on_floor
+        return empty | (few & (smallest <= self.floor * (1 + 1e-6)))
+
+
+def _shares(x: Tensor, weights: Tensor | None, total: float) -> Tensor:
+    """Weights of the rows over their total, [n]."""
+    return torch.full_like(x[:, 0], 1 / total) if weights is None else weights / total

@@ -1,48 +1,34 @@
 """Expectation maximisation, by hand: exact responsibilities, closed-form updates (000 s.1, 004 s.7)."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
-from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.data import Stream
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.expectation import (
-    Chunk,
-    chunks,
-    expectation,
-    expected_log_joint,
-    finite_sizes,
-    posteriors,
-)
-from ppl_vae.infer.progress import progress
+from ppl_vae.infer.assignment import ASSIGNMENTS
+from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
+from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
+from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
+from ppl_vae.infer.parts import Held, Parts, make_parts
+from ppl_vae.infer.progress import Update, progress
+from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.starts import first_responsibilities, given_values
-from ppl_vae.infer.weights import check_weights
 
 __all__ = ["EM"]
 
-Values = dict[str, Tensor]
-
 REPAIRS = 3
 """Repairs allowed in one run before a component is given up and reported."""
-
-
-@dataclass
-class _Run:
-    """One run from one start."""
-
-    values: Values
-    objective: list[float]
-    segments: list[int]
-    seconds: list[float]
-    status: Status
+SAMPLE = 20_000
+"""Rows that a start is looked for in; larger data are sampled."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +37,7 @@ class EM:
 
     E-step: r_i(z) = p(z | x_i, theta) (000 (8)). M-step: theta = argmax sum_i E_r[log p(x_i, z | theta)] + log p(theta)
     (000 (9)): closed form for what a family owns, gradient steps that must raise it for the rest (generalised EM).
+    Missing entries (NaN) are integrated out.
 
     Parameters
     ----------
@@ -64,6 +51,13 @@ class EM:
         "k-means++", "random", parameters by name, responsibilities [n, K], or another fit.
     estimate : {"map", "ml"}
         "map" adds the log prior where the model has priors; "ml" ignores priors.
+    assignment : {"soft", "hard", "stochastic"}
+        The E-step: the posterior, its most probable value (k-means is one case), or one draw from it.
+    temperature : float or callable
+        T of a tempered posterior, proportional to p(x, z)^(1/T), or T as a function of the iteration, such as
+        `pv.linear(5.0, 1.0, 20)`: deterministic annealing.
+    frozen : sequence of str
+        Parameters that keep their starting values, such as "components.covariance".
     seed : int
         Seed of the starts.
     progress : bool
@@ -90,14 +84,20 @@ class EM:
     max_iter: int = 1000
     start: Any = "k-means++"
     estimate: str = "map"
+    assignment: str = "soft"
+    temperature: float | Callable[[int], float] = 1.0
+    frozen: tuple[str, ...] = ()
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
         if self.estimate not in ("map", "ml"):
             raise EngineError(f'EM: estimate must be "map" or "ml", got {self.estimate!r}')
+        if self.assignment not in ASSIGNMENTS:
+            raise EngineError(f"EM: assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
         if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
             raise EngineError(f"EM: n_init and max_iter must be at least 1 and tol at least 0, got {self}")
+        object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.
@@ -106,8 +106,8 @@ class EM:
         ----------
         model : LatentVariableModel or callable
             The declaration, which is not changed, or an ordinary Pyro model with finite latents.
-        data : Tensor, array, data frame or mapping
-            Observed values, n rows.
+        data : Tensor, array, data frame, mapping or Stream
+            Observed values, n rows; `pv.data.stream(...)` for data that do not fit in memory.
         weights : Tensor, optional
             [n], non-negative: datum i counts w_i times.
 
@@ -122,18 +122,12 @@ class EM:
             return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
-        obs = fitted.check(data)
-        if obs.missing:
-            name = next(iter(obs.missing))
-            raise DataError(
-                f"{name!r} has {int(obs.missing[name].sum())} NaN, which EM's closed forms do not integrate out; "
-                f"drop those rows, or fit by SVI or NUTS"
-            )
-        w = check_weights(weights, len(obs)).to(fitted.like)
-        fitted.adapt(obs, w)
-        with torch.random.fork_rng([]), pyro.validation_enabled(False), fitted.numeric():
+        with single_threaded() as threads, torch.random.fork_rng([]), pyro.validation_enabled(False), fitted.numeric():
             torch.manual_seed(self.seed)
-            runs = self._runs(fitted, obs, w)
+            count = threads if fitted.like.device.type == "cpu" else 1
+            parts = make_parts(fitted, data, weights, 1, count)
+            with lanes(count) as workers:
+                runs = _Starts(self, fitted, parts, workers).runs()
         best = max(runs, key=lambda run: (run.status.code != "degenerate", run.objective[-1]))
         shared = fitted.shared_laws()
         fitted.fix(best.values)
@@ -152,51 +146,101 @@ class EM:
             seconds=time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
-            data=obs,
-            weights=None if weights is None else w,
+            data=None if isinstance(data, Stream) else parts.obs,
+            weights=None if isinstance(data, Stream) else parts.weights,
         )
 
     def _settings(self) -> dict[str, Any]:
         start = self.start if isinstance(self.start, str) else type(self.start).__name__
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "start": start}
+        temperature = self.temperature if isinstance(self.temperature, int | float) else repr(self.temperature)
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "start": start, "temperature": temperature}
 
-    def _runs(self, model: LatentVariableModel, obs: Observations, w: Tensor) -> list[_Run]:
-        values = self._defaults(model)
-        with model.bind(values), torch.no_grad():
-            first = Chunk(obs.rows(torch.arange(1)), w[:1], 0)
-            sizes = finite_sizes(model, first)
-            parts = chunks(model, obs, w, torch.Size(sizes.values()).numel())
-        given = given_values(self.start, values)
-        starts = 1 if given is not None or isinstance(self.start, Tensor) else self.n_init
-        runs = []
-        with progress("EM", starts * self.max_iter, self.progress) as update:
-            for number in range(starts):
-                own = given
-                if own is None:
-                    r = first_responsibilities(self.start, model, obs, w, sizes, self.seed + number)
-                    with model.bind(values), torch.no_grad():
-                        sums = expectation(model, parts, _taken_from(r)).sums
-                    own = {**values, **self._maximize(model, sums)}
-                runs.append(self._run(model, parts, own, number, update))
-        return runs
 
-    def _defaults(self, model: LatentVariableModel) -> Values:
-        values = model.family_defaults()
-        for name, law in model.shared_laws().items():
+@dataclass
+class Run:
+    """One run from one start."""
+
+    values: Values
+    objective: list[float] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    status: Status = Status("max_iter", "")
+
+
+class _Starts:
+    """The runs of one fit: its model and data, and where each run begins."""
+
+    def __init__(self, em: EM, model: LatentVariableModel, parts: Parts, workers: Lanes[Expectation]) -> None:
+        self.em, self.model, self.parts, self.workers = em, model, parts, workers
+        self.maximizer = Maximizer(model, em.estimate, em.frozen)
+        self.defaults = self._defaults()
+        unknown = [name for name in em.frozen if name not in self.defaults and name not in dict(model.named_parameters())]
+        if unknown:
+            raise EngineError(f"EM: frozen names {unknown[0]!r}; the model has {', '.join(self.defaults)}")
+
+    def runs(self) -> list[Run]:
+        """Every run, in order."""
+        given = given_values(self.em.start, self.defaults)
+        count = 1 if given is not None or isinstance(self.em.start, Tensor) else self.em.n_init
+        found = []
+        with progress("EM", count * self.em.max_iter, self.em.progress) as update:
+            few, _ = self.parts.sample(SAMPLE, self.em.seed)
+            for number in range(count):
+                values = self._first(number) if given is None else given
+                done = number * self.em.max_iter
+                found.append(Climb(self, values, few.rows(slice(0, 4))).run(lambda i, text, d=done: update(d + i, text)))
+        return found
+
+    def _defaults(self) -> Values:
+        values = self.model.family_defaults()
+        for name, law in self.model.shared_laws().items():
             if name not in values:
                 values[name] = _center(law(values))
         return values
 
-    def _run(self, model: LatentVariableModel, parts: list[Chunk], values: Values, number: int, update: Any) -> _Run:
-        begin = time.perf_counter()
-        total = sum(float(c.weights.sum()) for c in parts)
-        run = _Run(values, [], [], [], Status("max_iter", f"{self.max_iter} iterations did not reach tol {self.tol:g}"))
-        notes: list[str] = []
-        repairs, segment = 0, 0
-        for iteration in range(self.max_iter):
-            with model.bind(values), torch.no_grad():
-                e = expectation(model, parts)
-            objective = self._objective(model, parts, e.log_prob, values)
+    def _first(self, number: int) -> Values:
+        """Parameters to begin with: the M-step of the start's responsibilities."""
+        start, model = self.em.start, self.model
+        with model.bind(self.defaults), torch.no_grad():
+            rows = self.parts.n if isinstance(start, Tensor) else SAMPLE
+            obs, weights = self.parts.sample(rows, self.em.seed)
+            plan = Plan(model, obs)
+            r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
+            held = Held(model, obs, weights, torch.Size(plan.sizes.values()).numel())
+            e = added(plan.expect(chunk, replace=_taken_from(r)) for chunk in each_chunk(held))
+            return self.maximizer.closed_forms(plan.finish(e), self.defaults)
+
+
+class Climb:
+    """One run of EM from given values."""
+
+    def __init__(self, owner: _Starts, values: Values, few: Any) -> None:
+        self.em, self.model, self.parts, self.workers = owner.em, owner.model, owner.parts, owner.workers
+        self.maximizer, self.values, self.few = owner.maximizer, values, few
+        self.total = self.parts.total()
+        self.repairs, self.notes = 0, []
+
+    def expect(self, values: Values, iteration: int, replace: Replace | None = None) -> tuple[Expectation, Plan]:
+        """The E-step over all data."""
+        em = self.em
+        temperature = em.temperature(iteration) if callable(em.temperature) else em.temperature
+        assign = ASSIGNMENTS[em.assignment](em.seed, iteration, float(temperature))
+        with self.model.bind(values), torch.no_grad():
+            plan = Plan(self.model, self.few)
+
+            def work(block: Any) -> Expectation:
+                return added(plan.expect(chunk, assign, replace) for chunk in self.parts.chunks(block))
+
+            e = self.workers.sum(work, self.parts.blocks(), Expectation.__add__)
+        return e, plan
+
+    def run(self, update: Update) -> Run:
+        """Iterate until nothing is gained."""
+        em, begin, values, segment = self.em, time.perf_counter(), self.values, 0
+        run = Run(values, status=Status("max_iter", f"{em.max_iter} iterations did not reach tol {em.tol:g}"))
+        for iteration in range(em.max_iter):
+            e, plan = self.expect(values, iteration)
+            objective = e.objective + self.model.log_prior(values) if em.estimate == "map" else e.objective
             if not torch.isfinite(objective):
                 run.status = Status("failed", f"the log-likelihood became {objective.item()} at iteration {iteration}")
                 break
@@ -204,135 +248,69 @@ class EM:
             run.objective.append(objective.item())
             run.segments.append(segment)
             run.seconds.append(time.perf_counter() - begin)
-            update(number * self.max_iter + iteration, f"log-likelihood {objective.item() / total:.4f} per datum")
-            if self._converged(run, total):
-                run.status = Status("converged", f"gain below {self.tol:g} per datum after {iteration} iterations")
+            update(iteration, f"log-likelihood {objective.item() / self.total:.4f} per datum")
+            if self._converged(run, iteration):
+                run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} iterations")
                 break
             with torch.no_grad():
-                values = {**values, **self._maximize(model, e.sums)}
-            values = self._gradient_step(model, parts, values)
-            bad = self._degenerate(model, e.sums, values)
-            if bad and repairs < REPAIRS:
-                repaired = self._repair(model, parts, values, bad, e.log_prob, repairs)
-                if repaired is None:
-                    repairs = REPAIRS
-                    continue
-                notes += [f"iteration {iteration}: {name} had lost its data and was restarted" for name in bad]
-                values, repairs, segment = {**values, **repaired}, repairs + 1, segment + 1
-        with torch.no_grad(), model.bind(run.values):
-            sums = expectation(model, parts).sums
-        bad = self._degenerate(model, sums, run.values)
+                sums = plan.finish(e)
+                values = self.maximizer.closed_forms(sums, values)
+            values = self.maximizer.gradient_step(self.parts, values)
+            values, repaired = self._repaired(sums, values, iteration)
+            segment += repaired
+        return self._judged(run)
+
+    def _converged(self, run: Run, iteration: int) -> bool:
+        changing = callable(self.em.temperature) and self.em.temperature(iteration) != self.em.temperature(iteration + 1)
+        if len(run.objective) < 2 or run.segments[-1] != run.segments[-2] or changing or self.em.assignment == "stochastic":
+            return False
+        gain = (run.objective[-1] - run.objective[-2]) / self.total
+        return gain <= self.em.tol * max(1.0, abs(run.objective[-1]) / self.total)
+
+    def _judged(self, run: Run) -> Run:
+        """The run with a status that says whether its end is a maximum at all."""
+        e, plan = self.expect(run.values, len(run.objective))
+        with torch.no_grad():
+            bad = self.maximizer.degenerate(plan.finish(e), run.values)
+        status = run.status
         if bad:
-            message = "too few data to be estimated: its likelihood has no bound, or it is empty"
-            run.status = Status("degenerate", f"{', '.join(bad)} has {message}; use fewer components or a prior")
-        run.status = Status(run.status.code, run.status.message, tuple(notes))
+            names = ", ".join(f"{path}[{k}]" for path, k in bad)
+            why = "too few data to be estimated: its likelihood has no bound, or it is empty"
+            status = Status("degenerate", f"{names} has {why}; use fewer components or a prior")
+        run.status = Status(status.code, status.message, tuple(self.notes))
         return run
 
-    def _objective(self, model: LatentVariableModel, parts: list[Chunk], log_prob: Tensor, values: Values) -> Tensor:
-        weights = torch.cat([c.weights for c in parts])
-        objective = (weights * log_prob).sum()
-        return objective + model.log_prior(values) if self.estimate == "map" else objective
-
-    def _converged(self, run: _Run, total: float) -> bool:
-        if len(run.objective) < 2 or run.segments[-1] != run.segments[-2]:
-            return False
-        gain = (run.objective[-1] - run.objective[-2]) / total
-        return gain <= self.tol * max(1.0, abs(run.objective[-1]) / total)
-
-    def _maximize(self, model: LatentVariableModel, sums: Mapping[str, Any]) -> Values:
-        families = model.families()
-        return {
-            f"{path}.{name}": value
-            for path, own in sums.items()
-            for name, value in families[path].maximize(own, self.estimate).items()
-        }
-
-    def _degenerate(self, model: LatentVariableModel, sums: Mapping[str, Any], values: Values) -> list[str]:
-        families = model.families()
-        names = []
-        for path, own in sums.items():
-            family = families[path]
-            mine = {name: values[f"{path}.{name}"] for name in family.constraints}
-            names += [f"{path}[{k}]" for k in family.degenerate(own, mine).nonzero().flatten().tolist()]
-        return names
-
-    def _repair(
-        self,
-        model: LatentVariableModel,
-        parts: list[Chunk],
-        values: Values,
-        bad: list[str],
-        log_prob: Tensor,
-        turn: int,
-    ) -> Values | None:
-        """Give each lost component the data that the others explain worst, then maximise again."""
-        with model.bind(values), torch.no_grad():
-            sizes = list(finite_sizes(model, parts[0]).values())
-            lost = sorted({int(name[name.index("[") + 1 : -1]) for name in bad})
-            if len(sizes) != 1 or lost[-1] >= sizes[0] or len(lost) == sizes[0]:
-                return None
-            n = len(log_prob)
-            share = min(n, max(2 * _width(parts[0].obs) + 2, n // (5 * sizes[0])))
-            order = log_prob.argsort() if turn == 0 else torch.randperm(n)
-            owner = torch.full((n,), -1)
-            for j, k in enumerate(lost):
-                owner[order[j * share : (j + 1) * share]] = k
-
-            def replaced(chunk: Chunk, r: Tensor) -> Tensor:
-                mine = owner[chunk.start : chunk.start + len(chunk.obs)]
-                kept = torch.where(mine >= 0, 0.0, r)
-                return kept + torch.nn.functional.one_hot(mine.clamp_min(0), sizes[0]).to(r).T * (mine >= 0)
-
-            return self._maximize(model, expectation(model, parts, replaced).sums)
-
-    # Generalised EM: what no family owns takes gradient steps that must raise Q.
-
-    def _gradient_step(self, model: LatentVariableModel, parts: list[Chunk], values: Values) -> Values:
-        owned = {id(p) for family in model.families().values() for p in family.parameters()}
-        free = [p for p in model.parameters() if id(p) not in owned and p.requires_grad]
-        laws = model.shared_laws()
-        by_hand = [name for name in laws if not any(name.startswith(f"{path}.") for path in model.families())]
-        if not free and not by_hand:
-            return values
-        maps = {name: biject_to(laws[name](values).support) for name in by_hand}
-        raw = {name: maps[name].inv(values[name]).detach().requires_grad_() for name in by_hand}
-        with model.bind(values), torch.no_grad():
-            r = posteriors(model, parts)
-
-        def assembled() -> Values:
-            return {**values, **{name: maps[name](u) for name, u in raw.items()}}
-
-        def q_value() -> Tensor:
-            now = assembled()
-            with model.bind(now):
-                q = sum(expected_log_joint(model, parts, r), torch.zeros(()))
-            return q + model.log_prior(now) if self.estimate == "map" else q
-
-        variables = [*free, *raw.values()]
-        before, kept = q_value().item(), [v.detach().clone() for v in variables]
-        optimizer = torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = -q_value()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+    def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:
+        """New values with each lost component restarted, as long as repairs are left."""
         with torch.no_grad():
-            if not q_value().item() >= before:
-                for variable, value in zip(variables, kept, strict=True):
-                    variable.copy_(value)
-            return {name: value.detach() for name, value in assembled().items()}
+            bad = self.maximizer.degenerate(sums, values)
+            if not bad or self.repairs >= REPAIRS:
+                return values, False
+            with self.model.bind(values):
+                plan = Plan(self.model, self.few)
+                sizes, lost = list(plan.sizes.values()), sorted({k for _, k in bad})
+                if len(sizes) != 1 or lost[-1] >= sizes[0] or len(lost) == sizes[0]:
+                    self.repairs = REPAIRS
+                    return values, False
+                rows = self._rows_for(plan, len(lost), sizes[0])
+            e, plan = self.expect(values, iteration, given_away(rows, lost, sizes[0]))
+            fresh = self.maximizer.closed_forms(plan.finish(e), values)
+        self.notes += [f"iteration {iteration}: {path}[{k}] had lost its data and was restarted" for path, k in bad]
+        self.repairs += 1
+        return fresh, True
+
+    def _rows_for(self, plan: Plan, lost: int, K: int) -> Tensor:
+        n = self.parts.n
+        width = sum(value[0].numel() for value in self.few.values.values())
+        count = min(n, lost * min(n, max(2 * width + 2, n // (5 * K))))
+        if self.repairs == 0:
+            return worst_rows(plan, self.parts, count)
+        return torch.randperm(n)[:count]
 
 
-def _taken_from(r: Tensor) -> Callable[[Chunk, Tensor], Tensor]:
+def _taken_from(r: Tensor) -> Replace:
     """Responsibilities [*enumerated, n] as the function of a chunk that the E-step asks."""
     return lambda chunk, _: r[..., chunk.start : chunk.start + len(chunk.obs)]
-
-
-def _width(obs: Observations) -> int:
-    return sum(value[0].numel() for value in obs.values.values())
 
 
 def _center(d: Any) -> Tensor:

@@ -1,7 +1,9 @@
 """The E-step as a map over chunks of data and a sum: responsibilities, then expected sufficient statistics."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,125 +12,216 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.program import Placed, Scope, enumerate_values
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Family, Sums
+from ppl_vae.infer.assignment import Assign, soft
+from ppl_vae.infer.parts import Chunk
 
-__all__ = ["Chunk", "Expectation", "chunks", "expectation", "joint_terms"]
+__all__ = ["Expectation", "Plan", "Replace", "Term", "added"]
 
-ELEMENTS_AT_ONCE = 1 << 22
-"""Bounds the largest temporary, [K, chunk, d]."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows of the data with their weights, and what each family keeps of them between iterations."""
-
-    obs: Observations
-    weights: Tensor
-    start: int
-    features: dict[str, Tensor] = field(default_factory=dict)
+Replace = Callable[[Chunk, Tensor], Tensor]
 
 
 @dataclass
 class Expectation:
-    """Result of one E-step over all chunks: log p(x_i), [n], and the sums each family needs, by path."""
+    """Sums of an E-step, which add over chunks.
+
+    Attributes
+    ----------
+    log_prob : Tensor
+        sum_i w_i log p(x_i), total nats.
+    objective : Tensor
+        What the E-step's assignment maximises; log_prob itself for exact posteriors.
+    table : Tensor
+        sum_i w_i r_i, [*enumerated, 1].
+    sums : dict
+        What each family needs, by path.
+    """
 
     log_prob: Tensor
+    objective: Tensor
+    table: Tensor
     sums: dict[str, Sums]
 
-
-@dataclass(frozen=True)
-class _Term:
-    """One node at one E-step: who made its distribution, and along which dimension its value varies."""
-
-    family: Family
-    index: Tensor | None
-    features: Tensor
-    column: int
+    def __add__(self, other: "Expectation") -> "Expectation":
+        sums = dict(self.sums)
+        for path, more in other.sums.items():
+            _add(sums, path, more)
+        return Expectation(
+            self.log_prob + other.log_prob, self.objective + other.objective, self.table + other.table, sums
+        )
 
 
-def chunks(model: LatentVariableModel, obs: Observations, weights: Tensor, members: int) -> list[Chunk]:
-    """Cut the data so that no temporary grows with n, and compute each family's features once."""
-    width = sum(value[0].numel() for value in obs.values.values())
-    size = max(1, ELEMENTS_AT_ONCE // max(1, members * width))
-    observed = model.observed_families(obs)
-    parts = []
-    for start in range(0, len(obs), size):
-        rows = torch.arange(start, min(start + size, len(obs)))
-        part = obs.rows(rows)
-        features = {name: family.features(part.values[name]) for name, family in observed.items()}
-        parts.append(Chunk(part, weights[rows], start, features))
-    return parts
-
-
-def joint_terms(model: LatentVariableModel, chunk: Chunk) -> tuple[Tensor, dict[str, _Term], dict[str, int]]:
-    """Log p(x_i, z) with every value of z in its own dimension, [*enumerated, n], and who made each factor."""
-    scope: Scope = model.scope(chunk.obs)
-    joint: Tensor = chunk.weights.new_zeros(())
-    terms: dict[str, _Term] = {}
-    dims: dict[str, int] = {}
-    for node in model.local_nodes():
-        d = model.distribution(node.name, scope, chunk.obs)
-        column = -1
-        if node.name not in scope:
-            if not d.has_enumerate_support:
-                raise EngineError(
-                    f"EM needs every latent to be finite, and {node.name!r} is not; fit this model by SVI"
-                )
-            column = dims[node.name] = -2 - len(dims)
-            scope[node.name] = Placed(enumerate_values(d, column), d.event_dim)
-        value = scope[node.name].value
-        origin = getattr(d, "origin", None)
-        if origin is None:
-            joint = joint + d.log_prob(value)
-            continue
-        family, index = origin
-        features = chunk.features.get(node.name)
-        if features is None or column != -1:
-            features = family.features(value.reshape(-1, *d.event_shape))
-            joint = joint + d.log_prob(value)
-        else:
-            joint = joint + _gather(family.log_density(features), index)
-        terms[node.name] = _Term(family, index, features, column)
-    return joint, terms, dims
-
-
-def expectation(
-    model: LatentVariableModel,
-    parts: list[Chunk],
-    responsibilities: Callable[[Chunk, Tensor], Tensor] | None = None,
-) -> Expectation:
-    """E-step over all chunks (000 (8), (11)).
-
-    Parameters
-    ----------
-    model : LatentVariableModel
-        With its shared latents bound.
-    parts : list of Chunk
-        The data.
-    responsibilities : callable, optional
-        Replaces the exact posterior [*enumerated, n] of a chunk: starts and repairs.
-    """
-    paths = {id(family): path for path, family in model.families().items()}
-    log_prob: list[Tensor] = []
-    sums: dict[str, Sums] = {}
-    for chunk in parts:
-        joint, terms, _ = joint_terms(model, chunk)
-        flat = joint.flatten(0, -2) if joint.dim() > 1 else joint[None]
-        evidence = torch.logsumexp(flat, 0)
-        r = (joint - evidence).exp()
-        if responsibilities is not None:
-            r = responsibilities(chunk, r)
-        r = r * chunk.weights
-        for term in terms.values():
-            path = paths[id(term.family)]
-            R = _scatter(r, term.index, term.family.batch, term.column)
-            _add(sums, path, term.family.expect(term.features, R))
-        log_prob.append(evidence)
-    return Expectation(torch.cat(log_prob), sums)
+def added(parts: Iterable[Expectation]) -> Expectation:
+    """The sum of at least one E-step."""
+    return reduce(Expectation.__add__, parts)
 
 
 def _add(sums: dict[str, Sums], path: str, more: Sums) -> None:
     have = sums.get(path)
     sums[path] = more if have is None else {name: have[name] + value for name, value in more.items()}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One factor of the joint: who made it, along which dimension its value varies, and its values as features."""
+
+    family: Family
+    index: Tensor | None
+    column: int = -1
+    expanded: Any = None
+    kernel: Any = None
+
+
+@dataclass
+class Joint:
+    """Log p(x_i, z) of one chunk with every value of z in its own dimension, [*enumerated, n], and its factors."""
+
+    value: Tensor
+    terms: list[Term] = field(default_factory=list)
+
+
+class Plan:
+    """What of an E-step does not depend on the data, made once: tables of the latents, kernels of the families.
+
+    Parameters
+    ----------
+    model : LatentVariableModel
+        With its shared latents bound.
+    few : Observations
+        Some rows, to see what is observed.
+    """
+
+    def __init__(self, model: LatentVariableModel, few: Observations) -> None:
+        self.model = model
+        self.paths = {id(family): path for path, family in model.families().items()}
+        self.dims: dict[str, int] = {}
+        self.values: Scope = {}
+        self.latents: list[Term] = []
+        self.tables: list[Tensor] = []
+        self.partly: list[tuple[str, Tensor, Tensor]] = []
+        self.direct: list[tuple[str, Term]] = []
+        self.by_chunk: list[str] = []
+        shared = {name: placed for name, placed in model.scope(few).items() if placed.event_dim is None}
+        for node in model.local_nodes():
+            known = {**shared, **self.values}
+            if all(parent in known for parent in node.parents):
+                self._once(node.name, known, few)
+            else:
+                self._each_chunk(node.name, few)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Number of values of each finite latent."""
+        return {name: self.values[name].value.shape[dim] for name, dim in self.dims.items()}
+
+    def _once(self, name: str, known: Scope, few: Observations) -> None:
+        """A factor that is the same for every datum, its own value apart."""
+        d = self.model.law(name, known)
+        family, index, given = getattr(d, "origin", (None, None, ()))
+        if name in few.values and not self.model.partly_observed(name, few):
+            if family is None or given:
+                self.by_chunk.append(name)
+            else:
+                self.direct.append((name, Term(family, _thin(index), kernel=family.kernel())))
+            return
+        column = self._enumerate(name, d)
+        value = self.values[name].value
+        table = d.log_prob(value)
+        if name in few.values:
+            self.partly.append((name, value, table))
+        else:
+            self.tables.append(table)
+        if family is not None:
+            features = family.features(value.reshape(-1, *d.event_shape))
+            self.latents.append(Term(family, _thin(index), column, family.kernel().expand(features), family.kernel()))
+
+    def _each_chunk(self, name: str, few: Observations) -> None:
+        """A factor whose parents differ from datum to datum."""
+        if name not in few.values or self.model.partly_observed(name, few):
+            scope = {**self.model.scope(few), **self.values}
+            self._enumerate(name, self.model.law(name, scope))
+        self.by_chunk.append(name)
+
+    def _enumerate(self, name: str, d: Any) -> int:
+        if not d.has_enumerate_support:
+            raise EngineError(f"EM needs every latent to be finite, and {name!r} is not; fit this model by SVI")
+        column = self.dims[name] = -2 - len(self.dims)
+        self.values[name] = Placed(enumerate_values(d, column), d.event_dim)
+        return column
+
+    def joint(self, chunk: Chunk) -> Joint:
+        """Log p(x_i, z), and the factors whose statistics are summed datum by datum."""
+        terms: list[Term] = []
+        value: Tensor | None = None
+        for name, term in self.direct:
+            expanded = term.kernel.expand(chunk.features[name])
+            density = _gather(term.kernel.log_density(expanded), term.index)
+            value = density if value is None else value + density
+            terms.append(Term(term.family, term.index, -1, expanded, term.kernel))
+        for table in self.tables:
+            value = table if value is None else value + table
+        for name, values, table in self.partly:
+            log = self.model.restrict(name, values, chunk.obs, table)
+            value = log if value is None else value + log
+        value = torch.zeros((), dtype=self.model.like.dtype, device=self.model.like.device) if value is None else value
+        return self._dependent(chunk, Joint(value, terms)) if self.by_chunk else Joint(value, terms)
+
+    def _dependent(self, chunk: Chunk, joint: Joint) -> Joint:
+        scope = {**self.model.scope(chunk.obs), **self.values}
+        for name in self.by_chunk:
+            d = self.model.law(name, scope)
+            value, hidden = scope[name].value, name in self.dims
+            family, index, _ = getattr(d, "origin", (None, None, ()))
+            if family is None or hidden:
+                d = self.model.distribution(name, scope, chunk.obs)
+                log = self.model.restrict(name, value, chunk.obs, d.log_prob(value))
+            if family is not None:
+                kernel = family.kernel()
+                features = family.features(value.reshape(-1, *d.event_shape)) if hidden else chunk.features[name]
+                expanded = kernel.expand(features)
+                if not hidden:
+                    log = _gather(kernel.log_density(expanded), _thin(index))
+                joint.terms.append(Term(family, _thin(index), self.dims.get(name, -1), expanded, kernel))
+            joint.value = joint.value + log
+        return joint
+
+    def log_joint(self, chunk: Chunk, joint: Joint) -> Tensor:
+        """Log p(x_i, z) in full, [*enumerated or 1, n]."""
+        return joint.value.expand(*(joint.value.shape[:-1] or (1,)), len(chunk.obs))
+
+    def expect(self, chunk: Chunk, assign: Assign = soft, replace: Replace | None = None) -> Expectation:
+        """E-step of one chunk (000 (8), (11))."""
+        joint = self.joint(chunk)
+        value = self.log_joint(chunk, joint)
+        assigned = assign(value.flatten(0, -2), chunk)
+        r = assigned.r.view(value.shape)
+        if replace is not None:
+            r = replace(chunk, r)
+        log_prob, objective = assigned.log_prob, assigned.objective
+        if chunk.weights is not None:
+            r = r * chunk.weights
+            log_prob = chunk.weights * log_prob
+            objective = log_prob if objective is None else chunk.weights * objective
+        total = log_prob.sum()
+        sums: dict[str, Sums] = {}
+        for term in joint.terms:
+            R = _scatter(r, term.index, term.family.batch, term.column)
+            _add(sums, self.paths[id(term.family)], term.kernel.expect(term.expanded, R))
+        return Expectation(total, total if objective is None else objective.sum(), r.sum(-1, keepdim=True), sums)
+
+    def finish(self, e: Expectation) -> dict[str, Sums]:
+        """The sums of every family, those of the latents read off the table."""
+        sums = dict(e.sums)
+        for term in self.latents:
+            R = _scatter(e.table, term.index, term.family.batch, term.column)
+            _add(sums, self.paths[id(term.family)], term.kernel.expect(term.expanded, R))
+        return sums
+
+
+def _thin(index: Tensor | None) -> Tensor | None:
+    """An index that is the same for every datum, as a column."""
+    if index is not None and index.dim() and index.shape[-1] > 1 and index.stride(-1) == 0:
+        return index[..., :1]
+    return index
 
 
 def _gather(density: Tensor, index: Tensor | None) -> Tensor:
@@ -139,11 +232,15 @@ def _gather(density: Tensor, index: Tensor | None) -> Tensor:
         return density[index]
     if index.shape[-1] == 1 and density.shape[1] != 1:
         flat = index.flatten()
-        same = len(flat) == len(density) and bool((flat == torch.arange(len(flat), device=flat.device)).all())
-        chosen = density if same else density.index_select(0, flat)
+        chosen = density if _in_order(flat, len(density)) else density.index_select(0, flat)
         return chosen.reshape(*index.shape[:-1], -1)
     rows = index.reshape(-1, index.shape[-1]).expand(-1, density.shape[1])
     return density.gather(0, rows).reshape(*index.shape[:-1], -1)
+
+
+def _in_order(index: Tensor, K: int) -> bool:
+    """Whether the index is 0, ..., K - 1."""
+    return len(index) == K and bool((index == torch.arange(K, device=index.device)).all())
 
 
 def _scatter(r: Tensor, index: Tensor | None, K: int, column: int) -> Tensor:
@@ -156,31 +253,9 @@ def _scatter(r: Tensor, index: Tensor | None, K: int, column: int) -> Tensor:
     r = r.sum(spare, keepdim=True) if spare else r
     if index.shape[-1] == 1:
         rows = index.expand(*r.shape[:-1], 1).flatten()
-        return r.new_zeros(K, r.shape[-1]).index_add_(0, rows, r.reshape(-1, r.shape[-1]))
+        flat = r.reshape(-1, r.shape[-1])
+        if _in_order(rows, K):
+            return flat
+        return r.new_zeros(K, r.shape[-1]).index_add_(0, rows, flat)
     rows = index.expand(r.shape).reshape(-1, r.shape[-1])
     return r.new_zeros(K, r.shape[-1]).scatter_add_(0, rows, r.reshape(rows.shape))
-
-
-def expected_log_joint(model: LatentVariableModel, parts: list[Chunk], posterior: list[Tensor]) -> Iterator[Tensor]:
-    """Q(theta) = sum_i w_i E_r[log p(x_i, z)] chunk by chunk, differentiable in theta (000 (9))."""
-    for chunk, r in zip(parts, posterior, strict=True):
-        joint, _, _ = joint_terms(model, chunk)
-        r, joint = torch.broadcast_tensors(r, joint)
-        # A value ruled out by its prior has responsibility 0, and 0 * -inf is not 0.
-        yield (chunk.weights * torch.where(r > 0, r * joint, 0.0)).sum()
-
-
-def posteriors(model: LatentVariableModel, parts: list[Chunk]) -> list[Tensor]:
-    """Responsibilities of each chunk, [*enumerated, n], detached."""
-    found = []
-    for chunk in parts:
-        joint, _, _ = joint_terms(model, chunk)
-        flat = joint.flatten(0, -2) if joint.dim() > 1 else joint[None]
-        found.append((joint - torch.logsumexp(flat, 0)).exp().detach())
-    return found
-
-
-def finite_sizes(model: LatentVariableModel, chunk: Chunk) -> Mapping[str, int]:
-    """Number of values of each finite latent."""
-    joint, _, dims = joint_terms(model, chunk)
-    return {name: joint.shape[dim] for name, dim in dims.items()}

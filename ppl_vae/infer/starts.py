@@ -73,11 +73,12 @@ def _kmeans_plusplus(model: LatentVariableModel, obs: Observations, weights: Ten
 
     families = model.observed_families(obs)
     columns = []
-    for name, value in obs.values.items():
-        y = families[name].features(value) if name in families else value.reshape(len(obs), -1).to(weights)
-        columns.append(y / y.std(0).clamp_min(1e-12) if len(y) > 1 else y)
-    y = torch.cat(columns, 1)
-    centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.numpy(), random_state=seed)
+    for name in obs.values:
+        value = obs.with_gaps(name)
+        y = families[name].coordinates(value) if name in families else value.reshape(len(obs), -1).nan_to_num()
+        columns.append(y.to(weights) / y.to(weights).std(0).clamp_min(1e-12) if len(y) > 1 else y.to(weights))
+    y = torch.cat(columns, 1).cpu()
+    centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.cpu().numpy(), random_state=seed)
     nearest = torch.cdist(y, torch.as_tensor(centers)).argmin(1)
     hard = torch.nn.functional.one_hot(nearest, cells).double()
     return (HARDNESS * hard + (1 - HARDNESS) / cells).T

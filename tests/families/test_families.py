@@ -26,7 +26,7 @@ LABELS = torch.arange(N) % 4
 
 def normal(covariance, prior=None, n_features=D, x=X):
     family = families.Normal(n_features, batch=K, covariance=covariance, prior=prior).double()
-    family.adapt(x)
+    family.adapt([(x, None)])
     return family
 
 
@@ -216,8 +216,8 @@ def test_adapt_ignores_missing_entries_and_heeds_weights():
     family = normal("diagonal", x=x)
     torch.testing.assert_close(family.center, torch.stack([x[:, 0].nanmean(), x[:, 1].mean()]))
     doubled, weighted = families.Normal(D, K).double(), families.Normal(D, K).double()
-    doubled.adapt(torch.cat([X, X[:10]]))
-    weighted.adapt(X, torch.cat([torch.full((10,), 2.0), torch.ones(N - 10)]))
+    doubled.adapt([(torch.cat([X, X[:10]]), None)])
+    weighted.adapt([(X, torch.cat([torch.full((10,), 2.0), torch.ones(N - 10)]))])
     torch.testing.assert_close(weighted.center, doubled.center)
     torch.testing.assert_close(weighted.reference, doubled.reference)
 

@@ -1,0 +1,235 @@
+"""Both halves of an E-step for normals on whitened data y [d, n]: log densities [K, n], and sums over the data.
+
+A quadratic form is a product with the features (1, y, y y'): fastest, and exact to eps times the largest precision
+relative to the data's. Beyond `SHARPEST`, or with many features, distances are taken from y - m instead.
+"""
+
+import math
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Centred", "CentredNorms", "Kernel", "Norms", "Products", "Shared", "Squares", "Triangular", "inverse_factor"]
+
+LOG_2PI = math.log(2 * math.pi)
+
+SHARPEST = 1e4
+"""Largest precision relative to the data's at which the products of features keep 12 digits."""
+
+
+class Kernel(Protocol):
+    """What one E-step calls for each chunk."""
+
+    def expand(self, features: Any) -> Any:
+        """What both halves need of y."""
+        ...
+
+    def log_density(self, expanded: Any) -> Tensor:
+        """Log N(y_i; m_k, Sigma_k), [K, n]."""
+        ...
+
+    def expect(self, expanded: Any, r: Tensor) -> dict[str, Tensor]:
+        """sum_i r_ki (1, y_i, y_i y_i')."""
+        ...
+
+
+def inverse_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """W with W Sigma W' = I, lower triangular [K, d, d], and log|Sigma| / 2, [K]."""
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand(factor.shape)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+class Products:
+    """Full covariances by the features (1, y, y_b y_j for j from the block of b on): two matrix products."""
+
+    WIDEST: ClassVar[int] = 24
+    """Features beyond which `Triangular` is faster."""
+
+    def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
+        K, d = m.shape
+        self.d, self.step = d, max(1, d // 8)
+        precision = inverse.mT @ inverse
+        linear = (precision @ m[:, :, None])[:, :, 0]
+        const = constant - 0.5 * (d * LOG_2PI + (linear * m).sum(1))
+        blocks = [const[:, None], linear]
+        for lo in range(0, d, self.step):
+            hi = min(lo + self.step, d)
+            block = -precision[:, lo:hi, lo:].clone()
+            block[:, :, : hi - lo] *= 0.5  # within the block each pair stands twice
+            blocks.append(block.reshape(K, -1))
+        self.coefficients = torch.cat(blocks, 1)
+
+    def expand(self, y: Tensor) -> Tensor:
+        """[p, n]."""
+        d, n = y.shape
+        out = y.new_empty(self.coefficients.shape[1], n)
+        out[0] = 1
+        out[1 : 1 + d] = y
+        at = 1 + d
+        for lo in range(0, d, self.step):
+            hi = min(lo + self.step, d)
+            size = (hi - lo) * (d - lo)
+            torch.mul(y[lo:hi, None], y[None, lo:], out=out[at : at + size].view(hi - lo, d - lo, n))
+            at += size
+        return out
+
+    def log_density(self, expanded: Tensor) -> Tensor:
+        return self.coefficients @ expanded
+
+    def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
+        sums, d = r @ expanded.mT, self.d
+        second = r.new_empty(len(r), d, d)
+        at = 1 + d
+        for lo in range(0, d, self.step):
+            hi = min(lo + self.step, d)
+            size = (hi - lo) * (d - lo)
+            block = sums[:, at : at + size].view(-1, hi - lo, d - lo)
+            second[:, lo:hi, lo:] = block
+            second[:, lo:, lo:hi] = block.mT
+            at += size
+        return {"count": sums[:, 0], "first": sums[:, 1 : 1 + d], "second": second}
+
+
+class Triangular:
+    """Full covariances by distances |W_k (y - m_k)|, in blocks of rows that skip the zeros of W."""
+
+    def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
+        d = m.shape[1]
+        self.K, self.constant = len(m), (constant - 0.5 * d * LOG_2PI)[:, None]
+        parts = 1 if d < 32 else 4
+        edges = [round(d * i / parts) for i in range(parts + 1)]
+        self.blocks = list(zip(edges, edges[1:], strict=False))
+        shift = inverse @ m[:, :, None]
+        shifted = torch.cat([-shift, inverse], 2).expand(self.K, -1, -1)
+        self.rows = [shifted[:, lo:hi, : 1 + hi].reshape(-1, 1 + hi).contiguous() for lo, hi in self.blocks]
+
+    def expand(self, y: Tensor) -> Tensor:
+        """[1 + d, n], a row of ones first."""
+        return torch.cat([torch.ones_like(y[:1]), y])
+
+    def log_density(self, expanded: Tensor) -> Tensor:
+        square = expanded.new_zeros(self.K, expanded.shape[1])
+        for (lo, hi), rows in zip(self.blocks, self.rows, strict=True):
+            z = rows @ expanded[: 1 + hi]
+            square += z.square_().view(self.K, hi - lo, -1).sum(1)
+        return torch.add(self.constant, square, alpha=-0.5)
+
+    def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
+        K, d = self.K, len(expanded) - 1
+        first, second = r.new_empty(K, d), r.new_empty(K, d, d)
+        for lo, hi in self.blocks:
+            weighted = (r[:, None] * expanded[1 + lo : 1 + hi]).reshape(K * (hi - lo), -1)
+            block = (weighted @ expanded[: 1 + hi].mT).view(K, hi - lo, 1 + hi)
+            first[:, lo:hi] = block[:, :, 0]
+            second[:, lo:hi, :hi] = block[:, :, 1:]
+            second[:, :hi, lo:hi] = block[:, :, 1:].mT
+        return {"count": r.sum(1), "first": first, "second": second}
+
+
+class Shared:
+    """One covariance for all members: y is whitened once more, then distances are to K points."""
+
+    def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
+        self.inverse, self.points = inverse, m @ inverse.mT
+        self.sharp = bool(inverse.square().sum() > SHARPEST)
+        self.constant = constant - 0.5 * m.shape[1] * LOG_2PI
+
+    def expand(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_density(self, expanded: Tensor) -> Tensor:
+        z = self.inverse @ expanded
+        if self.sharp:
+            distance = torch.stack([(z - point[:, None]).square().sum(0) for point in self.points])
+            return self.constant - 0.5 * distance
+        own = self.constant - 0.5 * self.points.square().sum(1, keepdim=True)
+        return torch.addmm(own - 0.5 * z.square().sum(0), self.points, z)
+
+    def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
+        second = (expanded * r.sum(0)) @ expanded.mT
+        return {"count": r.sum(1), "first": r @ expanded.mT, "second": second}
+
+
+Expanded = tuple[Tensor | None, Tensor, Tensor]
+"""Rows of what is seen (None: everything), y, and y above its squares."""
+
+
+def _total(by_feature: Tensor, seen: Tensor | None) -> Tensor:
+    """Sum over the features that are seen, [K, 1 or n]."""
+    return by_feature.sum(1, keepdim=True) if seen is None else by_feature @ seen
+
+
+class Squares:
+    """A variance for each feature, by the features (1, y, y^2); for data with gaps (seen, y, y^2), zero where unseen."""
+
+    def __init__(self, m: Tensor, scale: Tensor, log_scale: Tensor) -> None:
+        """From whitened means and standard deviations [K, d], and log standard deviations in the data's units."""
+        self.m, self.scale, self.d = m, scale, m.shape[1]
+        precision = scale**-2
+        self.normaliser = -log_scale - 0.5 * LOG_2PI
+        self.each = self.normaliser - 0.5 * precision * m.square()
+        self.rest = torch.cat([precision * m, self.quadratic(-0.5 * precision)], 1)
+
+    def quadratic(self, by_feature: Tensor) -> Tensor:
+        """What multiplies, or sums up, the squares: one column a feature."""
+        return by_feature
+
+    def squares(self, y: Tensor) -> Tensor:
+        """The rows of squares."""
+        return y.square()
+
+    def expand(self, features: Any) -> Expanded:
+        """What is seen, y, and y above its squares."""
+        y, seen = features if isinstance(features, tuple) else (features, None)
+        return seen, y, torch.cat([y, self.squares(y)])
+
+    def log_density(self, expanded: Expanded) -> Tensor:
+        seen, _, rows = expanded
+        return (self.rest @ rows).add_(_total(self.each, seen))
+
+    def expect(self, expanded: Expanded, r: Tensor) -> dict[str, Tensor]:
+        seen, _, rows = expanded
+        count, sums = r.sum(1), r @ rows.mT
+        seen_by = count[:, None].expand(-1, self.d) if seen is None else r @ seen.mT
+        second = sums[:, self.d :]
+        return {"count": count, "seen": seen_by, "first": sums[:, : self.d], "second": self.shaped(second)}
+
+    def shaped(self, second: Tensor) -> Tensor:
+        """In the shape of the covariance parameter."""
+        return second
+
+
+class Norms(Squares):
+    """One variance for all features, by the features (1, y, |y|^2)."""
+
+    def quadratic(self, by_feature: Tensor) -> Tensor:
+        return by_feature[:, :1]
+
+    def squares(self, y: Tensor) -> Tensor:
+        return y.square().sum(0, keepdim=True)
+
+    def shaped(self, second: Tensor) -> Tensor:
+        return second[:, 0]
+
+
+class _Distances(Squares):
+    """Densities from y - m, where products of features would lose digits."""
+
+    def log_density(self, expanded: Expanded) -> Tensor:
+        seen, y, _ = expanded
+        rows = []
+        for m, scale in zip(self.m, self.scale, strict=True):
+            square = ((y - m[:, None]) / scale[:, None]).square_()
+            rows.append((square if seen is None else square * seen).sum(0))
+        return _total(self.normaliser, seen) - 0.5 * torch.stack(rows)
+
+
+class Centred(_Distances):
+    """`Squares` with densities from y - m."""
+
+
+class CentredNorms(_Distances, Norms):
+    """`Norms` with densities from y - m."""

@@ -1,0 +1,124 @@
+"""The M-step: closed forms for what families own, gradient steps that must raise Q for the rest (generalised EM)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.families import Sums
+from ppl_vae.infer.expectation import Plan
+from ppl_vae.infer.parts import Chunk, Parts
+
+__all__ = ["Maximizer", "Values", "each_chunk"]
+
+Values = dict[str, Tensor]
+
+
+def each_chunk(parts: Parts) -> Iterator[Chunk]:
+    """This process's chunks, one after the other."""
+    for block in parts.blocks():
+        yield from parts.chunks(block)
+
+
+@dataclass(frozen=True)
+class Maximizer:
+    """theta = argmax sum_i w_i E_r[log p(x_i, z_i | theta)] + log p(theta), parameters in `frozen` left as they are."""
+
+    model: LatentVariableModel
+    estimate: str
+    frozen: tuple[str, ...]
+
+    def closed_forms(self, sums: Mapping[str, Sums], values: Values) -> Values:
+        """New values of what families own (000 (9))."""
+        families = self.model.families()
+        found = dict(values)
+        for path, own in sums.items():
+            family = families[path]
+            fixed = {name: values[f"{path}.{name}"] for name in family.constraints if f"{path}.{name}" in self.frozen}
+            if len(fixed) < len(family.constraints):
+                new = family.maximize(own, self.estimate, fixed) if fixed else family.maximize(own, self.estimate)
+                found |= {f"{path}.{name}": value for name, value in new.items()}
+        return found
+
+    def degenerate(self, sums: Mapping[str, Sums], values: Values) -> list[tuple[str, int]]:
+        """Members that have lost their data or whose likelihood has no bound, by path and number."""
+        families = self.model.families()
+        found = []
+        for path, own in sums.items():
+            mine = {name: values[f"{path}.{name}"] for name in families[path].constraints}
+            found += [(path, k) for k in families[path].degenerate(own, mine).nonzero().flatten().tolist()]
+        return found
+
+    # What no family owns.
+
+    def free(self) -> tuple[list[torch.nn.Parameter], list[str]]:
+        """Parameters of the module, and shared latents declared by hand, that take gradient steps."""
+        families = self.model.families()
+        owned = {id(p) for family in families.values() for p in family.parameters()}
+        named = self.model.named_parameters()
+        parameters = [p for name, p in named if id(p) not in owned and p.requires_grad and name not in self.frozen]
+        by_hand = [name for name in self.model.shared_laws() if not any(name.startswith(f"{p}.") for p in families)]
+        return parameters, [name for name in by_hand if name not in self.frozen]
+
+    def gradient_step(self, parts: Parts, values: Values) -> Values:
+        """Quasi-Newton steps on Q(theta) at the posterior under `values`; undone should they not raise it."""
+        parameters, by_hand = self.free()
+        if not parameters and not by_hand:
+            return values
+        laws = self.model.shared_laws()
+        maps = {name: biject_to(laws[name](values).support) for name in by_hand}
+        raw = {name: maps[name].inv(values[name]).detach().requires_grad_() for name in by_hand}
+        with self.model.bind(values), torch.no_grad():
+            r = self._posteriors(parts)
+
+        def assembled() -> Values:
+            return {**values, **{name: maps[name](u) for name, u in raw.items()}}
+
+        def q_value() -> Tensor:
+            now = assembled()
+            with self.model.bind(now):
+                q = self._expected_log_joint(parts, r)
+            return q + self.model.log_prior(now) if self.estimate == "map" else q
+
+        _climb([*parameters, *raw.values()], q_value)
+        with torch.no_grad():
+            return {name: value.detach() for name, value in assembled().items()}
+
+    def _posteriors(self, parts: Parts) -> list[Tensor]:
+        plan, found = None, []
+        for chunk in each_chunk(parts):
+            plan = plan or Plan(self.model, chunk.obs)
+            joint = plan.log_joint(chunk, plan.joint(chunk))
+            found.append(torch.softmax(joint.flatten(0, -2), 0).view(joint.shape))
+        return found
+
+    def _expected_log_joint(self, parts: Parts, posterior: list[Tensor]) -> Tensor:
+        """Q(theta) = sum_i w_i E_r[log p(x_i, z)], differentiable in theta (000 (9))."""
+        plan, q = None, torch.zeros((), dtype=self.model.like.dtype, device=self.model.like.device)
+        for chunk, r in zip(each_chunk(parts), posterior, strict=True):
+            plan = plan or Plan(self.model, chunk.obs)
+            joint = plan.log_joint(chunk, plan.joint(chunk))
+            # A value ruled out by its prior has responsibility 0, and 0 * -inf is not 0.
+            each = torch.where(r > 0, r * joint, 0.0).flatten(0, -2).sum(0)
+            q = q + (each if chunk.weights is None else chunk.weights * each).sum()
+        return q
+
+
+def _climb(variables: list[Tensor], objective: Callable[[], Tensor]) -> None:
+    before, kept = objective().item(), [v.detach().clone() for v in variables]
+    optimizer = torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -objective()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        if not objective().item() >= before:
+            for variable, value in zip(variables, kept, strict=True):
+                variable.copy_(value)

@@ -1,0 +1,234 @@
+"""Data as EM goes over them: blocks that threads and processes share out, cut into chunks that fit a cache."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data import Block, Stream
+from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.errors import DataError
+from ppl_vae.infer.processes import Share
+from ppl_vae.infer.weights import check_weights
+
+__all__ = ["Chunk", "Held", "Parts", "Streamed", "make_parts"]
+
+CACHE = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Numbers in the largest temporary of a chunk: what a core's cache holds, and what keeps a GPU busy."""
+BLOCK = 65536
+"""Rows that one thread takes at a time."""
+KEEP = 1 << 25
+"""Numbers of features kept between iterations (256 MB); what does not fit is computed anew, so memory is bounded."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of the data, their weights (None: ones), and what each family keeps of them between iterations."""
+
+    obs: Observations
+    weights: Tensor | None
+    start: int
+    features: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """Sum of the weights."""
+        return float(len(self.obs)) if self.weights is None else float(self.weights.sum())
+
+
+class Parts:
+    """The data of a fit, gone over as often as one likes."""
+
+    share = Share()
+
+    def __init__(self, model: LatentVariableModel, few: Observations, sizes: int) -> None:
+        self.model, self.families = model, model.observed_families(few)
+        widths = [family.width for family in model.families().values()]
+        cache = CACHE.get(model.like.device.type, CACHE["cuda"])
+        self.rows = max(64, min(BLOCK, cache // max(sizes, *widths, 1)))
+
+    @property
+    def n(self) -> int:
+        """Rows in all."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[Any]:
+        """This process's blocks, opaque to the engine."""
+        raise NotImplementedError
+
+    def chunks(self, block: Any) -> Iterator[Chunk]:
+        """A block's chunks."""
+        raise NotImplementedError
+
+    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """A node's values with their weights, block by block over the data of all processes."""
+        raise NotImplementedError
+
+    def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
+        """At most `count` rows drawn without replacement, and their weights."""
+        raise NotImplementedError
+
+    def total(self) -> float:
+        """Sum of the weights over the data of all processes."""
+        raise NotImplementedError
+
+    def _cut(self, obs: Observations, weights: Tensor | None, start: int) -> Iterator[Chunk]:
+        for low in range(0, len(obs), self.rows):
+            span = slice(low, min(low + self.rows, len(obs)))
+            part = obs.rows(span)
+            own = None if weights is None else weights[span]
+            features = {
+                name: family.features(part.with_gaps(name), *self.model.covariates(name, part))
+                for name, family in self.families.items()
+            }
+            yield Chunk(part, own, start + low, features)
+
+
+@dataclass(frozen=True)
+class _Span:
+    low: int
+    high: int
+
+
+class Held(Parts):
+    """Data in memory."""
+
+    def __init__(
+        self, model: LatentVariableModel, obs: Observations, weights: Tensor | None, sizes: int, workers: int = 1
+    ) -> None:
+        super().__init__(model, obs, sizes)
+        self.obs, self.weights = obs, weights
+        share = -(-len(obs) // (workers * self.share.world))
+        size = min(BLOCK, max(share, 4096))
+        edges = range(0, len(obs), size)
+        spans = [_Span(low, min(low + size, len(obs))) for low in edges]
+        self.spans = spans[self.share.rank :: self.share.world]
+        kept = sum(value[0].numel() for value in obs.values.values() if isinstance(value, Tensor))
+        self.keep = len(obs) * kept <= KEEP
+        self.kept: dict[_Span, list[Chunk]] = {}
+
+    @property
+    def n(self) -> int:
+        return len(self.obs)
+
+    def blocks(self) -> Iterator[_Span]:
+        return iter(self.spans)
+
+    def chunks(self, block: _Span) -> Iterator[Chunk]:
+        span = slice(block.low, block.high)
+        if block in self.kept:
+            return iter(self.kept[block])
+        weights = None if self.weights is None else self.weights[span]
+        cut = self._cut(self.obs.rows(span), weights, block.low)
+        if not self.keep:
+            return cut
+        self.kept[block] = list(cut)
+        return iter(self.kept[block])
+
+    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for low in range(0, len(self.obs), BLOCK):
+            span = slice(low, low + BLOCK)
+            yield self.obs.rows(span).with_gaps(name), None if self.weights is None else self.weights[span]
+
+    def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
+        rows = torch.arange(self.n)
+        if self.n > count:
+            rows = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        rows = rows.to(self.model.like.device)
+        return self.obs.rows(rows), _ones(len(rows)).to(rows.device) if self.weights is None else self.weights[rows]
+
+    def total(self) -> float:
+        return float(self.n) if self.weights is None else float(self.weights.sum())
+
+
+class Streamed(Parts):
+    """Data read block by block at every pass."""
+
+    def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, sizes: int) -> None:
+        with closing(iter(stream)) as blocks:
+            first = next(blocks)
+        super().__init__(model, model.check(first.values), sizes)
+        self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
+        self.seen: float | None = None
+
+    @property
+    def n(self) -> int:
+        if self.stream.num_rows is None:
+            for _ in self.stream:
+                pass
+        return self.stream.num_rows
+
+    def _weights(self, block: Block) -> Tensor | None:
+        if self.weights is None:
+            return None if block.weights is None else block.weights.to(self.model.like)
+        return self.weights[block.start : block.start + len(block)]
+
+    def blocks(self) -> Iterator[Block]:
+        return self.stream.shard(self.share.rank, self.share.world)
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        return self._cut(self.model.observe(block.values), self._weights(block), block.start)
+
+    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for block in self.stream:
+            obs = self.model.check(block.values) if self.seen is None else self.model.observe(block.values)
+            yield obs.with_gaps(name), self._weights(block)
+
+    def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
+        block = self.stream.sample(count, seed)
+        weights = _ones(len(block)) if block.weights is None else block.weights
+        return self.model.check(block.values), weights.to(self.model.like)
+
+    def total(self) -> float:
+        if self.seen is None:
+            if self.weights is not None:
+                self.seen = float(self.weights.sum())
+            else:
+                each = (block.weights.sum() for block in self.stream) if self.weighted else (self.n,)
+                self.seen = float(sum(each))
+        return self.seen
+
+
+def make_parts(model: LatentVariableModel, data: Any, weights: Any, sizes: int, workers: int) -> Parts:
+    """The data of a fit, checked, with the families adapted to their scale.
+
+    Raises
+    ------
+    DataError
+        If the data do not fit the model, or weights do not fit the data.
+    """
+    parts: Parts
+    if isinstance(data, Stream):
+        if weights is not None and data.num_rows is None:
+            raise DataError("weights [n] need a stream that knows its rows; name the column of weights in pv.data.stream")
+        parts = Streamed(model, data, _given(weights, data.num_rows or 0, model), sizes)
+    else:
+        obs = model.check(data)
+        parts = Held(model, obs, _given(weights, len(obs), model), sizes, workers)
+    for name, family in parts.families.items():
+        family.adapt(_Values(parts, name))
+    total = parts.total()
+    if not total > 0:
+        raise DataError("all weights are zero; at least one datum must count")
+    return parts
+
+
+class _Values:
+    """A node's values as an iterable that starts anew each time."""
+
+    def __init__(self, parts: Parts, name: str) -> None:
+        self.parts, self.name = parts, name
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return self.parts.values(self.name)
+
+
+def _given(weights: Any, n: int, model: LatentVariableModel) -> Tensor | None:
+    return None if weights is None else check_weights(weights, n).to(model.like)
+
+
+def _ones(n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.float64)
