@@ -175,13 +175,9 @@ def _read_csv(path: Path, chosen: bool) -> Any:
     from pyarrow import ArrowInvalid
     from pyarrow import csv as arrow
 
-    first, delimiter = _first_row(path)
-    if not chosen and "" in first:
-        raise DataError(
-            f"{path}: column {first.index('') + 1} has no name (row numbers that were written along?). "
-            "Name it in the header, or say which columns to take: --columns, or columns=[...]."
-        )
-    names = [] if not all(map(_is_number, first)) else [f"x{i}" for i in range(len(first))]
+    first, delimiter = first_row(path)
+    check_names(first, path, chosen)
+    names = [] if not all(map(is_number, first)) else [f"x{i}" for i in range(len(first))]
     try:
         table = arrow.read_csv(
             path,
@@ -196,7 +192,16 @@ def _read_csv(path: Path, chosen: bool) -> Any:
     return table if names else table.rename_columns(first)
 
 
-def _first_row(path: Path) -> tuple[list[str], str]:
+def check_names(names: list[str], path: Path, chosen: bool) -> None:
+    """Refuse a column without a name, unless columns were chosen."""
+    if not chosen and "" in names:
+        raise DataError(
+            f"{path}: column {names.index('') + 1} has no name (row numbers that were written along?). "
+            "Name it in the header, or say which columns to take: --columns, or columns=[...]."
+        )
+
+
+def first_row(path: Path) -> tuple[list[str], str]:
     """Cells of the first line that is not blank, and the separator."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -208,7 +213,7 @@ def _first_row(path: Path) -> tuple[list[str], str]:
     delimiter = max(",;\t", key=first.count)
     cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter))]
     # "1.5,,2" is either a row with a gap or a header: a guess would lose or invent a datum.
-    if "" in cells and any(map(_is_number, cells)) and all(map(_is_number, filter(None, cells))):
+    if "" in cells and any(map(is_number, cells)) and all(map(is_number, filter(None, cells))):
         raise DataError(f"{path}: the first line holds numbers and empty cells ({first.strip()!r}). Add a header line.")
     return cells, delimiter
 
@@ -248,7 +253,7 @@ def _from_frame(frame: Any, columns: Sequence[str] | None, source: str) -> Table
     if isinstance(container, torch.Tensor):
         container = _tensor_to_numpy(container)
     available = _array_columns(container, source) if isinstance(container, np.ndarray) else _columns(container, source)
-    names = _choose(available, columns, source)
+    names = choose(available, columns, source)
     return _table({name: available[name]() for name in names}, source)
 
 
@@ -276,7 +281,8 @@ def _check_column(name: str, values: np.ndarray, source: str) -> None:
         )
 
 
-def _choose(available: Iterable[str], columns: Sequence[str] | None, source: str) -> list[str]:
+def choose(available: Iterable[str], columns: Sequence[str] | None, source: str) -> list[str]:
+    """The columns asked for, all without asking; an unknown one is an error that names its like."""
     there = list(available)
     wanted = there if columns is None else [columns] if isinstance(columns, str) else list(columns)
     if not wanted:
@@ -320,6 +326,12 @@ def _array_columns(array: np.ndarray, source: str) -> _Columns:
 
 
 def _columns(frame: Any, source: str) -> _Columns:
+    table = frame_of(frame, source)
+    return {str(series.name): partial(numbers, series, source) for series in table.iter_columns()}
+
+
+def frame_of(frame: Any, source: str) -> nw.DataFrame[Any]:
+    """Any data frame or series, through narwhals."""
     try:
         native = nw.from_native(frame, eager_only=True, allow_series=True)
     except nw.exceptions.DuplicateError as error:
@@ -329,15 +341,15 @@ def _columns(frame: Any, source: str) -> _Columns:
             f"{source}: this is not a table; a data frame, an array or a tensor [n, d] was expected "
             "(collect a lazy frame first)."
         ) from error
-    table = native.to_frame() if isinstance(native, nw.Series) else native
-    return {str(series.name): partial(_numbers, series, source) for series in table.iter_columns()}
+    return native.to_frame() if isinstance(native, nw.Series) else native
 
 
-def _numbers(series: nw.Series[Any], source: str) -> np.ndarray:
+def numbers(series: nw.Series[Any], source: str) -> np.ndarray:
+    """A column as float64, nulls as NaN; text is an error that names the column and the row."""
     if not (series.dtype.is_numeric() or series.dtype == nw.Boolean):
         values = [(row, value) for row, value in enumerate(series.to_list(), 1) if not _is_real(value)]
         if values:
-            row, value = next((pair for pair in values if not _is_number(pair[1])), values[0])
+            row, value = next((pair for pair in values if not is_number(pair[1])), values[0])
             raise DataError(
                 f"{source}: column '{series.name}' is not numeric: {value!r} in row {row} of the data. Correct it, or "
                 "say which columns to take: --columns, or columns=[...]."
@@ -349,7 +361,7 @@ def _is_real(value: Any) -> bool:
     return value is None or isinstance(value, Real)
 
 
-def _is_number(text: Any) -> bool:
+def is_number(text: Any) -> bool:
     try:
         float(text)
     except (TypeError, ValueError):
