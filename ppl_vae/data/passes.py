@@ -112,7 +112,7 @@ def _check_numbers(block: Block, source: str) -> None:
         bad = values.isinf().nonzero() if values.is_floating_point() else values.new_empty(0)
         if len(bad):
             row, *place = bad[0].tolist()
-            column = name or (block.columns[place[0]] if place and block.columns else "")
+            column = name or (block.columns[place[0] if place else 0] if block.columns else "")
             where = f"column '{column}'" if column else "a value"
             raise DataError(
                 f"{source}: {where} is infinite in row {block.start + row}; finite numbers were expected. Correct it, "

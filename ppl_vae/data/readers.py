@@ -100,7 +100,7 @@ class Restartable:
     num_rows: int | None = None
 
     def __init__(self, source: Any, choice: Choice) -> None:
-        if isinstance(source, Iterable) and iter(source) is source:
+        if isinstance(source, Iterator):
             raise DataError(
                 f"{choice.source}: this iterator can be read only once, and a fit reads its data many times. Give what "
                 "makes it: the generator function itself, not called, or an object whose __iter__ starts anew."

@@ -81,11 +81,8 @@ def _reader_of(source: Any, columns: Sequence[str] | None, weights: str | None) 
 def _named(source: Any, paths: Sequence[Any]) -> str:
     if paths:
         return str(paths[0]) if len(paths) == 1 else f"{len(paths)} files from {paths[0]} to {paths[-1]}"
-    return (
-        str(source.filename)
-        if is_mapped(source)
-        else f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
-    )
+    kind = type(source)
+    return str(source.filename) if is_mapped(source) else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 class Stream:
