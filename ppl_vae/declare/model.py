@@ -95,7 +95,7 @@ class LatentVariableModel(Program):
         """Let every family take from data what depends on its scale: weak priors, variance floors."""
         obs = self.check(data)
         for name, family in self.observed_families(obs).items():
-            family.adapt([(obs.with_gaps(name), weights)])
+            family.adapt([(obs.with_gaps(name), weights, *self.covariates(name, obs))])
 
     def observed_families(self, obs: Observations) -> dict[str, Any]:
         """The family that makes each observed node, where one does."""
@@ -104,6 +104,8 @@ class LatentVariableModel(Program):
 
     def covariates(self, name: str, obs: Observations) -> tuple[Tensor, ...]:
         """What an observed node passes to its family beside an index, [n, ...] each."""
+        if not set(obs.values) & set(self._graph.nodes[name].parents):
+            return ()
         scope = self.scope(obs)
         for node in self.local_nodes():
             if node.name not in scope:

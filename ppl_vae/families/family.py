@@ -18,8 +18,8 @@ __all__ = ["Family", "Parts", "Prior", "Sums"]
 Sums = dict[str, Tensor]
 """Expected sufficient statistics; they add over chunks of data."""
 
-Parts = Iterable[tuple[Tensor, Tensor | None]]
-"""Data [n, *event] with weights [n], chunk by chunk, that can be gone through again; missing entries are NaN."""
+Parts = Iterable[tuple[Any, ...]]
+"""(data [n, *event], weights [n] or None, *covariates), chunk by chunk, to be gone through again; NaN is missing."""
 
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})

@@ -63,8 +63,8 @@ class Parts:
         """A block's chunks."""
         raise NotImplementedError
 
-    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """A node's values with their weights, block by block over the data of all processes."""
+    def values(self, name: str) -> Iterator[tuple[Any, ...]]:
+        """A node's values, weights and covariates, block by block over the data of all processes."""
         raise NotImplementedError
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
@@ -128,10 +128,11 @@ class Held(Parts):
         self.kept[block] = list(cut)
         return iter(self.kept[block])
 
-    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for low in range(0, len(self.obs), BLOCK):
             span = slice(low, low + BLOCK)
-            yield self.obs.rows(span).with_gaps(name), None if self.weights is None else self.weights[span]
+            obs, own = self.obs.rows(span), None if self.weights is None else self.weights[span]
+            yield obs.with_gaps(name), own, *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
         rows = torch.arange(self.n)
@@ -172,10 +173,10 @@ class Streamed(Parts):
     def chunks(self, block: Block) -> Iterator[Chunk]:
         return self._cut(self.model.observe(block.values), self._weights(block), block.start)
 
-    def values(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
             obs = self.model.check(block.values) if self.seen is None else self.model.observe(block.values)
-            yield obs.with_gaps(name), self._weights(block)
+            yield obs.with_gaps(name), self._weights(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
         block = self.stream.sample(count, seed)
@@ -222,7 +223,7 @@ class _Values:
     def __init__(self, parts: Parts, name: str) -> None:
         self.parts, self.name = parts, name
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return self.parts.values(self.name)
 
 
