@@ -72,7 +72,7 @@ class Maximizer:
         maps = {name: biject_to(laws[name](values).support) for name in by_hand}
         raw = {name: maps[name].inv(values[name]).detach().requires_grad_() for name in by_hand}
         with self.model.bind(values), torch.no_grad():
-            r = self._posteriors(parts)
+            r = self.posteriors(parts)
 
         def assembled() -> Values:
             return {**values, **{name: maps[name](u) for name, u in raw.items()}}
@@ -80,14 +80,15 @@ class Maximizer:
         def q_value() -> Tensor:
             now = assembled()
             with self.model.bind(now):
-                q = self._expected_log_joint(parts, r)
+                q = self.expected_log_joint(parts, r)
             return q + self.model.log_prior(now) if self.estimate == "map" else q
 
         _climb([*parameters, *raw.values()], q_value)
         with torch.no_grad():
             return {name: value.detach() for name, value in assembled().items()}
 
-    def _posteriors(self, parts: Parts) -> list[Tensor]:
+    def posteriors(self, parts: Parts) -> list[Tensor]:
+        """p(z | x_i) of each chunk, [*enumerated, n]."""
         plan, found = None, []
         for chunk in each_chunk(parts):
             plan = plan or Plan(self.model, chunk.obs)
@@ -95,7 +96,7 @@ class Maximizer:
             found.append(torch.softmax(joint.flatten(0, -2), 0).view(joint.shape))
         return found
 
-    def _expected_log_joint(self, parts: Parts, posterior: list[Tensor]) -> Tensor:
+    def expected_log_joint(self, parts: Parts, posterior: list[Tensor]) -> Tensor:
         """Q(theta) = sum_i w_i E_r[log p(x_i, z)], differentiable in theta (000 (9))."""
         plan, q = None, torch.zeros((), dtype=self.model.like.dtype, device=self.model.like.device)
         for chunk, r in zip(each_chunk(parts), posterior, strict=True):
