@@ -89,6 +89,8 @@ class Incomplete(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the observed entries, [..., n] in nats."""
+        if hasattr(self.base, "marginal_log_prob"):
+            return self.base.marginal_log_prob(value, self.missing)
         if isinstance(self.base, dist.Independent) and not self.base.base_dist.event_shape:
             pointwise = self.base.base_dist.log_prob(_inside(self.base.base_dist, value, self.missing))
             seen = pointwise.masked_fill(self.missing, 0.0)

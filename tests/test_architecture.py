@@ -40,7 +40,13 @@ ROOMS = {
 }
 """Room by number. Within a number only the room itself, errors and fit may be imported."""
 
-NEIGHBOURS = {("fit", "errors"), ("fit", "version"), ("report", "plots"), ("objectives", "missing")}
+NEIGHBOURS = {
+    ("fit", "errors"),
+    ("fit", "version"),
+    ("report", "plots"),
+    ("objectives", "missing"),
+    ("families", "missing"),
+}
 """Pairs of one number of which the first may import the second."""
 
 LOOK_UP = {

@@ -107,7 +107,7 @@ def _shape_advice(shape: tuple[int, ...], event: tuple[int, ...]) -> str:
 def _check_missing(owner: str, name: str, d: TorchDistribution, missing: Tensor | None) -> None:
     if missing is None:
         return
-    free = isinstance(d, dist.Independent) and not d.base_dist.event_shape
+    free = hasattr(d, "marginal_log_prob") or (isinstance(d, dist.Independent) and not d.base_dist.event_shape)
     if d.event_shape and not free and not isinstance(d, torch.distributions.MultivariateNormal):
         partly = missing.flatten(1).any(1) & ~missing.flatten(1).all(1)
         if bool(partly.any()):

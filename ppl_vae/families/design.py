@@ -74,7 +74,6 @@ class Regression(Family):
 
     def adapt(self, parts: Any) -> None:
         """Take center and scale of the covariates and of the target from parts (y, weights, covariates)."""
-
         center, scale = center_and_scale(self._tables(parts), self.center)
         self.center, self.scale = torch.zeros_like(self.center), torch.ones_like(self.scale)
         self.center[-len(center) :], self.scale[-len(scale) :] = center, scale

@@ -93,6 +93,10 @@ class CategoricalVector(Family):
             )
         return torch.where(seen, x, 0.0).long(), seen
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The one-hot vectors, [n, d C]."""
+        return self.features(x).mT
+
     def features(self, x: Tensor, *given: Tensor) -> Tensor:
         """One-hot columns, [d C, n], zero where x is missing."""
         category, seen = self._read(x)

@@ -1,0 +1,218 @@
+"""The multivariate Student t, a normal whose precision is drawn anew for every datum: robust components."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.families.ellipses import ELLIPSES, Columns, columns
+from ppl_vae.families.family import NOTHING, Family, Parts, Sums
+from ppl_vae.families.newton import solve_log_minus_digamma
+from ppl_vae.families.scales import center_and_scale
+
+__all__ = ["StudentT"]
+
+DF_RANGE = (0.1, 1000.0)
+"""Where degrees of freedom are looked for; at the upper end the distribution is a normal for all purposes."""
+
+
+class StudentT(Family):
+    r"""The multivariate t: x = mu_k + w^-1/2 e, e ~ N(0, S_k), w ~ Gamma(nu_k/2, nu_k/2), d features.
+
+    EM takes w as a second latent (Liu and Rubin 1995, "ML estimation of the t distribution using EM"; Peel and
+    McLachlan 2000 for mixtures). With delta the squared distance of the d_i entries seen of x_i, at the current
+    parameters E[w] = u_ki = (nu + d_i) / (nu + delta_ki), and the M-step is
+
+    mu_k = sum_i r_ki u_ki x_i / sum_i r_ki u_ki,   S_k = N_k^-1 sum_i r_ki u_ki (x_i - mu_k)(x_i - mu_k)',
+    log(nu/2) - psi(nu/2) = -1 - N_k^-1 sum_i r_ki (E[log w] - E[w]),  nu between 0.1 and 1000.
+
+    Missing entries (NaN) are integrated out exactly. Eigenvalues of S relative to the data's variances are clipped at
+    `floor`, the maximum under that constraint.
+
+    Parameters
+    ----------
+    n_features : int
+        d; the event shape is (d,).
+    batch : int
+        Number of members K.
+    form : {"full", "diagonal"}
+        Form of the scale matrix S; parameter shapes [K, d, d] and [K, d]. The covariance is nu / (nu - 2) S.
+    df : float, optional
+        Degrees of freedom nu of every member; None estimates one for each, the parameter df [K].
+    floor : float
+        Smallest squared scale allowed relative to the data's variance.
+
+    Raises
+    ------
+    DataError
+        For infinite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> robust = StudentT(2, batch=3, df=4.0)
+    >>> robust(torch.tensor([[0], [2]])).batch_shape
+    torch.Size([2, 1])
+    """
+
+    constraints = {  # noqa: RUF012
+        "df": constraints.positive,
+        "loc": constraints.real_vector,
+        "scale_matrix": constraints.dependent,
+    }
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, n_features: int, *, batch: int, form: str = "full", df: float | None = None, floor: float = 1e-8
+    ) -> None:
+        if form not in ELLIPSES:
+            raise DeclarationError(f"StudentT: form must be one of {', '.join(ELLIPSES)}; got {form!r}")
+        if n_features < 1 or batch < 1:
+            raise DeclarationError(f"StudentT: n_features and batch must be at least 1, got {n_features} and {batch}")
+        if df is not None and not df > 0:
+            raise DeclarationError(f"StudentT: df must be positive, got {df}")
+        super().__init__(batch)
+        self.n_features, self.form, self.floor = n_features, ELLIPSES[form], floor
+        self.register_buffer("center", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.estimates_df = df is None
+        if df is not None:  # not a parameter, for any engine
+            self.__dict__["constraints"] = {name: c for name, c in self.constraints.items() if name != "df"}
+            self.register_buffer("df", torch.full((batch,), float(df)))
+        self.register()
+
+    def parameter_constraint(self, name: str) -> Constraint:
+        """The scale matrix's set depends on its form."""
+        return self.form.constraint if name == "scale_matrix" else self.constraints[name]
+
+    def defaults(self) -> dict[str, Tensor]:
+        """The data's mean and variances, ten degrees of freedom."""
+        K, d = self.batch, self.n_features
+        values = {
+            "df": self.center.new_full((K,), 10.0),
+            "loc": self.center.expand(K, d).clone(),
+            "scale_matrix": self.form.absolute(self.form.identity(K, self.center), self.scale),
+        }
+        return {name: values[name] for name in self.constraints}
+
+    def adapt(self, parts: Parts) -> None:
+        """Take center and scale of the features, and check every value."""
+        self.center, self.scale = center_and_scale(((_finite(x), w) for x, w in parts), self.center)
+
+    def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
+        """MultivariateStudentT, with batch shape that of `index`."""
+        index = torch.zeros((), dtype=torch.long, device=self.loc.device) if index is None else index
+        factor = self.form.factor(self.scale_matrix[index])
+        return MarginalStudentT(self.df[index], self.loc[index], factor)
+
+    def features(self, x: Tensor, *given: Tensor) -> Columns:
+        """Standardised data (x - center) / scale as columns, with what is seen."""
+        return columns((_finite(x).to(self.center) - self.center) / self.scale)
+
+    def kernel(self) -> "_Kernel":
+        """The E-step at the current parameters."""
+        return _Kernel(self)
+
+    def log_density(self, expanded: Columns) -> Tensor:
+        """Log t(x_i; nu_k, mu_k, S_k), [K, n]."""
+        kernel = self.kernel()
+        return kernel.log_density(kernel.expand(expanded))
+
+    def expect(self, expanded: Columns, r: Tensor) -> Sums:
+        """N_k, sums of r u (1, y, y y'), and of r (E[log w] - E[w])."""
+        kernel = self.kernel()
+        return kernel.expect(kernel.expand(expanded), r)
+
+    def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
+        """Weighted mean and scatter, then the degrees of freedom."""
+        loc = sums["first"] / sums["weight"].clamp_min(1e-300)
+        if "loc" in fixed:
+            loc = (fixed["loc"] - self.center) / self.scale
+        matrix = self.form.clip(self.form.scatter(sums, loc), self.floor)
+        mean_shape = sums["shape"] / sums["count"].clamp_min(1e-300)
+        values = {
+            "df": (2 * solve_log_minus_digamma(-1 - mean_shape)).clamp(*DF_RANGE),
+            "loc": self.center + loc * self.scale,
+            "scale_matrix": self.form.absolute(matrix, self.scale),
+        }
+        return {name: fixed.get(name, values[name]) for name in self.constraints}
+
+    def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
+        """Empty members, and members on the floor with hardly more data than features."""
+        smallest = self.form.smallest(self.form.relative(values["scale_matrix"], self.scale))
+        few = sums["count"] <= self.n_features + 1
+        return super().degenerate(sums, values) | (few & (smallest <= self.floor * (1 + 1e-6)))
+
+    @property
+    def width(self) -> int:
+        """Distances of a datum, feature by feature."""
+        return self.batch * (self.n_features + 2)
+
+
+class _Kernel:
+    """One E-step: squared distances, and from them densities and the moments of w."""
+
+    def __init__(self, family: StudentT) -> None:
+        loc = (family.loc - family.center) / family.scale
+        self.ellipse = family.form.at(loc, family.form.relative(family.scale_matrix, family.scale))
+        self.half_df, self.log_scale = family.df[:, None] / 2, family.scale.log()
+
+    def expand(self, features: Columns) -> Any:
+        """The columns, squared distances [K, n], log|S|/2 of what is seen, and what the sums reuse."""
+        return features, *self.ellipse.distances(features)
+
+    def log_density(self, expanded: Any) -> Tensor:
+        """The log of Gamma((nu + d)/2) - log Gamma(nu/2) - d/2 log(nu pi) - log|S|/2 - (nu + d)/2 log(1 + delta/nu)."""
+        y, distance, half_log_det, _ = expanded
+        a, half = self.half_df, y.sizes / 2
+        constant = (a + half).lgamma() - a.lgamma() - half * (2 * math.pi * a).log() - y.total(self.log_scale)
+        return constant - half_log_det - (a + half) * (distance / (2 * a)).log1p()
+
+    def expect(self, expanded: Any, r: Tensor) -> Sums:
+        """Given x, w is Gamma((nu + d)/2, (nu + delta)/2)."""
+        y, distance, _, reused = expanded
+        concentration, rate = self.half_df + y.sizes / 2, self.half_df + distance / 2
+        u = concentration / rate
+        log_minus_w = concentration.digamma() - rate.log() - u
+        sums = self.ellipse.moments(y, reused, r * u, r)
+        return {"count": r.sum(1), "shape": (r * log_minus_w).sum(1), **sums}
+
+
+class MarginalStudentT(dist.MultivariateStudentT):
+    """MultivariateStudentT that integrates missing entries out: what is left is a t with the same df."""
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "MarginalStudentT":
+        """The same law with this batch shape."""
+        new: MarginalStudentT = self._get_checked_instance(MarginalStudentT, _instance)
+        return super().expand(batch_shape, new)
+
+    def marginal_log_prob(self, value: Tensor, missing: Tensor) -> Tensor:
+        """Log density of the entries seen, for missing [n, d], one pattern of missing entries at a time."""
+        batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        df, loc = self.df.expand(batch), self.loc.expand(*batch, -1)
+        matrix = (self.scale_tril @ self.scale_tril.mT).expand(*batch, -1, -1)
+        value, found = value.expand(*batch, -1), value.new_zeros(batch)
+        for pattern in missing.unique(dim=0):
+            seen, rows = (~pattern).nonzero()[:, 0], (missing == pattern).all(-1).nonzero()[:, 0]
+            if not len(seen):
+                continue
+            factor = torch.linalg.cholesky(matrix[..., rows, :, :][..., seen, :][..., seen])
+            law = dist.MultivariateStudentT(df[..., rows], loc[..., rows, :][..., seen], factor, validate_args=False)
+            found = found.index_copy(-1, rows, law.log_prob(value[..., rows, :][..., seen]))
+        return found
+
+
+def _finite(x: Tensor) -> Tensor:
+    if bool(x.isinf().any()):
+        row, column = x.isinf().nonzero()[0].tolist()
+        raise DataError(f"StudentT: row {row}, feature {column} is infinite; remove or repair it")
+    return x
