@@ -150,6 +150,10 @@ class EM:
             weights=None if isinstance(data, Stream) else parts.weights,
         )
 
+    def _climb(self, owner: "_Starts", values: Values, few: Any) -> "Climb":
+        """One run; an engine that stops by another rule gives its own."""
+        return Climb(owner, values, few)
+
     def _settings(self) -> dict[str, Any]:
         start = self.start if isinstance(self.start, str) else type(self.start).__name__
         temperature = self.temperature if isinstance(self.temperature, int | float) else repr(self.temperature)
@@ -188,7 +192,7 @@ class _Starts:
             for number in range(count):
                 values = self._first(number) if given is None else given
                 done = number * self.em.max_iter
-                found.append(Climb(self, values, few.rows(slice(0, 4))).run(lambda i, text, d=done: update(d + i, text)))
+                found.append(self.em._climb(self, values, few.rows(slice(0, 4))).run(lambda i, text, d=done: update(d + i, text)))
         return found
 
     def _defaults(self) -> Values:
