@@ -247,7 +247,7 @@ def _grid(declaration: Any, data: Any, settings: dict[str, Any]) -> tuple[dict[s
 
 def _width(data: Any) -> int:
     """Number of features of a table."""
-    shape = getattr(getattr(data, "values", data), "shape", None)
+    shape = getattr(data if hasattr(data, "shape") else getattr(data, "values", None), "shape", None)
     if shape is None or len(shape) > 2:
         raise DeclarationError("select cannot read n_features from these data: pass n_features=")
     return int(shape[1]) if len(shape) == 2 else 1

@@ -113,6 +113,7 @@ class Family(PyroModule):
 
     def coordinates(self, x: Tensor) -> Tensor:
         """x [n, *event] as points [n, p] whose distances mean something, for starts; missing entries at the centre."""
+        x = x if x.is_floating_point() else x.double()
         return torch.where(x.isnan(), x.nanmean(0), x).reshape(len(x), -1)
 
     def values(self) -> dict[str, Tensor]:
