@@ -13,6 +13,7 @@ FEW = {
     "new_model": {"draws": 150},
     "plain_pyro_pair": {},
     "literal_pyro": {},
+    "large_file": {"gigabytes": 0.02},
 }
 
 
