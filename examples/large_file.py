@@ -51,7 +51,7 @@ def main(gigabytes=0.2, folder=None):
         path = Path(temporary, "rows.npy")
         n = write(path, gigabytes, truth)
         before = peak_gigabytes()
-        print(f"{n:,} rows of {D} float32, {path.stat().st_size / 2**30:.2f} GiB on disk; memory so far {before:.2f} GiB")
+        print(f"{n:,} rows of {D} float32, {path.stat().st_size / 2**30:.2f} GiB; memory so far {before:.2f} GiB")
 
         gmm = pv.models.GaussianMixture(K, D, covariance="diagonal")
         begin = time.perf_counter()
