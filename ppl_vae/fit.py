@@ -1,21 +1,18 @@
 """The record of a fit: what was fitted, how it went, and everything the fitted model can say."""
 
-import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, EngineError
+from ppl_vae.records import read_record, write_record
 from ppl_vae.version import __version__
 
 if TYPE_CHECKING:
@@ -282,9 +279,7 @@ class Fit:
             **{k: getattr(self, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
             "status": asdict(self.status),
         }
-        contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        content = safetensors.torch.save(contiguous, {"ppl_vae": json.dumps(record, default=str)})
-        _write_atomically(path, content)
+        write_record(path, record, tensors)
         return path
 
     @classmethod
@@ -353,32 +348,10 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise DataError(f"there is no file {path}; save a fit with fit.save(path)")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{path} is not a saved fit, or was cut short: {error}") from error
-    if "ppl_vae" not in metadata:
-        raise DataError(f"{path} is a safetensors file, but not a fit saved by ppl_vae")
-    record = json.loads(metadata["ppl_vae"])
+    record, tensors = read_record(path)
     if record["format"] > FORMAT:
         raise DataError(f"{path} was written in format {record['format']} by a newer ppl_vae; this one reads {FORMAT}")
     return record, tensors

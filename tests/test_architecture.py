@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ppl_vae"
 ROOMS = {
     "errors": 0,
     "version": 0,
+    "records": 0,
     "fit": 0,
     "families": 1,
     "nets": 1,
@@ -43,6 +44,8 @@ ROOMS = {
 NEIGHBOURS = {
     ("fit", "errors"),
     ("fit", "version"),
+    ("fit", "records"),
+    ("records", "errors"),
     ("report", "plots"),
     ("objectives", "missing"),
     ("families", "missing"),
