@@ -96,6 +96,8 @@ class Seen:
 
     def end(self, rows: int) -> None:
         """Refuse a pass that ended after `rows` rows where there were more, and a source without rows."""
+        if not rows and self._marks:
+            self._refuse("gives no rows any more")
         if not rows:
             raise DataError(f"{self.source}: there are no rows; at least 1 is needed.")
         if self.total is not None and rows != self.total:

@@ -177,16 +177,17 @@ class Stream:
             raise DataError(f"{self._name}: a sample of {n} rows was asked for; at least 1 was expected.")
         generator = np.random.default_rng(seed)
         kept: list[Block] = []
-        keys = np.empty(0)
+        keys, bound = np.empty(0), 1.0
         for block in self:
             fresh = generator.random(len(block))
-            near = np.flatnonzero(fresh < keys.max()) if len(keys) == n else np.arange(len(block))
+            near = np.flatnonzero(fresh < bound)
             # Indexing copies: a row that is kept does not keep its block in memory.
-            pool = join([*kept, block.rows(torch.from_numpy(near))], 0)
+            kept.append(block.rows(torch.from_numpy(near)))
             keys = np.concatenate([keys, fresh[near]])
-            best = np.sort(np.argsort(keys, kind="stable")[:n])
-            kept, keys = [pool.rows(torch.from_numpy(best))], keys[best]
-        return kept[0]
+            if len(keys) > 2 * n:
+                kept, keys = _smallest(kept, keys, n)
+                bound = keys.max()
+        return _smallest(kept, keys, n)[0][0]
 
     def fingerprint(self) -> str:
         """What tells these data from others, cheaply: the same in every process that reads the same source.
@@ -231,3 +232,9 @@ class Stream:
 
 def _every(block: int) -> bool:
     return True
+
+
+def _smallest(kept: list[Block], keys: np.ndarray, n: int) -> tuple[list[Block], np.ndarray]:
+    """The n rows of the smallest keys, in their order in the stream."""
+    best = np.sort(np.argsort(keys, kind="stable")[:n])
+    return [join(kept, 0).rows(torch.from_numpy(best))], keys[best]
