@@ -107,13 +107,13 @@ class Product(Family):
     >>> from ppl_vae.families import CategoricalVector, Normal, Poisson
     >>> people = Product({
     ...     "size": Normal(2, batch=3),
-    ...     "children": Poisson(batch=3),
+    ...     "pets": Poisson(batch=3),
     ...     "answers": CategoricalVector(4, n_features=5, batch=3),
     ... })
     >>> people(torch.tensor([[0], [1], [2]])).event_shape
     torch.Size([8])
     >>> sorted(people.values())
-    ['answers.probs', 'children.rate', 'size.covariance', 'size.loc']
+    ['answers.probs', 'pets.rate', 'size.covariance', 'size.loc']
     """
 
     def __init__(self, blocks: Mapping[str, Family]) -> None:
@@ -122,17 +122,19 @@ class Product(Family):
             raise DeclarationError(f"Product: the blocks must have one and the same batch, got {batches}")
         super().__init__(next(iter(batches.values())))
         self.names = tuple(blocks)
-        for name, family in blocks.items():
-            if hasattr(self, name) or not name.isidentifier():
-                raise DeclarationError(f"Product: {name!r} cannot be the name of a block; give it another")
-            setattr(self, name, family)
+        self.widths = [getattr(family, "n_features", None) or 1 for family in blocks.values()]
+        self.n_features = sum(self.widths)
         self.__dict__["constraints"] = {
             f"{name}.{parameter}": family.parameter_constraint(parameter)
             for name, family in blocks.items()
             for parameter in family.constraints
         }
-        self.widths = [getattr(family, "n_features", None) or 1 for family in blocks.values()]
-        self.n_features = sum(self.widths)
+        for name, family in blocks.items():
+            if hasattr(self, name) or not name.isidentifier():
+                raise DeclarationError(
+                    f"Product: {name!r} cannot be the name of a block, it is taken or no Python name; give it another"
+                )
+            setattr(self, name, family)
 
     def blocks(self) -> list[Family]:
         """The families, in the order of their columns."""
