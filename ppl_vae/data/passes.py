@@ -76,7 +76,8 @@ class Seen:
         if piece.layout() != self.layout:
             raise DataError(
                 f"{self.source}: changes at row {row}: {difference(self.layout, piece.layout())}. "
-                "All rows need the same columns and dtypes: convert them where they are made."
+                "All rows need the same columns and dtypes. Say the dtype where tensors are made: engines set torch's "
+                "default dtype while they run."
             )
 
     def check(self, block: Block) -> Block:
@@ -86,10 +87,11 @@ class Seen:
         if block.start not in self._marks:
             _check_numbers(block, self.source)
         known = self._marks.setdefault(block.start, mark)
-        if self.total is not None and stop > self.total:
-            self._refuse(f"goes on after row {self.total}, its last row so far")
-        if len(block) != known[0]:
-            self._refuse(f"rows {block.start} to {stop - 1} were rows {block.start} to {block.start + known[0] - 1}")
+        before = block.start + known[0] if self.total is None else self.total
+        if stop > before or len(block) > known[0]:
+            self._refuse(f"goes on after row {min(before, block.start + known[0])}, its last row so far")
+        if len(block) < known[0]:
+            self._refuse(f"ends early: after {stop} rows, and there were {before} before")
         if mark != known:
             self._refuse(f"rows {block.start} to {stop - 1} are not those of the first pass")
         return block
@@ -101,7 +103,7 @@ class Seen:
         if not rows:
             raise DataError(f"{self.source}: there are no rows; at least 1 is needed.")
         if self.total is not None and rows != self.total:
-            self._refuse(f"ends after {rows} rows, and {self.total} were expected")
+            self._refuse(f"ends early: after {rows} rows, and there were {self.total} before")
         self.total = rows
 
     def _refuse(self, what: str) -> None:
