@@ -1,9 +1,11 @@
 """Expectation maximisation, by hand: exact responsibilities, closed-form updates (000 s.1, 004 s.7)."""
 
+import json
+import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyro
@@ -15,10 +17,12 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.assignment import ASSIGNMENTS
+from ppl_vae.infer.checkpoint import Checkpoint, described, fingerprint
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
 from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
 from ppl_vae.infer.parts import Held, Parts, make_parts
+from ppl_vae.infer.processes import LostError, joined, mapped
 from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.starts import first_responsibilities, given_values
@@ -58,6 +62,9 @@ class EM:
         `pv.linear(5.0, 1.0, 20)`: deterministic annealing.
     frozen : sequence of str
         Parameters that keep their starting values, such as "components.covariance".
+    checkpoint : path, optional
+        A folder, or a file that ends in .safetensors, where the state is kept; the same call goes on from there, and
+        a finished fit is returned as it is.
     seed : int
         Seed of the starts.
     progress : bool
@@ -66,7 +73,7 @@ class EM:
     Raises
     ------
     EngineError
-        If a latent is not finite.
+        If a latent is not finite, or the checkpoint is that of another call.
     DataError
         If data, weights or start do not fit the model.
 
@@ -87,6 +94,7 @@ class EM:
     assignment: str = "soft"
     temperature: float | Callable[[int], float] = 1.0
     frozen: tuple[str, ...] = ()
+    checkpoint: str | os.PathLike[str] | None = None
     seed: int = 0
     progress: bool = True
 
@@ -119,18 +127,29 @@ class EM:
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.pairs import maximize_pair
 
+            if self.checkpoint is not None:
+                raise EngineError("EM keeps checkpoints of declared models only; fit a Pyro model without one")
             return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
-        with single_threaded() as threads, torch.random.fork_rng([]), pyro.validation_enabled(False), fitted.numeric():
+        with (
+            single_threaded() as threads,
+            torch.random.fork_rng([]),
+            pyro.validation_enabled(False),
+            fitted.numeric(),
+            joined(fitted.like.device) as share,
+        ):
             torch.manual_seed(self.seed)
+            fitted.to(share.place(fitted.like.device))
             count = threads if fitted.like.device.type == "cpu" else 1
-            parts = make_parts(fitted, data, weights, 1, count)
-            with lanes(count) as workers:
-                runs = _Starts(self, fitted, parts, workers).runs()
+            parts = make_parts(fitted, data, weights, 1, share)
+            with lanes(count) as workers, Checkpoint(self.checkpoint, share) as checkpoint:
+                starts = _Starts(self, fitted, parts, workers, checkpoint)
+                runs = starts.runs()
         best = max(runs, key=lambda run: (run.status.code != "degenerate", run.objective[-1]))
         shared = fitted.shared_laws()
         fitted.fix(best.values)
+        starts.release(best.free)
         return Fit(
             model=fitted.requires_grad_(False),
             engine="EM",
@@ -143,7 +162,7 @@ class EM:
             },
             bound="log p(X | theta) + log p(theta)" if shared and self.estimate == "map" else "log p(X | theta)",
             status=best.status,
-            seconds=time.perf_counter() - begin,
+            seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
             data=None if isinstance(data, Stream) else parts.obs,
@@ -159,41 +178,122 @@ class EM:
         temperature = self.temperature if isinstance(self.temperature, int | float) else repr(self.temperature)
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "start": start, "temperature": temperature}
 
+    def _header(self, model: LatentVariableModel, parts: Parts) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on, and in every process."""
+        shapes = {name: list(value.shape) for name, value in {**model.family_defaults(), **model.state_dict()}.items()}
+        settings = [f.name for f in fields(self) if f.name not in ("progress", "checkpoint")]
+        return {
+            "engine": type(self).__name__,
+            "settings": {name: described(getattr(self, name)) for name in settings},
+            "model": {"declaration": repr(model), "shapes": shapes},
+            "rows": parts.n,
+        }
+
 
 @dataclass
 class Run:
-    """One run from one start."""
+    """One run from one start: its best values, those of the module's free parameters beside them, and its trace."""
 
     values: Values
+    free: list[Tensor] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     status: Status = Status("max_iter", "")
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: later iterations leave it as it is."""
+        lists = {name: list(getattr(self, name)) for name in ("free", "objective", "segments", "seconds")}
+        return {"values": self.values, **lists, "status": asdict(self.status)}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "Run":
+        """The run of a state."""
+        status = state["status"]
+        return cls(**{**state, "status": Status(status["code"], status["message"], tuple(status["notes"]))})
+
 
 class _Starts:
     """The runs of one fit: its model and data, and where each run begins."""
 
-    def __init__(self, em: EM, model: LatentVariableModel, parts: Parts, workers: Lanes[Expectation]) -> None:
-        self.em, self.model, self.parts, self.workers = em, model, parts, workers
+    def __init__(
+        self, em: EM, model: LatentVariableModel, parts: Parts, workers: Lanes[Expectation], checkpoint: Checkpoint
+    ) -> None:
+        self.em, self.model, self.parts, self.workers, self.checkpoint = em, model, parts, workers, checkpoint
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
-        unknown = [name for name in em.frozen if name not in self.defaults and name not in dict(model.named_parameters())]
+        self.found: list[Run] = []
+        self.begin, self.earlier = time.perf_counter(), 0.0
+        unknown = [
+            name for name in em.frozen if name not in self.defaults and name not in dict(model.named_parameters())
+        ]
         if unknown:
             raise EngineError(f"EM: frozen names {unknown[0]!r}; the model has {', '.join(self.defaults)}")
 
     def runs(self) -> list[Run]:
-        """Every run, in order."""
-        given = given_values(self.em.start, self.defaults)
-        count = 1 if given is not None or isinstance(self.em.start, Tensor) else self.em.n_init
-        found = []
-        with progress("EM", count * self.em.max_iter, self.em.progress) as update:
-            few, _ = self.parts.sample(SAMPLE, self.em.seed)
-            for number in range(count):
-                values = self._first(number) if given is None else given
-                done = number * self.em.max_iter
-                found.append(self.em._climb(self, values, few.rows(slice(0, 4))).run(lambda i, text, d=done: update(d + i, text)))
-        return found
+        """Every run, in order; those of the checkpoint are not made again."""
+        em, share = self.em, self.parts.share
+        given = given_values(em.start, self.defaults)
+        count = 1 if given is not None or isinstance(em.start, Tensor) else em.n_init
+        few, _ = self.parts.sample(SAMPLE, em.seed)
+        few, origin = few.rows(slice(0, 4)), self.free()
+        climb = self._opened(few)
+        with progress("EM", count * em.max_iter, em.progress and share.leads) as update:
+            for number in range(len(self.found), count):
+                if climb is None:
+                    self.release(origin)
+                    climb = em._climb(self, share.same(self._first(number) if given is None else given), few)
+                self.found.append(self._run(climb, _after(number * em.max_iter, update)))
+                climb = None
+                self.keep(now=True)
+        return self.found
+
+    def _run(self, climb: "Climb", update: Update) -> Run:
+        try:
+            return climb.run(update)
+        except LostError as error:
+            where = f"iteration {len(climb.record.objective)} of start {len(self.found) + 1}"
+            raise EngineError(f"EM stopped in {where}: {error}; {self.checkpoint.advice()}") from error
+
+    # The checkpoint.
+
+    def _opened(self, few: Any) -> "Climb | None":
+        """The run that was interrupted, if there is one, after what was found before it."""
+        parts, header = self.parts, self.em._header(self.model, self.parts)
+        parts.share.agree("the call", json.dumps(header))
+        parts.share.agree("the data", fingerprint(few.values))
+        data = "" if self.checkpoint.path is None else parts.fingerprint()
+        state = self.checkpoint.opened({**header, "data": data}, self.model.like.device)
+        if state is None:
+            return None
+        torch.set_rng_state(state["random"].cpu())
+        self.found, self.earlier = [Run.restored(run) for run in state["found"]], state["seconds"]
+        if state["climb"] is None:
+            return None
+        climb = self.em._climb(self, state["climb"]["values"], few)
+        climb.restore(state["climb"])
+        return climb
+
+    def keep(self, climb: "Climb | None" = None, now: bool = False) -> None:
+        """Keep what was found, and the state of the run that goes on."""
+        if self.checkpoint.writes:
+            state = {
+                "found": [run.state() for run in self.found],
+                "climb": None if climb is None else climb.state(),
+                "random": torch.get_rng_state(),
+                "seconds": self.earlier + time.perf_counter() - self.begin,
+            }
+            self.checkpoint.keep(state, now)
+
+    def free(self) -> list[Tensor]:
+        """Copies of the module's parameters that no family owns."""
+        return [parameter.detach().clone() for parameter in self.maximizer.free()[0]]
+
+    def release(self, free: list[Tensor]) -> None:
+        """Give those parameters the values of such copies."""
+        with torch.no_grad():
+            for parameter, value in zip(self.maximizer.free()[0], free, strict=True):
+                parameter.copy_(value)
 
     def _defaults(self) -> Values:
         values = self.model.family_defaults()
@@ -220,9 +320,23 @@ class Climb:
 
     def __init__(self, owner: _Starts, values: Values, few: Any) -> None:
         self.em, self.model, self.parts, self.workers = owner.em, owner.model, owner.parts, owner.workers
-        self.maximizer, self.values, self.few = owner.maximizer, values, few
+        self.owner, self.maximizer, self.values, self.few = owner, owner.maximizer, values, few
         self.total = self.parts.total()
-        self.repairs, self.notes = 0, []
+        self.segment, self.repairs = 0, 0
+        self.notes: list[str] = []
+        status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
+        self.record = Run(values, owner.free(), status=status)
+
+    def state(self) -> dict[str, Any]:
+        """What the next iteration needs, for a checkpoint."""
+        own = {name: getattr(self, name) for name in ("values", "segment", "repairs")}
+        return {**own, "notes": list(self.notes), "free": self.owner.free(), "record": self.record.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
+        self.values, self.segment, self.repairs = state["values"], state["segment"], state["repairs"]
+        self.notes, self.record = state["notes"], Run.restored(state["record"])
+        self.owner.release(state["free"])
 
     def expect(self, values: Values, iteration: int, replace: Replace | None = None) -> tuple[Expectation, Plan]:
         """The E-step over all data."""
@@ -235,22 +349,28 @@ class Climb:
             def work(block: Any) -> Expectation:
                 return added(plan.expect(chunk, assign, replace) for chunk in self.parts.chunks(block))
 
-            e = self.workers.sum(work, self.parts.blocks(), Expectation.__add__)
+            def nothing() -> Expectation:
+                like = added(plan.expect(chunk) for chunk in self.parts.cut(self.few, None, 0))
+                return Expectation(**mapped(vars(like), torch.zeros_like))
+
+            e = self.workers.sum(work, self.parts.blocks(), Expectation.__add__, nothing)
+            e = Expectation(**self.parts.share.sum(vars(e)))
         return e, plan
 
     def run(self, update: Update) -> Run:
         """Iterate until nothing is gained."""
-        em, begin, values, segment = self.em, time.perf_counter(), self.values, 0
-        run = Run(values, status=Status("max_iter", f"{em.max_iter} iterations did not reach tol {em.tol:g}"))
-        for iteration in range(em.max_iter):
+        em, run = self.em, self.record
+        begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
+        for iteration in range(len(run.objective), em.max_iter):
+            values = self.values
             e, plan = self.expect(values, iteration)
             objective = e.objective + self.model.log_prior(values) if em.estimate == "map" else e.objective
             if not torch.isfinite(objective):
                 run.status = Status("failed", f"the log-likelihood became {objective.item()} at iteration {iteration}")
                 break
-            run.values = values
+            run.values, run.free = values, self.owner.free()
             run.objective.append(objective.item())
-            run.segments.append(segment)
+            run.segments.append(self.segment)
             run.seconds.append(time.perf_counter() - begin)
             update(iteration, f"log-likelihood {objective.item() / self.total:.4f} per datum")
             if self._converged(run, iteration):
@@ -260,13 +380,22 @@ class Climb:
                 sums = plan.finish(e)
                 values = self.maximizer.closed_forms(sums, values)
             values = self.maximizer.gradient_step(self.parts, values)
-            values, repaired = self._repaired(sums, values, iteration)
-            segment += repaired
+            self.values, repaired = self._repaired(sums, values, iteration)
+            self.segment += repaired
+            self.owner.keep(self)
+        run.values = self.parts.share.same(run.values)
         return self._judged(run)
 
     def _converged(self, run: Run, iteration: int) -> bool:
-        changing = callable(self.em.temperature) and self.em.temperature(iteration) != self.em.temperature(iteration + 1)
-        if len(run.objective) < 2 or run.segments[-1] != run.segments[-2] or changing or self.em.assignment == "stochastic":
+        changing = callable(self.em.temperature) and self.em.temperature(iteration) != self.em.temperature(
+            iteration + 1
+        )
+        if (
+            len(run.objective) < 2
+            or run.segments[-1] != run.segments[-2]
+            or changing
+            or self.em.assignment == "stochastic"
+        ):
             return False
         gain = (run.objective[-1] - run.objective[-2]) / self.total
         return gain <= self.em.tol * max(1.0, abs(run.objective[-1]) / self.total)
@@ -315,6 +444,11 @@ class Climb:
 def _taken_from(r: Tensor) -> Replace:
     """Responsibilities [*enumerated, n] as the function of a chunk that the E-step asks."""
     return lambda chunk, _: r[..., chunk.start : chunk.start + len(chunk.obs)]
+
+
+def _after(done: int, update: Update) -> Update:
+    """The progress of one start after `done` iterations of earlier ones."""
+    return lambda i, text: update(done + i, text)
 
 
 def _center(d: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families import Sums
 from ppl_vae.infer.expectation import Plan
 from ppl_vae.infer.parts import Chunk, Parts
+from ppl_vae.infer.processes import Share
 
 __all__ = ["Maximizer", "Values", "each_chunk"]
 
@@ -18,7 +20,7 @@ Values = dict[str, Tensor]
 
 
 def each_chunk(parts: Parts) -> Iterator[Chunk]:
-    """This process's chunks, one after the other."""
+    """The chunks of this process, one after the other."""
     for block in parts.blocks():
         yield from parts.chunks(block)
 
@@ -81,9 +83,9 @@ class Maximizer:
             now = assembled()
             with self.model.bind(now):
                 q = self.expected_log_joint(parts, r)
-            return q + self.model.log_prior(now) if self.estimate == "map" else q
+            return q + self.model.log_prior(now) if self.estimate == "map" and parts.share.leads else q
 
-        _climb([*parameters, *raw.values()], q_value)
+        _climb([*parameters, *raw.values()], q_value, parts.share)
         with torch.no_grad():
             return {name: value.detach() for name, value in assembled().items()}
 
@@ -108,18 +110,23 @@ class Maximizer:
         return q
 
 
-def _climb(variables: list[Tensor], objective: Callable[[], Tensor]) -> None:
-    before, kept = objective().item(), [v.detach().clone() for v in variables]
-    optimizer = torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe")
+def _climb(variables: list[Tensor], objective: Callable[[], Tensor], share: Share) -> None:
+    """Raise the sum of the processes' objectives."""
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -objective()
-        loss.backward()
-        return loss
+    def loss() -> Any:
+        """Minus the sum, its gradient left in the variables."""
+        own = -objective()
+        gradients: Any = [torch.zeros_like(v) for v in variables]
+        if own.requires_grad:  # not so in a process without data
+            gradients = torch.autograd.grad(own, variables, allow_unused=True, materialize_grads=True)
+        total, gradients = share.sum((own.detach(), gradients))
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.grad = gradient
+        return total
 
-    optimizer.step(closure)
+    before, kept = share.sum(-objective()).item(), [v.detach().clone() for v in variables]
+    torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
-        if not objective().item() >= before:
+        if not share.sum(-objective()).item() <= before:
             for variable, value in zip(variables, kept, strict=True):
                 variable.copy_(value)

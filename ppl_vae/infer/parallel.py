@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import reduce
 from typing import Generic, TypeVar
 
 import torch
@@ -34,8 +35,14 @@ class Lanes(Generic[Total]):
     def __init__(self, count: int) -> None:
         self.pools = [ThreadPoolExecutor(1, initializer=_one_thread) for _ in range(count)]
 
-    def sum(self, work: Callable[[Item], Total], items: Iterable[Item], add: Callable[[Total, Total], Total]) -> Total:
-        """The sum of work(item) over the items, which are not empty."""
+    def sum(
+        self,
+        work: Callable[[Item], Total],
+        items: Iterable[Item],
+        add: Callable[[Total, Total], Total],
+        nothing: Callable[[], Total],
+    ) -> Total:
+        """The sum of work(item) over the items; nothing() where there are none."""
         waiting: deque[Future[Total]] = deque()
         totals: list[Total | None] = [None] * len(self.pools)
         number = 0
@@ -53,10 +60,7 @@ class Lanes(Generic[Total]):
         while waiting:
             collect()
         found = [total for total in totals if total is not None]
-        result = found[0]
-        for total in found[1:]:
-            result = add(result, total)
-        return result
+        return reduce(add, found) if found else nothing()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.data import Block, Stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError
+from ppl_vae.infer.checkpoint import fingerprint
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights
 
@@ -19,7 +20,9 @@ __all__ = ["Chunk", "Held", "Parts", "Streamed", "make_parts"]
 CACHE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Numbers in the largest temporary of a chunk: what a core's cache holds, and what keeps a GPU busy."""
 BLOCK = 65536
-"""Rows that one thread takes at a time."""
+"""Rows that one thread takes at a time, at most."""
+GRAIN = {"cpu": 4096, "cuda": BLOCK}
+"""Rows that are not worth a second thread or process."""
 KEEP = 1 << 25
 """Numbers of features kept between iterations (256 MB); what does not fit is computed anew, so memory is bounded."""
 
@@ -42,10 +45,8 @@ class Chunk:
 class Parts:
     """The data of a fit, gone over as often as one likes."""
 
-    share = Share()
-
-    def __init__(self, model: LatentVariableModel, few: Observations, sizes: int) -> None:
-        self.model, self.families = model, model.observed_families(few)
+    def __init__(self, model: LatentVariableModel, few: Observations, sizes: int, share: Share) -> None:
+        self.model, self.families, self.share = model, model.observed_families(few), share
         widths = [family.width for family in model.families().values()]
         cache = CACHE.get(model.like.device.type, CACHE["cuda"])
         self.rows = max(64, min(BLOCK, cache // max(sizes, *widths, 1)))
@@ -75,9 +76,15 @@ class Parts:
         """Sum of the weights over the data of all processes."""
         raise NotImplementedError
 
-    def _cut(self, obs: Observations, weights: Tensor | None, start: int) -> Iterator[Chunk]:
-        for low in range(0, len(obs), self.rows):
-            span = slice(low, min(low + self.rows, len(obs)))
+    def fingerprint(self) -> str:
+        """What tells these data, weights included, from others, cheaply and the same on every machine."""
+        raise NotImplementedError
+
+    def cut(self, obs: Observations, weights: Tensor | None, start: int) -> Iterator[Chunk]:
+        """The chunks of some rows, the first of which has number `start`."""
+        rows = _even(len(obs), self.rows)
+        for low in range(0, len(obs), rows):
+            span = slice(low, min(low + rows, len(obs)))
             part = obs.rows(span)
             own = None if weights is None else weights[span]
             features = {
@@ -97,15 +104,18 @@ class Held(Parts):
     """Data in memory."""
 
     def __init__(
-        self, model: LatentVariableModel, obs: Observations, weights: Tensor | None, sizes: int, workers: int = 1
+        self,
+        model: LatentVariableModel,
+        obs: Observations,
+        weights: Tensor | None,
+        sizes: int,
+        share: Share = Share(),  # noqa: B008
     ) -> None:
-        super().__init__(model, obs, sizes)
+        super().__init__(model, obs, sizes, share)
         self.obs, self.weights = obs, weights
-        share = -(-len(obs) // (workers * self.share.world))
-        size = min(BLOCK, max(share, 4096))
-        edges = range(0, len(obs), size)
-        spans = [_Span(low, min(low + size, len(obs))) for low in edges]
-        self.spans = spans[self.share.rank :: self.share.world]
+        size = self._block()
+        spans = [_Span(low, min(low + size, len(obs))) for low in range(0, len(obs), size)]
+        self.spans = spans[share.rank :: share.world]
         kept = sum(value[0].numel() for value in obs.values.values() if isinstance(value, Tensor))
         self.keep = len(obs) * kept <= KEEP
         self.kept: dict[_Span, list[Chunk]] = {}
@@ -113,6 +123,12 @@ class Held(Parts):
     @property
     def n(self) -> int:
         return len(self.obs)
+
+    def _block(self) -> int:
+        """Rows of a block: the same for any number of threads and processes, so that a fit is too."""
+        n, grain = self.n, GRAIN.get(self.model.like.device.type, GRAIN["cuda"])
+        size = min(BLOCK, max(grain, n // 64, min(n // 8, self.rows)))
+        return _even(n, size)
 
     def blocks(self) -> Iterator[_Span]:
         return iter(self.spans)
@@ -122,7 +138,7 @@ class Held(Parts):
         if block in self.kept:
             return iter(self.kept[block])
         weights = None if self.weights is None else self.weights[span]
-        cut = self._cut(self.obs.rows(span), weights, block.low)
+        cut = self.cut(self.obs.rows(span), weights, block.low)
         if not self.keep:
             return cut
         self.kept[block] = list(cut)
@@ -144,14 +160,20 @@ class Held(Parts):
     def total(self) -> float:
         return float(self.n) if self.weights is None else float(self.weights.sum())
 
+    def fingerprint(self) -> str:
+        named = {**self.obs.values, **{f"gaps of {name}": gaps for name, gaps in self.obs.missing.items()}}
+        return fingerprint({**named, "weights": self.weights})
+
 
 class Streamed(Parts):
     """Data read block by block at every pass."""
 
-    def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, sizes: int) -> None:
+    def __init__(
+        self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, sizes: int, share: Share
+    ) -> None:
         with closing(iter(stream)) as blocks:
             first = next(blocks)
-        super().__init__(model, model.check(first.values), sizes)
+        super().__init__(model, model.check(first.values), sizes, share)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
 
@@ -171,7 +193,7 @@ class Streamed(Parts):
         return self.stream.shard(self.share.rank, self.share.world)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        return self._cut(self.model.observe(block.values), self._weights(block), block.start)
+        return self.cut(self.model.observe(block.values), self._weights(block), block.start)
 
     def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
@@ -192,9 +214,18 @@ class Streamed(Parts):
                 self.seen = float(sum(each))
         return self.seen
 
+    def fingerprint(self) -> str:
+        return self.stream.fingerprint() + ("" if self.weights is None else fingerprint({"weights": self.weights}))
 
-def make_parts(model: LatentVariableModel, data: Any, weights: Any, sizes: int, workers: int) -> Parts:
-    """The data of a fit, checked, with the families adapted to their scale.
+
+def make_parts(
+    model: LatentVariableModel,
+    data: Any,
+    weights: Any,
+    sizes: int,
+    share: Share = Share(),  # noqa: B008
+) -> Parts:
+    """The data of a fit, checked, with the families adapted to their scale; `share` says which blocks are ours.
 
     Raises
     ------
@@ -204,11 +235,13 @@ def make_parts(model: LatentVariableModel, data: Any, weights: Any, sizes: int, 
     parts: Parts
     if isinstance(data, Stream):
         if weights is not None and data.num_rows is None:
-            raise DataError("weights [n] need a stream that knows its rows; name the column of weights in pv.data.stream")
-        parts = Streamed(model, data, _given(weights, data.num_rows or 0, model), sizes)
+            raise DataError(
+                "weights [n] need a stream that knows its rows; name the column of weights in pv.data.stream"
+            )
+        parts = Streamed(model, data, _given(weights, data.num_rows or 0, model), sizes, share)
     else:
         obs = model.check(data)
-        parts = Held(model, obs, _given(weights, len(obs), model), sizes, workers)
+        parts = Held(model, obs, _given(weights, len(obs), model), sizes, share)
     for name, family in parts.families.items():
         family.adapt(_Values(parts, name))
     total = parts.total()
@@ -225,6 +258,11 @@ class _Values:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return self.parts.values(self.name)
+
+
+def _even(n: int, most: int) -> int:
+    """Rows of each of the fewest pieces of at most `most` rows, all of one length."""
+    return -(-n // -(-n // most))
 
 
 def _given(weights: Any, n: int, model: LatentVariableModel) -> Tensor | None:

@@ -23,7 +23,14 @@ def worst_rows(plan: Plan, parts: Parts, count: int) -> Tensor:
         kept = torch.cat([kept, torch.arange(len(log_prob)) + chunk.start])
         best = keys.topk(min(count, len(keys)), largest=False).indices
         kept, keys = kept[best], keys[best]
-    return kept
+    if parts.share.world == 1:
+        return kept
+    # A process may have fewer rows than `count`: its places that are left over have no number.
+    full = torch.tensor([[torch.inf], [-1.0]], dtype=torch.float64).repeat(1, count)
+    full[:, : len(keys)] = torch.stack([keys, kept])
+    keys, kept = parts.share.stacked(full).movedim(1, 0).flatten(1)
+    kept = kept[keys.topk(count, largest=False).indices].long()
+    return kept[kept >= 0]
 
 
 def given_away(rows: Tensor, lost: list[int], K: int) -> Callable[[Chunk, Tensor], Tensor]:
