@@ -71,6 +71,7 @@ _pages = (
     "index",
     "declare",
     "engines",
+    "choose",
     "train",
     "pyro",
     "scikit-learn",

@@ -132,7 +132,7 @@ def _check(fit: Fit) -> None:
             f"parameters ({min(networks)}), which draws of a Fit do not hold: use standard_errors"
         )
     if fit.data is None:
-        raise EngineError("this fit was loaded from a file, which holds no data: fit again, or set fit.data")
+        raise EngineError("this fit holds no data (it was loaded from a file, or made from a stream): set fit.data")
 
 
 def _engine(fit: Fit) -> EM:

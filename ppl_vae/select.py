@@ -158,7 +158,7 @@ def select(
     declaration : callable
         Class of the declaration, or a function that returns one.
     data : Tensor, array, data frame or mapping
-        n rows.
+        n rows, in memory.
     engine : EM, optional
         EM(n_init=5) by default.
     weights : Tensor, optional

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.coordinates import coordinates
 from ppl_vae.criteria import Cell, spoken
+from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.degeneracy import on_floor
 from ppl_vae.errors import DataError, EngineError
@@ -51,8 +52,13 @@ class Sweep:
         Raises
         ------
         DataError
-            If a fraction leaves no rows on one side.
+            For a stream, or if a fraction leaves no rows on one side.
         """
+        if isinstance(data, Stream) or isinstance(validation, Stream):
+            raise DataError(
+                "select keeps the responsibilities of every datum, so its data are held in memory: select on a sample "
+                "of rows, then fit the chosen model to the stream"
+            )
         obs = model.check(data)
         w = None if weights is None else check_weights(weights, len(obs))
         if validation is None:

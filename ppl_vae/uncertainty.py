@@ -1,37 +1,28 @@
 """Standard errors of a fit from the curvature of its log-likelihood."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
-from torch.func import functional_call, grad, jacrev, vjp
+from torch.func import jacrev
 
-from ppl_vae.coordinates import Coordinates, coordinates
+from ppl_vae.coordinates import coordinates
+from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.weights import check_weights
+from ppl_vae.information import check_boundary, derivatives, invert
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["StandardErrors", "standard_errors"]
 
-ELEMENTS_AT_ONCE = 1 << 22
-"""Bounds the largest temporary of the second derivative, [P, rows, components and features]."""
-SINGULAR = 1e-10
-"""Smallest eigenvalue of the information, scaled to a unit diagonal, that still counts as positive."""
-UNDETERMINED = 10.0
-"""Standard error of a logit or a log beyond which a parameter is on the boundary as far as the data can tell."""
-BOUNDED = (type(constraints.simplex), type(constraints.positive), type(constraints.unit_interval))
-"""Sets whose free coordinates are logs or logits."""
 AWAY, NEAR = 1.0, 0.1
 """Distance from the maximum, in standard errors, that spoils the answer, and that is worth a note."""
 
@@ -109,7 +100,7 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     fit : Fit
         By EM. Parameters named in its `frozen` are taken as known.
     data, weights : optional
-        By default those the fit was made with.
+        By default those the fit was made with; a fit to a stream needs the stream.
     kind : {"information", "sandwich"}
         "information" takes the model for true, and w_i for a count: datum i is w_i independent rows. "sandwich" holds
         for a model that is only close to the truth, and takes each datum for one independent draw however much it
@@ -138,7 +129,7 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     kinds = {"information": _inverse_information, "sandwich": _sandwich}
     if kind not in kinds:
         raise EngineError(f"standard_errors: kind must be one of {', '.join(kinds)}; got {kind!r}")
-    obs, w = _given(fit, data, weights)
+    _check(fit, data)
     free = coordinates(fit.model, fit.settings.get("frozen", ()))
     if not free.size:
         raise EngineError("standard_errors: every parameter is frozen, so there is nothing to estimate")
@@ -146,9 +137,9 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     estimate = {name: known[name].detach() for name in free.sets}
     u = free.vector(estimate)
     with pyro.validation_enabled(False), fit.model.numeric():
-        gradient, information, meat = _derivatives(fit, free, obs, w, u)
-    inverse, condition = _invert(free, information)
-    _check_boundary(free, inverse)
+        gradient, information, meat = derivatives(fit, free, _batches(fit, data, weights), u)
+    inverse, condition = invert(free, information)
+    check_boundary(free, inverse)
     distance = float((gradient @ inverse @ gradient).clamp_min(0).sqrt())
     variance = kinds[kind](inverse, meat)
     J = jacrev(lambda v: torch.cat([value.flatten() for value in free.values(v).values()]))(u)
@@ -158,111 +149,29 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     return StandardErrors(estimate, shaped, covariance, information, condition, distance, kind, _status(fit, distance))
 
 
-def _given(fit: Fit, data: Any, weights: Any) -> tuple[Observations, Tensor]:
-    """Data and weights of a fit whose information can be had."""
+def _check(fit: Fit, data: Any) -> None:
+    """Refuse fits whose information cannot be had."""
     if not isinstance(fit.model, LatentVariableModel) or fit.engine != "EM":
         raise EngineError(
             f"standard_errors takes an EM fit of a declared model, got one by {fit.engine} of "
             f"{type(fit.model).__name__}; the spread of fit.draws is the uncertainty of a fit with draws"
         )
     if data is None and fit.data is None:
-        raise EngineError("this fit was loaded from a file, which holds no data: standard_errors(fit, data)")
-    obs = fit.data if data is None else fit.model.check(data)
-    if continuous := fit.model.draws_latents(obs):
-        raise EngineError(f"standard_errors needs every latent to be finite, and {continuous[0]!r} is not")
-    own = fit.weights if data is None and weights is None else weights
-    return obs, check_weights(own, len(obs)).to(fit.model.like)
+        raise EngineError(
+            "this fit holds no data (it was loaded from a file, or made from a stream): standard_errors(fit, data)"
+        )
 
 
-class _LogLikelihood(torch.nn.Module):
-    """log p(x_i | theta), [n], as a module, so that functional_call can set its networks."""
-
-    def __init__(self, model: LatentVariableModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, values: dict[str, Tensor], obs: Observations) -> Tensor:
-        with self.model.bind(values):
-            return self.model.log_weights(obs, 1)[0]
-
-
-def _derivatives(fit: Fit, free: Coordinates, obs: Observations, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient [P] of the log-likelihood, the information A and the scores' B, [P, P]."""
-    program = _LogLikelihood(fit.model)
-
-    def log_prob(v: Tensor, rows: Observations) -> Tensor:
-        values = free.values(v)
-        networks = {f"model.{name}": values.pop(name) for name in free.networks}
-        return functional_call(program, networks, (values, rows))
-
-    def total(v: Tensor, rows: Observations, own: Tensor) -> Tensor:
-        return (own * log_prob(v, rows)).sum()
-
-    def log_prior(v: Tensor) -> Tensor:
-        return fit.model.log_prior({**fit.parameters, **free.values(v)})
-
-    P = len(u)
-    gradient, information, meat = u.new_zeros(P), u.new_zeros(P, P), u.new_zeros(P, P)
-    for index in torch.arange(len(obs)).split(_rows_at_once(fit, obs, P)):
-        rows, own = obs.rows(index), w[index]
-        scores = _scores(partial(log_prob, rows=rows), u)
-        gradient += scores @ own
-        meat += (scores * own.square()) @ scores.mT
-        information -= jacrev(grad(partial(total, rows=rows, own=own)))(u)
-    if fit.bound.endswith("log p(theta)"):
-        gradient += grad(log_prior)(u)
-        information -= jacrev(grad(log_prior))(u)
-    return gradient, (information + information.mT) / 2, meat
-
-
-def _scores(log_prob: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """The derivative d l_i / du of every datum, [P, n], in P backward passes rather than n."""
-    # The gradient of sum_i c_i l_i is linear in c: its derivative is the matrix of scores.
-    value, pull, *_ = vjp(log_prob, u)
-    return jacrev(lambda c: pull(c)[0])(torch.ones_like(value))
-
-
-def _rows_at_once(fit: Fit, obs: Observations, P: int) -> int:
-    members = max([family.batch for family in fit.model.families().values()], default=1)
-    width = sum(value[0].numel() for value in obs.values.values())
-    return max(1, ELEMENTS_AT_ONCE // (P * members * width))
-
-
-def _invert(free: Coordinates, information: Tensor) -> tuple[Tensor, float]:
-    """A^-1, and the condition number of A scaled to a unit diagonal."""
-    owners, scale = free.owners(), information.diagonal()
-    bad = ~(torch.isfinite(information).all(1) & (scale > 0))
-    if bool(bad.any()):
-        raise _not_positive(owners[int(bad.nonzero()[0])], scale[bad][0].item())
-    root = scale.sqrt()
-    value, vector = torch.linalg.eigh(information / root[:, None] / root)
-    if value[0] <= SINGULAR:
-        raise _not_positive(owners[int(vector[:, 0].abs().argmax())], value[0].item())
-    return (vector / value) @ vector.mT / root[:, None] / root, (value[-1] / value[0]).item()
-
-
-def _not_positive(name: str, value: float) -> EngineError:
-    return EngineError(
-        f"the information is not positive definite ({value:.3g} in a direction that is mostly {name}): the fit is at "
-        f"no strict maximum. Two components may be the same, one may be empty, or {name} sits on a bound; fit with "
-        f"fewer components, a smaller tol, a prior, or keep it out with EM(frozen=({name!r},))"
-    )
-
-
-def _check_boundary(free: Coordinates, inverse: Tensor) -> None:
-    """Refuse a probability or a rate that the data cannot tell from zero: its curvature is that of a spike."""
-    for name, error in zip(free.owners(), inverse.diagonal().sqrt().tolist(), strict=True):
-        if error > UNDETERMINED and isinstance(_scalar_set(free.sets[name]), BOUNDED):
-            raise EngineError(
-                f"{name} is on the boundary of its set as far as these data can tell (the standard error of its log "
-                f"or logit is {error:.3g}); keep it out with EM(frozen=({name!r},)), use fewer components, or a prior"
-            )
-
-
-def _scalar_set(constraint: Constraint) -> Constraint:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
+def _batches(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Observations, Tensor]]:
+    """The data with their weights, block by block where they come so."""
+    if not isinstance(data, Stream):
+        obs = fit.data if data is None else fit.model.check(data)
+        own = fit.weights if data is None and weights is None else weights
+        yield obs, check_weights(own, len(obs)).to(fit.model.like)
+        return
+    for block in data:
+        own = block.weights if weights is None else weights[block.start : block.start + len(block)]
+        yield fit.model.check(block.values), check_weights(own, len(block)).to(fit.model.like)
 
 
 def _inverse_information(inverse: Tensor, meat: Tensor) -> Tensor:

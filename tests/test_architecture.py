@@ -29,6 +29,7 @@ ROOMS = {
     "degeneracy": 3,
     "infer": 4,
     "diagnostics": 5,
+    "information": 4,
     "uncertainty": 5,
     "bootstrap": 5,
     "sweep": 5,

@@ -224,6 +224,7 @@ def test_a_cell_that_cannot_be_fitted_does_not_end_the_sweep():
         ({"n_components": [1], "criterion": "held_out"}, pv.EngineError, "needs validation"),
         ({"n_components": [1], "engine": pv.NUTS()}, pv.EngineError, "must be an EM, got NUTS"),
         ({"n_components": [1], "validation": 1.5}, pv.DataError, "between 1 and 271"),
+        ({"n_components": [1], "validation": pv.data.stream(torch.ones(3, 2))}, pv.DataError, "held in memory"),
     ],
 )
 def test_bad_input_is_refused(geyser, arguments, error, words):

@@ -99,10 +99,31 @@ def test_the_sandwich_agrees_with_finite_differences(mixture, groups):
 
 def test_the_information_is_a_sum_over_chunks(mixture, monkeypatch):
     whole = pv.standard_errors(mixture, kind="sandwich")
-    monkeypatch.setattr("ppl_vae.uncertainty.ELEMENTS_AT_ONCE", 500)
+    monkeypatch.setattr("ppl_vae.information.ELEMENTS_AT_ONCE", 500)
     parts = pv.standard_errors(mixture, kind="sandwich")
     torch.testing.assert_close(parts.information, whole.information)
     torch.testing.assert_close(parts.covariance, whole.covariance)
+
+
+def test_missing_entries_are_integrated_out():
+    """With independent features each mean rests on the entries that are there."""
+    x = torch.randn(200, 2, dtype=torch.float64)
+    x[:80, 1] = math.nan
+    fit = pv.EM(tol=1e-13, progress=False).fit(pv.models.GaussianMixture(1, 2, covariance="diagonal"), x)
+    seen = x[80:, 1]
+    expected = [math.sqrt(x[:, 0].var(correction=0) / 200), math.sqrt(seen.var(correction=0) / 120)]
+    assert pv.standard_errors(fit).standard_error["components.loc"][0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_stream_gives_the_same_errors_as_its_rows(mixture, groups):
+    source = pv.data.stream(groups[:, None], rows=70)
+    streamed = pv.standard_errors(mixture, source)
+    torch.testing.assert_close(streamed.information, pv.standard_errors(mixture).information)
+    w = torch.linspace(0, 2, len(groups))
+    torch.testing.assert_close(
+        pv.standard_errors(mixture, source, weights=w).information,
+        pv.standard_errors(mixture, groups, weights=w).information,
+    )
 
 
 @pytest.mark.parametrize("form", ["full", "tied", "diagonal", "spherical"])
