@@ -37,6 +37,7 @@ ROOMS = {
     "select": 6,
     "plots": 7,
     "report": 7,
+    "sklearn": 7,
     "cli": 8,
     "__init__": 9,
 }

@@ -14,7 +14,19 @@ DOCS = ROOT / "docs"
 THEORY = (DOCS / "theory.md").read_text(encoding="utf-8")
 RESULTS = dict(re.findall(r"^### (T\d+)\. (.*?)(?=^###? |\Z)", THEORY, re.MULTILINE | re.DOTALL))
 
-ROOMS = ("data", "diagnostics", "evidence", "families", "infer", "likelihoods", "models", "nets", "objectives", "plots")
+ROOMS = (
+    "data",
+    "diagnostics",
+    "evidence",
+    "families",
+    "infer",
+    "likelihoods",
+    "models",
+    "nets",
+    "objectives",
+    "plots",
+    "sklearn",
+)
 
 
 def reference():

@@ -13,6 +13,7 @@ FEW = {
     "train_vae": {"epochs": 25},
     "new_model": {"draws": 150},
     "plain_pyro_pair": {},
+    "from_sklearn": {},
     "literal_pyro": {},
     "large_file": {"gigabytes": 0.02},
 }
