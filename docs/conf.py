@@ -70,6 +70,7 @@ html_css_files = ["site.css"]
 _pages = (
     "index",
     "declare",
+    "families",
     "engines",
     "choose",
     "train",
