@@ -73,11 +73,12 @@ class Fit:
     model : LatentVariableModel
         The fitted copy of the declaration.
     engine : str
-        "EM", "SVI", "NUTS" or "bootstrap".
+        "EM", "VB", "SVI", "NUTS" or "bootstrap".
     draws : dict of Tensor
         Shared latents, [chain, draw, *event]; a point estimate is 1 x 1. A bootstrap's are its refits.
     trace : dict of Tensor
-        The engine's record by iteration or epoch: "bound" (total nats for EM, nats per datum for SVI), "seconds", ...
+        The engine's record by iteration or epoch: "bound" (total nats for EM and VB, nats per datum for SVI),
+        "seconds", ...
     bound : str
         What `trace["bound"]` is.
     status : Status
@@ -92,6 +93,8 @@ class Fit:
         The training data; not saved.
     sample_stats : dict of Tensor
         Sampler's record, [chain, draw].
+    q : dict
+        VB's conjugate posterior of each family's parameters, by path; not saved.
     """
 
     model: Any
@@ -107,6 +110,7 @@ class Fit:
     weights: Tensor | None = None
     sample_stats: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    q: dict[str, Any] = field(default_factory=dict)
 
     # The draws.
 
