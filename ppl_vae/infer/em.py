@@ -1,6 +1,7 @@
 """Expectation maximisation, by hand: exact responsibilities, closed-form updates (000 s.1, 004 s.7)."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,22 +16,27 @@ from torch import Tensor
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
+from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.assignment import ASSIGNMENTS
+from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
 from ppl_vae.infer.checkpoint import Checkpoint, described, fingerprint
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
+from ppl_vae.infer.online import Online
 from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import LostError, joined, mapped
 from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.repair import given_away, worst_rows
+from ppl_vae.infer.squarem import ACCELERATIONS
 from ppl_vae.infer.starts import first_responsibilities, given_values
 
 __all__ = ["EM"]
 
 REPAIRS = 3
 """Repairs allowed in one run before a component is given up and reported."""
+STATE = ("values", "iteration", "e_steps", "segment", "repairs")
+"""What of a run a checkpoint keeps as it is."""
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
 
@@ -50,7 +56,7 @@ class EM:
     tol : float
         Stop when an iteration gains less than tol * max(1, |L|) nats per datum, L the objective per datum.
     max_iter : int
-        Iterations of each start.
+        Iterations of each start, those refused by `accelerate` included; with `batch_size`, epochs.
     start : str, mapping, Tensor or Fit
         "k-means++", "random", parameters by name, responsibilities [n, K], or another fit.
     estimate : {"map", "ml"}
@@ -59,7 +65,13 @@ class EM:
         The E-step: the posterior, its most probable value (k-means is one case), or one draw from it.
     temperature : float or callable
         T of a tempered posterior, proportional to p(x, z)^(1/T), or T as a function of the iteration, such as
-        `pv.linear(5.0, 1.0, 20)`: deterministic annealing.
+        `pv.linear(5.0, 1.0, 20)`: deterministic annealing. A run goes on until T is that of iteration `max_iter`.
+    batch_size : int, optional
+        Rows of a batch of online EM, which takes an M-step after each; None: all data.
+    decay : float
+        Step t of online EM forgets (t + 10)^-decay of the sums; above 0.5, at most 1.
+    accelerate : {None, "squarem"}
+        Extrapolate after every two iterations, where that does not lower the objective.
     frozen : sequence of str
         Parameters that keep their starting values, such as "components.covariance".
     checkpoint : path, optional
@@ -93,6 +105,9 @@ class EM:
     estimate: str = "map"
     assignment: str = "soft"
     temperature: float | Callable[[int], float] = 1.0
+    batch_size: int | None = None
+    decay: float = 0.6
+    accelerate: str | None = None
     frozen: tuple[str, ...] = ()
     checkpoint: str | os.PathLike[str] | None = None
     seed: int = 0
@@ -105,7 +120,22 @@ class EM:
             raise EngineError(f"EM: assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
         if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
             raise EngineError(f"EM: n_init and max_iter must be at least 1 and tol at least 0, got {self}")
+        self._check_steps()
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
+
+    def _check_steps(self) -> None:
+        if self.assignment != "soft" and self.temperature != 1:
+            raise EngineError(f"EM: temperature is for soft assignments, {self.assignment} ones have none")
+        if not callable(self.temperature) and not self.temperature > 0:
+            raise EngineError(f"EM: temperature must be positive, got {self.temperature}")
+        if self.accelerate not in ACCELERATIONS:
+            raise EngineError(f'EM: accelerate must be None or "squarem", got {self.accelerate!r}')
+        if self.accelerate is not None and (self.assignment != "soft" or self.batch_size is not None):
+            raise EngineError('EM: accelerate needs assignment="soft" and batch_size=None')
+        if self.batch_size is not None and self.batch_size < 1:
+            raise EngineError(f"EM: batch_size must be at least 1, got {self.batch_size}")
+        if not 0.5 < self.decay <= 1:
+            raise EngineError(f"EM: decay must be above 0.5 and at most 1 for online EM to converge, got {self.decay}")
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.
@@ -122,7 +152,11 @@ class EM:
         Returns
         -------
         Fit
-            `trace["bound"]` is log p(X | theta), plus log p(theta) for MAP, in total nats at every iteration.
+            `trace["bound"]` is log p(X | theta), plus log p(theta) for MAP, in total nats at every iteration, and
+            `trace["objective"]` what was climbed: the same for exact posteriors, the annealed free energy for tempered
+            ones, the classification likelihood for hard ones. Within a `trace["segment"]`, between repairs and at one
+            temperature, the objective never falls, unless posteriors were drawn or data taken in batches.
+            `trace["e_steps"]` counts the passes over the data.
         """
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.pairs import maximize_pair
@@ -146,7 +180,7 @@ class EM:
             with lanes(count) as workers, Checkpoint(self.checkpoint, share) as checkpoint:
                 starts = _Starts(self, fitted, parts, workers, checkpoint)
                 runs = starts.runs()
-        best = max(runs, key=lambda run: (run.status.code != "degenerate", run.objective[-1]))
+        best = max(runs, key=lambda run: (run.status.code != "degenerate", run.end))
         shared = fitted.shared_laws()
         fitted.fix(best.values)
         starts.release(best.free)
@@ -155,10 +189,12 @@ class EM:
             engine="EM",
             draws={name: best.values[name][None, None] for name in shared},
             trace={
-                "bound": torch.tensor(best.objective, dtype=torch.float64),
+                "bound": torch.tensor(best.bound, dtype=torch.float64),
+                "objective": torch.tensor(best.objective, dtype=torch.float64),
+                "e_steps": torch.tensor(best.e_steps),
                 "segment": torch.tensor(best.segments),
                 "seconds": torch.tensor(best.seconds, dtype=torch.float64),
-                "starts": torch.tensor([run.objective[-1] for run in runs], dtype=torch.float64),
+                "starts": torch.tensor([run.end for run in runs], dtype=torch.float64),
             },
             bound="log p(X | theta) + log p(theta)" if shared and self.estimate == "map" else "log p(X | theta)",
             status=best.status,
@@ -192,19 +228,35 @@ class EM:
 
 @dataclass
 class Run:
-    """One run from one start: its best values, those of the module's free parameters beside them, and its trace."""
+    """One run from one start: its last values, those of the module's free parameters beside them, and its trace."""
 
     values: Values
     free: list[Tensor] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
+    e_steps: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     status: Status = Status("max_iter", "")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: later iterations leave it as it is."""
-        lists = {name: list(getattr(self, name)) for name in ("free", "objective", "segments", "seconds")}
+        names = ("free", "bound", "objective", "e_steps", "segments", "seconds")
+        lists = {name: list(getattr(self, name)) for name in names}
         return {"values": self.values, **lists, "status": asdict(self.status)}
+
+    def add(self, bound: float, objective: float, e_steps: int, segment: int, seconds: float) -> None:
+        """One more iteration."""
+        self.bound.append(bound)
+        self.objective.append(objective)
+        self.e_steps.append(e_steps)
+        self.segments.append(segment)
+        self.seconds.append(seconds)
+
+    @property
+    def end(self) -> float:
+        """The last objective."""
+        return self.objective[-1] if self.objective else -math.inf
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "Run":
@@ -322,87 +374,115 @@ class Climb:
         self.em, self.model, self.parts, self.workers = owner.em, owner.model, owner.parts, owner.workers
         self.owner, self.maximizer, self.values, self.few = owner, owner.maximizer, values, few
         self.total = self.parts.total()
-        self.segment, self.repairs = 0, 0
+        self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
         self.notes: list[str] = []
         status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
         self.record = Run(values, owner.free(), status=status)
+        self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
+        self.online = None if self.em.batch_size is None else Online(self, self.em.batch_size)
 
     def state(self) -> dict[str, Any]:
         """What the next iteration needs, for a checkpoint."""
-        own = {name: getattr(self, name) for name in ("values", "segment", "repairs")}
-        return {**own, "notes": list(self.notes), "free": self.owner.free(), "record": self.record.state()}
+        own = {name: getattr(self, name) for name in STATE}
+        steps = {"acceleration": self.acceleration.state(), "online": self.online and self.online.state()}
+        return {**own, **steps, "notes": list(self.notes), "free": self.owner.free(), "record": self.record.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
-        self.values, self.segment, self.repairs = state["values"], state["segment"], state["repairs"]
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.acceleration.restore(state["acceleration"])
+        if self.online is not None:
+            self.online.restore(state["online"])
         self.notes, self.record = state["notes"], Run.restored(state["record"])
         self.owner.release(state["free"])
 
-    def expect(self, values: Values, iteration: int, replace: Replace | None = None) -> tuple[Expectation, Plan]:
-        """The E-step over all data."""
-        em = self.em
-        temperature = em.temperature(iteration) if callable(em.temperature) else em.temperature
-        assign = ASSIGNMENTS[em.assignment](em.seed, iteration, float(temperature))
+    def temperature(self, iteration: int) -> float:
+        """T of an iteration."""
+        T = self.em.temperature
+        return float(T(iteration) if callable(T) else T)
+
+    def assign(self, iteration: int) -> Assign:
+        """What an iteration puts in the place of q(z)."""
+        return ASSIGNMENTS[self.em.assignment](self.em.seed, iteration, self.temperature(iteration))
+
+    def expect(
+        self, values: Values, assign: Assign, replace: Replace | None = None, batch: Parts | None = None
+    ) -> tuple[Expectation, Plan]:
+        """The E-step over all data, or over a batch of them."""
+        parts = self.parts if batch is None else batch
         with self.model.bind(values), torch.no_grad():
             plan = Plan(self.model, self.few)
 
             def work(block: Any) -> Expectation:
-                return added(plan.expect(chunk, assign, replace) for chunk in self.parts.chunks(block))
+                return added(plan.expect(chunk, assign, replace) for chunk in parts.chunks(block))
 
             def nothing() -> Expectation:
-                like = added(plan.expect(chunk) for chunk in self.parts.cut(self.few, None, 0))
+                like = added(plan.expect(chunk) for chunk in parts.cut(self.few, None, 0))
                 return Expectation(**mapped(vars(like), torch.zeros_like))
 
-            e = self.workers.sum(work, self.parts.blocks(), Expectation.__add__, nothing)
-            e = Expectation(**self.parts.share.sum(vars(e)))
+            e = self.workers.sum(work, parts.blocks(), Expectation.__add__, nothing)
+            e = Expectation(**parts.share.sum(vars(e)))
+        self.e_steps += batch is None
         return e, plan
 
     def run(self, update: Update) -> Run:
         """Iterate until nothing is gained."""
         em, run = self.em, self.record
         begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
-        for iteration in range(len(run.objective), em.max_iter):
-            values = self.values
-            e, plan = self.expect(values, iteration)
-            objective = e.objective + self.model.log_prior(values) if em.estimate == "map" else e.objective
-            if not torch.isfinite(objective):
-                run.status = Status("failed", f"the log-likelihood became {objective.item()} at iteration {iteration}")
-                break
-            run.values, run.free = values, self.owner.free()
-            run.objective.append(objective.item())
-            run.segments.append(self.segment)
-            run.seconds.append(time.perf_counter() - begin)
-            update(iteration, f"log-likelihood {objective.item() / self.total:.4f} per datum")
-            if self._converged(run, iteration):
-                run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} iterations")
-                break
-            with torch.no_grad():
-                sums = plan.finish(e)
-                values = self.maximizer.closed_forms(sums, values)
-            values = self.maximizer.gradient_step(self.parts, values)
-            self.values, repaired = self._repaired(sums, values, iteration)
-            self.segment += repaired
+        for iteration in range(self.iteration, em.max_iter):
+            self.iteration, values = iteration + 1, self.values
+            e, plan = self.expect(values, self.assign(iteration))
+            prior = self.model.log_prior(values) if em.estimate == "map" else 0.0
+            bound, objective = float(e.log_prob + prior), float(e.objective + prior)
+            if self.acceleration.rejects(objective):
+                self.values = self.acceleration.fallback
+                continue
+            if not self.acceleration.leapt:
+                if not math.isfinite(objective):
+                    run.status = Status("failed", f"the log-likelihood became {objective} at iteration {iteration}")
+                    break
+                run.values, run.free = values, self.owner.free()
+                run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
+                update(iteration, f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps")
+                if self._converged(run, iteration):
+                    run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} iterations")
+                    break
+            self._advance(plan.finish(e), objective, iteration)
             self.owner.keep(self)
         run.values = self.parts.share.same(run.values)
         return self._judged(run)
 
+    def _advance(self, sums: dict[str, Sums], objective: float, iteration: int) -> None:
+        """The M-step, or an epoch of them, then what repairs and acceleration make of it."""
+        if self.online is None:
+            with torch.no_grad():
+                values = self.maximizer.closed_forms(sums, self.values)
+            values = self.maximizer.gradient_step(self.parts, values)
+        else:
+            sums, values = self.online.epoch(sums, self.values, iteration)
+        values, repaired = self._repaired(sums, values, iteration)
+        if repaired or self.temperature(iteration + 1) != self.temperature(iteration):
+            self.segment += 1
+            self.acceleration.restart()
+        if repaired and self.online is not None:
+            self.online.restart()
+        self.values = self.acceleration.propose(values, objective)
+
     def _converged(self, run: Run, iteration: int) -> bool:
-        changing = callable(self.em.temperature) and self.em.temperature(iteration) != self.em.temperature(
-            iteration + 1
-        )
-        if (
-            len(run.objective) < 2
-            or run.segments[-1] != run.segments[-2]
-            or changing
-            or self.em.assignment == "stochastic"
-        ):
+        cooling = self.temperature(iteration) != self.temperature(self.em.max_iter)
+        if cooling or self.em.assignment == "stochastic" or self.acceleration.trial:
+            return False
+        if self.online is not None:
+            return self.online.settled(run.objective)
+        if len(run.objective) < 2 or run.segments[-1] != run.segments[-2]:
             return False
         gain = (run.objective[-1] - run.objective[-2]) / self.total
         return gain <= self.em.tol * max(1.0, abs(run.objective[-1]) / self.total)
 
     def _judged(self, run: Run) -> Run:
         """The run with a status that says whether its end is a maximum at all."""
-        e, plan = self.expect(run.values, len(run.objective))
+        e, plan = self.expect(run.values, self.assign(self.iteration))
         with torch.no_grad():
             bad = self.maximizer.degenerate(plan.finish(e), run.values)
         status = run.status
@@ -426,7 +506,7 @@ class Climb:
                     self.repairs = REPAIRS
                     return values, False
                 rows = self._rows_for(plan, len(lost), sizes[0])
-            e, plan = self.expect(values, iteration, given_away(rows, lost, sizes[0]))
+            e, plan = self.expect(values, self.assign(iteration), given_away(rows, lost, sizes[0]))
             fresh = self.maximizer.closed_forms(plan.finish(e), values)
         self.notes += [f"iteration {iteration}: {path}[{k}] had lost its data and was restarted" for path, k in bad]
         self.repairs += 1

@@ -184,7 +184,8 @@ class Streamed(Parts):
                 pass
         return self.stream.num_rows
 
-    def _weights(self, block: Block) -> Tensor | None:
+    def weights_of(self, block: Block) -> Tensor | None:
+        """Weights of a block's rows."""
         if self.weights is None:
             return None if block.weights is None else block.weights.to(self.model.like)
         return self.weights[block.start : block.start + len(block)]
@@ -193,12 +194,12 @@ class Streamed(Parts):
         return self.stream.shard(self.share.rank, self.share.world)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        return self.cut(self.model.observe(block.values), self._weights(block), block.start)
+        return self.cut(self.model.observe(block.values), self.weights_of(block), block.start)
 
     def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
             obs = self.model.check(block.values) if self.seen is None else self.model.observe(block.values)
-            yield obs.with_gaps(name), self._weights(block), *self.model.covariates(name, obs)
+            yield obs.with_gaps(name), self.weights_of(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
         block = self.stream.sample(count, seed)
