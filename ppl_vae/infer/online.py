@@ -53,8 +53,8 @@ class Online:
     def __init__(self, climb: "Climb", batch_size: int) -> None:
         self.climb, self.batch_size, self.step = climb, batch_size, 0
         self.running: AllSums | None = None
-        parameters, by_hand = climb.maximizer.free()
-        if parameters or by_hand:
+        owned = tuple(f"{path}." for path in climb.model.families())
+        if climb.owner.free() or not all(name.startswith(owned) or name in climb.em.frozen for name in climb.values):
             raise EngineError(
                 "EM: batch_size needs an M-step in closed form, and this model has parameters that no family owns, or "
                 "shared latents declared by hand; fit it by SVI, or leave batch_size out"
