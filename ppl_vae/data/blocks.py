@@ -24,7 +24,7 @@ class Block:
     Attributes
     ----------
     values : Tensor or dict of Tensor
-        [rows, *event], in the dtype of the source, or such a tensor for each name when the source gives mappings.
+        ``[rows, *event]``, in the dtype of the source, or such a tensor for each name when the source gives mappings.
         NaN where a value is missing. A block of tensors held in memory shares theirs.
     weights : Tensor or None
         [rows], float64, finite and not negative.

@@ -26,10 +26,10 @@ def stream(
     Parameters
     ----------
     source : path, list of paths, tensor, array, mapping, data frame, iterable or callable
-        - A .npy file (C or Fortran order), a Parquet or a CSV file; a folder, a pattern such as "part-*.parquet" or a
+        - A .npy file (C or Fortran order), a Parquet or a CSV file; a folder, a pattern such as ``part-*.parquet`` or a
           list of such files of one kind. A folder's and a pattern's files are read in the order of their names.
         - A tensor, an array, a memory map, any data frame that narwhals knows, or a mapping of names to tensors
-          [n, *event] for models that observe several nodes.
+          ``[n, *event]`` for models that observe several nodes.
         - An iterable of batches in any of these forms that starts anew at every pass, or a callable that returns an
           iterator (a generator function, not called).
     columns : sequence of str, optional
