@@ -29,8 +29,9 @@ __all__ = ["FORMS", "Form"]
 class Form:
     """A covariance form. Its statistics live in whitened coordinates y = R^-1 (x - c), its parameters in the data's.
 
-    The E-step works on y as columns, [d, n]. `R` is the form's own reference scale of the data: a Cholesky factor [d, d], standard deviations [d], or one
-    number. Whitening keeps sums of squares free of cancellation and makes every floor relative to the data.
+    The E-step works on y as columns, [d, n]. `R` is the form's own reference scale of the data: a Cholesky factor
+    [d, d], standard deviations [d], or one number. Whitening keeps sums of squares free of cancellation and makes
+    every floor relative to the data.
     """
 
     name: ClassVar[str]
@@ -77,7 +78,7 @@ class Form:
         raise NotImplementedError
 
     def gaps(self, centred: Tensor, missing: Tensor, R: Tensor) -> Any:
-        """Features of centred rows [n, d] some of whose entries are missing: (y, seen), [d, n] each, y 0 where unseen."""
+        """Features of centred rows [n, d] with missing entries: (y, seen), [d, n] each, y 0 where unseen."""
         return self.whiten(centred.nan_to_num(), R).mT.contiguous(), (~missing).to(centred).mT.contiguous()
 
     def width(self, K: int, d: int) -> int:
@@ -89,7 +90,7 @@ class Form:
         raise NotImplementedError
 
     def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
-        """sum of weight_k v_k v_k', in the shape of the covariance parameter, for weight [K, 1 or d] and v [K, d]."""
+        """The sum of weight_k v_k v_k' in the covariance parameter's shape, weight [K, 1 or d] and v [K, d]."""
         raise NotImplementedError
 
     def restore(self, scatter: Tensor, R: Tensor) -> Tensor:

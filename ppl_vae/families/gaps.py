@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.families.kernels import LOG_2PI, Kernel
 
-__all__ = ["Gaps", "WithGaps", "split_by_pattern"]
+__all__ = ["Gaps", "split_by_pattern"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class WithGaps:
     """The E-step `inner` on complete rows, and on the others the law of what is seen.
 
     For a pattern with seen entries o and hidden entries h, log p(x_o) = log N(x_o; mu_o, Sigma_oo), and the sums take
-    E[x_h | x_o] = mu_h + Sigma_ho Sigma_oo^-1 (x_o - mu_o) with Cov[x_h | x_o] = Sigma_hh - Sigma_ho Sigma_oo^-1 Sigma_oh
+    E[x_h | x_o] = mu_h + Sigma_ho Sigma_oo^-1 (x_o - mu_o) with
+    Cov[x_h | x_o] = Sigma_hh - Sigma_ho Sigma_oo^-1 Sigma_oh
     (Ghahramani and Jordan 1994).
     """
 

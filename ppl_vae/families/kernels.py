@@ -5,12 +5,15 @@ relative to the data's. Beyond `SHARPEST`, or with many features, distances are 
 """
 
 import math
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Centred", "CentredNorms", "Kernel", "Norms", "Products", "Shared", "Squares", "Triangular", "inverse_factor"]
+from ppl_vae.families.workspace import buffer, out
+
+__all__ = ["LOG_2PI", "SHARPEST", "Kernel", "inverse_factor"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -32,6 +35,10 @@ class Kernel(Protocol):
     def expect(self, expanded: Any, r: Tensor) -> dict[str, Tensor]:
         """sum_i r_ki (1, y_i, y_i y_i')."""
         ...
+
+
+def _density(coefficients: Tensor, features: Tensor) -> Tensor | None:
+    return out(features, len(coefficients), features.shape[1])
 
 
 def inverse_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,19 +72,19 @@ class Products:
     def expand(self, y: Tensor) -> Tensor:
         """[p, n]."""
         d, n = y.shape
-        out = y.new_empty(self.coefficients.shape[1], n)
-        out[0] = 1
-        out[1 : 1 + d] = y
+        features = buffer(y, self.coefficients.shape[1], n)
+        features[0] = 1
+        features[1 : 1 + d] = y
         at = 1 + d
         for lo in range(0, d, self.step):
             hi = min(lo + self.step, d)
             size = (hi - lo) * (d - lo)
-            torch.mul(y[lo:hi, None], y[None, lo:], out=out[at : at + size].view(hi - lo, d - lo, n))
+            torch.mul(y[lo:hi, None], y[None, lo:], out=features[at : at + size].view(hi - lo, d - lo, n))
             at += size
-        return out
+        return features
 
     def log_density(self, expanded: Tensor) -> Tensor:
-        return self.coefficients @ expanded
+        return torch.mm(self.coefficients, expanded, out=_density(self.coefficients, expanded))
 
     def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
         sums, d = r @ expanded.mT, self.d
@@ -101,7 +108,7 @@ class Triangular:
         self.K, self.constant = len(m), (constant - 0.5 * d * LOG_2PI)[:, None]
         parts = 1 if d < 32 else 4
         edges = [round(d * i / parts) for i in range(parts + 1)]
-        self.blocks = list(zip(edges, edges[1:], strict=False))
+        self.blocks = list(pairwise(edges))
         shift = inverse @ m[:, :, None]
         shifted = torch.cat([-shift, inverse], 2).expand(self.K, -1, -1)
         self.rows = [shifted[:, lo:hi, : 1 + hi].reshape(-1, 1 + hi).contiguous() for lo, hi in self.blocks]
@@ -111,17 +118,19 @@ class Triangular:
         return torch.cat([torch.ones_like(y[:1]), y])
 
     def log_density(self, expanded: Tensor) -> Tensor:
-        square = expanded.new_zeros(self.K, expanded.shape[1])
+        square: Tensor | float = 0.0
         for (lo, hi), rows in zip(self.blocks, self.rows, strict=True):
-            z = rows @ expanded[: 1 + hi]
-            square += z.square_().view(self.K, hi - lo, -1).sum(1)
+            z = torch.mm(rows, expanded[: 1 + hi], out=out(rows, len(rows), expanded.shape[1]))
+            square = square + z.square_().view(self.K, hi - lo, -1).sum(1)
         return torch.add(self.constant, square, alpha=-0.5)
 
     def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
         K, d = self.K, len(expanded) - 1
         first, second = r.new_empty(K, d), r.new_empty(K, d, d)
         for lo, hi in self.blocks:
-            weighted = (r[:, None] * expanded[1 + lo : 1 + hi]).reshape(K * (hi - lo), -1)
+            shape = (K, hi - lo, expanded.shape[1])
+            weighted = torch.mul(r[:, None], expanded[1 + lo : 1 + hi], out=out(r, *shape))
+            weighted = weighted.reshape(K * (hi - lo), -1)
             block = (weighted @ expanded[: 1 + hi].mT).view(K, hi - lo, 1 + hi)
             first[:, lo:hi] = block[:, :, 0]
             second[:, lo:hi, :hi] = block[:, :, 1:]
@@ -163,7 +172,7 @@ def _total(by_feature: Tensor, seen: Tensor | None) -> Tensor:
 
 
 class Squares:
-    """A variance for each feature, by the features (1, y, y^2); for data with gaps (seen, y, y^2), zero where unseen."""
+    """A variance for each feature, by the features (1, y, y^2); for data with gaps (seen, y, y^2), 0 where unseen."""
 
     def __init__(self, m: Tensor, scale: Tensor, log_scale: Tensor) -> None:
         """From whitened means and standard deviations [K, d], and log standard deviations in the data's units."""
@@ -177,18 +186,21 @@ class Squares:
         """What multiplies, or sums up, the squares: one column a feature."""
         return by_feature
 
-    def squares(self, y: Tensor) -> Tensor:
-        """The rows of squares."""
-        return y.square()
+    def squares(self, y: Tensor, rows: Tensor) -> None:
+        """Write the rows of squares."""
+        torch.mul(y, y, out=rows)
 
     def expand(self, features: Any) -> Expanded:
         """What is seen, y, and y above its squares."""
         y, seen = features if isinstance(features, tuple) else (features, None)
-        return seen, y, torch.cat([y, self.squares(y)])
+        rows = buffer(y, self.rest.shape[1], y.shape[1])
+        rows[: self.d] = y
+        self.squares(y, rows[self.d :])
+        return seen, y, rows
 
     def log_density(self, expanded: Expanded) -> Tensor:
         seen, _, rows = expanded
-        return (self.rest @ rows).add_(_total(self.each, seen))
+        return torch.mm(self.rest, rows, out=_density(self.rest, rows)).add_(_total(self.each, seen))
 
     def expect(self, expanded: Expanded, r: Tensor) -> dict[str, Tensor]:
         seen, _, rows = expanded
@@ -208,8 +220,8 @@ class Norms(Squares):
     def quadratic(self, by_feature: Tensor) -> Tensor:
         return by_feature[:, :1]
 
-    def squares(self, y: Tensor) -> Tensor:
-        return y.square().sum(0, keepdim=True)
+    def squares(self, y: Tensor, rows: Tensor) -> None:
+        torch.sum(torch.mul(y, y, out=out(y, *y.shape)), 0, keepdim=True, out=rows)
 
     def shaped(self, second: Tensor) -> Tensor:
         return second[:, 0]

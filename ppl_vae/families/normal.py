@@ -103,10 +103,11 @@ class Normal(Family):
         self.n_features, self.form, self.floor = n_features, FORMS[covariance], floor
         self.prior_df = float((self.prior.df if self.prior else None) or n_features + 2)
         identity = self.form.identity(1, n_features, torch.zeros(()))
+        ones = torch.ones(n_features)
         self.register_buffer("center", torch.zeros(n_features))
         self.register_buffer(
             "reference",
-            self.form.reference(self.form.moment(torch.eye(n_features), torch.ones(n_features)), torch.ones(n_features)),
+            self.form.reference(self.form.moment(torch.eye(n_features), ones), ones),
         )
         self.register_buffer("prior_mean", torch.zeros(n_features))
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
@@ -183,7 +184,8 @@ class Normal(Family):
 
     def kernel(self) -> Any:
         """The covariance form's E-step at the current parameters."""
-        return self.form.kernel(self.form.whiten(self.loc - self.center, self.reference), self.covariance, self.reference)
+        m = self.form.whiten(self.loc - self.center, self.reference)
+        return self.form.kernel(m, self.covariance, self.reference)
 
     def log_density(self, expanded: Any) -> Tensor:
         """Log N(x_i; mu_k, Sigma_k), [K, n]."""

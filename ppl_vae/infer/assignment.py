@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vae.families.workspace import out
 from ppl_vae.infer.parts import Chunk
 
 __all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stochastic", "tempered"]
@@ -27,10 +28,11 @@ Assign = Callable[[Tensor, Chunk], Assigned]
 
 
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:
-    """r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
-    r = torch.softmax(joint, 0)
-    # log p(x) = log p(x, z) - log p(z | x) for any z; at the most probable one neither is far from the mean.
-    return Assigned(r, joint.amax(0) - r.amax(0).log_())
+    """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
+    best = joint.amax(0)
+    r = torch.sub(joint, best, out=out(joint, *joint.shape)).exp_()
+    total = r.sum(0)
+    return Assigned(r.div_(total), total.log_().add_(best))
 
 
 def hard(joint: Tensor, chunk: Chunk) -> Assigned:
@@ -45,7 +47,9 @@ def stochastic(seed: int, iteration: int) -> Assign:
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
         exact = soft(joint, chunk)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + iteration) * 2_147_483_647 % (1 << 62) + chunk.start)
+        generator = torch.Generator().manual_seed(
+            (seed * 1_000_003 + iteration) * 2_147_483_647 % (1 << 62) + chunk.start
+        )
         u = torch.rand(joint.shape[1], generator=generator, dtype=torch.float64).to(joint)
         drawn = (exact.r.cumsum(0) < u).sum(0).clamp_max(len(joint) - 1)
         return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.log_prob)

@@ -13,7 +13,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Sums
@@ -201,8 +200,8 @@ class EM:
             seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
-            data=None if isinstance(data, Stream) else parts.obs,
-            weights=None if isinstance(data, Stream) else parts.weights,
+            data=parts.obs if isinstance(parts, Held) else None,
+            weights=parts.weights if isinstance(parts, Held) else None,
         )
 
     def _climb(self, owner: "_Starts", values: Values, few: Any) -> "Climb":
@@ -237,7 +236,7 @@ class Run:
     e_steps: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    status: Status = Status("max_iter", "")
+    status: Status = field(default_factory=lambda: Status("max_iter", ""))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: later iterations leave it as it is."""
@@ -301,11 +300,12 @@ class _Starts:
         return self.found
 
     def _run(self, climb: "Climb", update: Update) -> Run:
+        self.iteration = climb.iteration
         try:
             return climb.run(update)
         except LostError as error:
-            where = f"iteration {len(climb.record.objective)} of start {len(self.found) + 1}"
-            raise EngineError(f"EM stopped in {where}: {error}; {self.checkpoint.advice()}") from error
+            where = f"iteration {self.iteration} of start {len(self.found) + 1}"
+            raise EngineError(f"EM stopped in {where}: {error}; {self.checkpoint.advice(where)}") from error
 
     # The checkpoint.
 
@@ -328,6 +328,7 @@ class _Starts:
 
     def keep(self, climb: "Climb | None" = None, now: bool = False) -> None:
         """Keep what was found, and the state of the run that goes on."""
+        self.iteration = 0 if climb is None else climb.iteration
         if self.checkpoint.writes:
             state = {
                 "found": [run.state() for run in self.found],
@@ -339,12 +340,12 @@ class _Starts:
 
     def free(self) -> list[Tensor]:
         """Copies of the module's parameters that no family owns."""
-        return [parameter.detach().clone() for parameter in self.maximizer.free()[0]]
+        return [parameter.detach().clone() for parameter in self.maximizer.free[0]]
 
     def release(self, free: list[Tensor]) -> None:
         """Give those parameters the values of such copies."""
         with torch.no_grad():
-            for parameter, value in zip(self.maximizer.free()[0], free, strict=True):
+            for parameter, value in zip(self.maximizer.free[0], free, strict=True):
                 parameter.copy_(value)
 
     def _defaults(self) -> Values:
@@ -363,7 +364,7 @@ class _Starts:
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
             held = Held(model, obs, weights, torch.Size(plan.sizes.values()).numel())
-            e = added(plan.expect(chunk, replace=_taken_from(r)) for chunk in each_chunk(held))
+            e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
             return self.maximizer.closed_forms(plan.finish(e), self.defaults)
 
 
@@ -376,6 +377,8 @@ class Climb:
         self.total = self.parts.total()
         self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
         self.notes: list[str] = []
+        self.plan: Plan | None = None
+        self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
         status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
         self.record = Run(values, owner.free(), status=status)
         self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
@@ -407,15 +410,16 @@ class Climb:
         return ASSIGNMENTS[self.em.assignment](self.em.seed, iteration, self.temperature(iteration))
 
     def expect(
-        self, values: Values, assign: Assign, replace: Replace | None = None, batch: Parts | None = None
+        self, values: Values, assign: Assign, instead: Replace | None = None, batch: Parts | None = None
     ) -> tuple[Expectation, Plan]:
         """The E-step over all data, or over a batch of them."""
         parts = self.parts if batch is None else batch
         with self.model.bind(values), torch.no_grad():
-            plan = Plan(self.model, self.few)
+            plan = self.plan = self.plan or Plan(self.model, self.few)
+            plan.refresh()
 
             def work(block: Any) -> Expectation:
-                return added(plan.expect(chunk, assign, replace) for chunk in parts.chunks(block))
+                return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
 
             def nothing() -> Expectation:
                 like = added(plan.expect(chunk) for chunk in parts.cut(self.few, None, 0))
@@ -433,7 +437,7 @@ class Climb:
         for iteration in range(self.iteration, em.max_iter):
             self.iteration, values = iteration + 1, self.values
             e, plan = self.expect(values, self.assign(iteration))
-            prior = self.model.log_prior(values) if em.estimate == "map" else 0.0
+            prior = self.model.log_prior(values) if self.has_prior else 0.0
             bound, objective = float(e.log_prob + prior), float(e.objective + prior)
             if self.acceleration.rejects(objective):
                 self.values = self.acceleration.fallback

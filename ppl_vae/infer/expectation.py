@@ -1,7 +1,7 @@
 """The E-step as a map over chunks of data and a sum: responsibilities, then expected sufficient statistics."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -12,10 +12,13 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.program import Placed, Scope, enumerate_values
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Family, Sums
+from ppl_vae.families.workspace import reused_buffers
 from ppl_vae.infer.assignment import Assign, soft
-from ppl_vae.infer.parts import Chunk
+from ppl_vae.infer.parallel import Lanes
+from ppl_vae.infer.parts import Chunk, Parts
+from ppl_vae.infer.processes import mapped
 
-__all__ = ["Expectation", "Plan", "Replace", "Term", "added"]
+__all__ = ["Expectation", "Plan", "Replace", "Term", "added", "placed", "summed"]
 
 Replace = Callable[[Chunk, Tensor], Tensor]
 
@@ -69,6 +72,17 @@ class Term:
     column: int = -1
     expanded: Any = None
     kernel: Any = None
+    in_order: bool = False  # the index is 0, ..., K - 1
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A finite latent whose law is the same for every datum: its values [*enumerated, 1], and their features."""
+
+    name: str
+    value: Tensor
+    term: Term | None
+    features: Any = None
 
 
 @dataclass
@@ -91,27 +105,61 @@ class Plan:
     """
 
     def __init__(self, model: LatentVariableModel, few: Observations) -> None:
-        self.model = model
+        self.model, self.few = model, few
         self.paths = {id(family): path for path, family in model.families().items()}
         self.dims: dict[str, int] = {}
         self.values: Scope = {}
-        self.latents: list[Term] = []
-        self.tables: list[Tensor] = []
-        self.partly: list[tuple[str, Tensor, Tensor]] = []
+        self.finite: list[Latent] = []
         self.direct: list[tuple[str, Term]] = []
         self.by_chunk: list[str] = []
-        shared = {name: placed for name, placed in model.scope(few).items() if placed.event_dim is None}
         for node in model.local_nodes():
-            known = {**shared, **self.values}
+            known = self._known()
             if all(parent in known for parent in node.parents):
                 self._once(node.name, known, few)
             else:
                 self._each_chunk(node.name, few)
+        self.refresh()
+
+    def _known(self) -> Scope:
+        """What is the same for every datum: shared latents, and the finite ones with all their values."""
+        scope = self.model.scope(self.few)
+        return {**{name: own for name, own in scope.items() if own.event_dim is None}, **self.values}
+
+    def refresh(self) -> None:
+        """Take over the model's present parameters."""
+        kernels: dict[int, Any] = {}
+
+        def made(term: Term) -> Term:
+            key = id(term.family)
+            if key not in kernels:
+                kernels[key] = self.kernel(term.family)
+            return replace(term, kernel=kernels[key])
+
+        self.direct = [(name, made(term)) for name, term in self.direct]
+        self.latents: list[Term] = []
+        self.tables: list[Tensor] = []
+        self.partly: list[tuple[str, Tensor, Tensor]] = []
+        for latent in self.finite:
+            if latent.term is None:
+                table = self.model.law(latent.name, self._known()).log_prob(latent.value)
+            else:
+                term = made(latent.term)
+                term = replace(term, expanded=term.kernel.expand(latent.features))
+                self.latents.append(term)
+                table = placed(term.kernel.log_density(term.expanded), term)
+            if latent.name in self.few.values:
+                self.partly.append((latent.name, latent.value, table))
+            else:
+                self.tables.append(table)
 
     @property
     def sizes(self) -> Mapping[str, int]:
         """Number of values of each finite latent."""
         return {name: self.values[name].value.shape[dim] for name, dim in self.dims.items()}
+
+    def kernel(self, family: Family) -> Any:
+        """What stands for a family in this E-step."""
+        return family.kernel()
 
     def _once(self, name: str, known: Scope, few: Observations) -> None:
         """A factor that is the same for every datum, its own value apart."""
@@ -121,18 +169,22 @@ class Plan:
             if family is None or given:
                 self.by_chunk.append(name)
             else:
-                self.direct.append((name, Term(family, _thin(index), kernel=family.kernel())))
+                self.direct.append((name, self._term(family, index, -1)))
             return
         column = self._enumerate(name, d)
         value = self.values[name].value
-        table = d.log_prob(value)
-        if name in few.values:
-            self.partly.append((name, value, table))
+        if family is None:
+            self.finite.append(Latent(name, value, None))
         else:
-            self.tables.append(table)
-        if family is not None:
             features = family.features(value.reshape(-1, *d.event_shape))
-            self.latents.append(Term(family, _thin(index), column, family.kernel().expand(features), family.kernel()))
+            self.finite.append(Latent(name, value, self._term(family, index, column), features))
+
+    def _term(self, family: Family, index: Tensor | None, column: int) -> Term:
+        index = _thin(index)
+        in_order = (
+            index is not None and index.dim() > 0 and index.shape[-1] == 1 and _in_order(index.flatten(), family.batch)
+        )
+        return Term(family, index, column, in_order=in_order)
 
     def _each_chunk(self, name: str, few: Observations) -> None:
         """A factor whose parents differ from datum to datum."""
@@ -154,11 +206,11 @@ class Plan:
         value: Tensor | None = None
         for name, term in self.direct:
             expanded = term.kernel.expand(chunk.features[name])
-            density = _gather(term.kernel.log_density(expanded), term.index)
+            density = _gathered(term.kernel.log_density(expanded), term)
             value = density if value is None else value + density
-            terms.append(Term(term.family, term.index, -1, expanded, term.kernel))
+            terms.append(replace(term, expanded=expanded))
         for table in self.tables:
-            value = table if value is None else value + table
+            value = table if value is None else torch.add(value, table, out=_same(value, table))
         for name, values, table in self.partly:
             log = self.model.restrict(name, values, chunk.obs, table)
             value = log if value is None else value + log
@@ -175,7 +227,7 @@ class Plan:
                 d = self.model.distribution(name, scope, chunk.obs)
                 log = self.model.restrict(name, value, chunk.obs, d.log_prob(value))
             if family is not None:
-                kernel = family.kernel()
+                kernel = self.kernel(family)
                 features = family.features(value.reshape(-1, *d.event_shape)) if hidden else chunk.features[name]
                 expanded = kernel.expand(features)
                 if not hidden:
@@ -188,14 +240,18 @@ class Plan:
         """Log p(x_i, z) in full, [*enumerated or 1, n]."""
         return joint.value.expand(*(joint.value.shape[:-1] or (1,)), len(chunk.obs))
 
-    def expect(self, chunk: Chunk, assign: Assign = soft, replace: Replace | None = None) -> Expectation:
-        """E-step of one chunk (000 (8), (11))."""
+    def expect(self, chunk: Chunk, assign: Assign = soft, instead: Replace | None = None) -> Expectation:
+        """E-step of one chunk (000 (8), (11)); `instead` takes the place of its responsibilities."""
+        with reused_buffers():
+            return self._expect(chunk, assign, instead)
+
+    def _expect(self, chunk: Chunk, assign: Assign, instead: Replace | None) -> Expectation:
         joint = self.joint(chunk)
         value = self.log_joint(chunk, joint)
         assigned = assign(value.flatten(0, -2), chunk)
         r = assigned.r.view(value.shape)
-        if replace is not None:
-            r = replace(chunk, r)
+        if instead is not None:
+            r = instead(chunk, r)
         log_prob, objective = assigned.log_prob, assigned.objective
         if chunk.weights is not None:
             r = r * chunk.weights
@@ -204,7 +260,7 @@ class Plan:
         total = log_prob.sum()
         sums: dict[str, Sums] = {}
         for term in joint.terms:
-            R = _scatter(r, term.index, term.family.batch, term.column)
+            R = r if term.in_order and r.dim() == 2 else _scatter(r, term.index, term.family.batch, term.column)
             _add(sums, self.paths[id(term.family)], term.kernel.expect(term.expanded, R))
         return Expectation(total, total if objective is None else objective.sum(), r.sum(-1, keepdim=True), sums)
 
@@ -217,11 +273,40 @@ class Plan:
         return sums
 
 
+def summed(
+    plan: Plan, parts: Parts, workers: Lanes[Expectation], assign: Assign = soft, instead: Replace | None = None
+) -> Expectation:
+    """The E-step over the data of all processes, its blocks shared out among threads."""
+
+    def work(block: Any) -> Expectation:
+        return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
+
+    def nothing() -> Expectation:
+        like = added(plan.expect(chunk) for chunk in parts.cut(plan.few, None, 0))
+        return Expectation(**mapped(vars(like), torch.zeros_like))
+
+    return Expectation(**parts.share.sum(vars(workers.sum(work, parts.blocks(), Expectation.__add__, nothing))))
+
+
 def _thin(index: Tensor | None) -> Tensor | None:
     """An index that is the same for every datum, as a column."""
     if index is not None and index.dim() and index.shape[-1] > 1 and index.stride(-1) == 0:
         return index[..., :1]
     return index
+
+
+def _same(value: Tensor, table: Tensor) -> Tensor | None:
+    """The memory of a sum that may be overwritten: [K, n] and [K, 1] without a gradient."""
+    keeps = not torch.is_grad_enabled() and torch.broadcast_shapes(value.shape, table.shape) == value.shape
+    return value if keeps else None
+
+
+def _gathered(density: Tensor, term: Term) -> Tensor:
+    """`_gather` for a term."""
+    index = term.index
+    if term.in_order and index is not None and density.shape[1] != 1:
+        return density.reshape(*index.shape[:-1], -1)
+    return _gather(density, index)
 
 
 def _gather(density: Tensor, index: Tensor | None) -> Tensor:
@@ -236,6 +321,13 @@ def _gather(density: Tensor, index: Tensor | None) -> Tensor:
         return chosen.reshape(*index.shape[:-1], -1)
     rows = index.reshape(-1, index.shape[-1]).expand(-1, density.shape[1])
     return density.gather(0, rows).reshape(*index.shape[:-1], -1)
+
+
+def placed(density: Tensor, term: Term) -> Tensor:
+    """From log p(value | member), [K, values], to a table whose values vary along the term's own dimension."""
+    log = _gathered(density, term)
+    parents = log.shape[:-1]
+    return log.movedim(-1, 0).reshape(-1, *[1] * (-term.column - 2 - len(parents)), *parents, 1)
 
 
 def _in_order(index: Tensor, K: int) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.families import Sums
+from ppl_vae.families import Family, Sums
 from ppl_vae.infer.expectation import Plan
 from ppl_vae.infer.parts import Chunk, Parts
 from ppl_vae.infer.processes import Share
@@ -33,9 +34,14 @@ class Maximizer:
     estimate: str
     frozen: tuple[str, ...]
 
+    @cached_property
+    def families(self) -> dict[str, Family]:
+        """The model's families by path."""
+        return self.model.families()
+
     def closed_forms(self, sums: Mapping[str, Sums], values: Values) -> Values:
         """New values of what families own (000 (9))."""
-        families = self.model.families()
+        families = self.families
         found = dict(values)
         for path, own in sums.items():
             family = families[path]
@@ -47,7 +53,7 @@ class Maximizer:
 
     def degenerate(self, sums: Mapping[str, Sums], values: Values) -> list[tuple[str, int]]:
         """Members that have lost their data or whose likelihood has no bound, by path and number."""
-        families = self.model.families()
+        families = self.families
         found = []
         for path, own in sums.items():
             mine = {name: values[f"{path}.{name}"] for name in families[path].constraints}
@@ -56,9 +62,10 @@ class Maximizer:
 
     # What no family owns.
 
+    @cached_property
     def free(self) -> tuple[list[torch.nn.Parameter], list[str]]:
         """Parameters of the module, and shared latents declared by hand, that take gradient steps."""
-        families = self.model.families()
+        families = self.families
         owned = {id(p) for family in families.values() for p in family.parameters()}
         named = self.model.named_parameters()
         parameters = [p for name, p in named if id(p) not in owned and p.requires_grad and name not in self.frozen]
@@ -67,7 +74,7 @@ class Maximizer:
 
     def gradient_step(self, parts: Parts, values: Values) -> Values:
         """Quasi-Newton steps on Q(theta) at the posterior under `values`; undone should they not raise it."""
-        parameters, by_hand = self.free()
+        parameters, by_hand = self.free
         if not parameters and not by_hand:
             return values
         laws = self.model.shared_laws()

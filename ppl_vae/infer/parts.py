@@ -1,7 +1,6 @@
 """Data as EM goes over them: blocks that threads and processes share out, cut into chunks that fit a cache."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from ppl_vae.infer.checkpoint import fingerprint
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights
 
-__all__ = ["Chunk", "Held", "Parts", "Streamed", "make_parts"]
+__all__ = ["Chunk", "Parts", "make_parts"]
 
 CACHE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Numbers in the largest temporary of a chunk: what a core's cache holds, and what keeps a GPU busy."""
@@ -57,7 +56,7 @@ class Parts:
         raise NotImplementedError
 
     def blocks(self) -> Iterator[Any]:
-        """This process's blocks, opaque to the engine."""
+        """Blocks of this process, opaque to the engine."""
         raise NotImplementedError
 
     def chunks(self, block: Any) -> Iterator[Chunk]:
@@ -127,7 +126,7 @@ class Held(Parts):
     def _block(self) -> int:
         """Rows of a block: the same for any number of threads and processes, so that a fit is too."""
         n, grain = self.n, GRAIN.get(self.model.like.device.type, GRAIN["cuda"])
-        size = min(BLOCK, max(grain, n // 64, min(n // 8, self.rows)))
+        size = min(BLOCK, max(grain, n // 8, min(n // 2, self.rows)))
         return _even(n, size)
 
     def blocks(self) -> Iterator[_Span]:
@@ -171,18 +170,15 @@ class Streamed(Parts):
     def __init__(
         self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, sizes: int, share: Share
     ) -> None:
-        with closing(iter(stream)) as blocks:
-            first = next(blocks)
+        first = next(iter(stream))
         super().__init__(model, model.check(first.values), sizes, share)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
 
     @property
     def n(self) -> int:
-        if self.stream.num_rows is None:
-            for _ in self.stream:
-                pass
-        return self.stream.num_rows
+        known = self.stream.num_rows
+        return sum(len(block) for block in self.stream) if known is None else known
 
     def weights_of(self, block: Block) -> Tensor | None:
         """Weights of a block's rows."""
@@ -211,8 +207,8 @@ class Streamed(Parts):
             if self.weights is not None:
                 self.seen = float(self.weights.sum())
             else:
-                each = (block.weights.sum() for block in self.stream) if self.weighted else (self.n,)
-                self.seen = float(sum(each))
+                each = (block.weights for block in self.stream) if self.weighted else ()
+                self.seen = sum(float(w.sum()) for w in each if w is not None) if self.weighted else float(self.n)
         return self.seen
 
     def fingerprint(self) -> str:

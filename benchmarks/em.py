@@ -1,0 +1,246 @@
+"""EM for Gaussian mixtures side by side with scikit-learn: same data, same start, same iterations, in one run.
+
+    python benchmarks/em.py                      # the table, two threads
+    python benchmarks/em.py --sweep              # cost against n, d and K
+    python benchmarks/em.py --device cuda        # the same table with ppl_vae on a GPU
+
+Prints for each problem the median over interleaved rounds of milliseconds per iteration (the difference between a
+long and a short fit, so that neither start nor last check counts), the ratio, how far the log-likelihoods are apart,
+the share of the machine's own float64 matrix-product rate, and the peak memory of a fit beyond the data.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+import ppl_vae as pv
+
+SEED = 0
+SKLEARN_FORMS = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mixture of K spherical clusters of unit variance, their centres drawn from N(0, 9 I)."""
+
+    n: int
+    d: int
+    K: int
+    form: str
+
+    def data(self):
+        rng = np.random.default_rng(SEED)
+        centres = 3 * rng.normal(size=(self.K, self.d))
+        return centres[rng.integers(self.K, size=self.n)] + rng.normal(size=(self.n, self.d))
+
+    def start(self):
+        """Weights, means and covariances to begin with, in scikit-learn's shapes."""
+        means = np.random.default_rng(SEED + 1).choice(self.data(), self.K, replace=False)
+        covariance = {
+            "full": np.tile(np.eye(self.d), (self.K, 1, 1)),
+            "tied": np.eye(self.d),
+            "diagonal": np.ones((self.K, self.d)),
+            "spherical": np.ones(self.K),
+        }[self.form]
+        return np.full(self.K, 1 / self.K), means, 4 * covariance
+
+    def flops(self):
+        """Of both matrix products of an iteration over the distinct features (1, y, y y')."""
+        features = {
+            "full": 1 + self.d + self.d * (self.d + 1) // 2,
+            "tied": 1 + self.d + self.d * self.d / self.K,
+            "diagonal": 1 + 2 * self.d,
+            "spherical": 2 + self.d,
+        }[self.form]
+        return 4 * self.n * self.K * features
+
+    def __str__(self):
+        return f"{self.n:,} x {self.d}, K = {self.K}, {self.form}"
+
+
+GOALS = {
+    Problem(100_000, 2, 3, "full"): 20,
+    Problem(100_000, 8, 8, "full"): 15,
+    Problem(200_000, 16, 16, "full"): 20,
+    Problem(50_000, 50, 10, "full"): 6,
+    Problem(200_000, 64, 64, "diagonal"): 10,
+    Problem(100_000, 8, 8, "tied"): None,
+    Problem(100_000, 8, 8, "diagonal"): None,
+    Problem(100_000, 8, 8, "spherical"): None,
+}
+SWEEP = [
+    *(Problem(n, 8, 8, "full") for n in (10_000, 100_000, 1_000_000)),
+    *(Problem(50_000, d, 8, "full") for d in (2, 4, 16, 32, 64)),
+    *(Problem(50_000, 8, K, "full") for K in (2, 16, 64)),
+]
+
+
+def fit_sklearn(problem, x, iterations):
+    weights, means, covariance = problem.start()
+    precision = np.linalg.inv(covariance) if problem.form in ("full", "tied") else 1 / covariance
+    mixture = GaussianMixture(
+        problem.K,
+        covariance_type=SKLEARN_FORMS[problem.form],
+        max_iter=iterations,
+        tol=0,
+        reg_covar=0,
+        weights_init=weights,
+        means_init=means,
+        precisions_init=precision,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        begin = time.perf_counter()
+        mixture.fit(x)
+        return time.perf_counter() - begin, mixture.lower_bound_ * problem.n
+
+
+def fit_ours(problem, x, iterations, device="cpu"):
+    weights, means, covariance = (torch.as_tensor(value) for value in problem.start())
+    start = {"mixing.probs": weights, "components.loc": means, "components.covariance": covariance}
+    model = pv.models.GaussianMixture(problem.K, problem.d, covariance=problem.form).to(device)
+    begin = time.perf_counter()
+    fit = pv.EM(start=start, max_iter=iterations, tol=0, progress=False).fit(model, x)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, fit.trace["bound"][-1].item()
+
+
+def fit_pomegranate(problem, x, iterations):
+    from pomegranate.distributions import Normal
+    from pomegranate.gmm import GeneralMixtureModel
+
+    weights, means, covariance = (torch.as_tensor(value) for value in problem.start())
+    kind = {"full": "full", "diagonal": "diag"}[problem.form]
+    components = [Normal(m, c, covariance_type=kind) for m, c in zip(means, covariance, strict=True)]
+    model = GeneralMixtureModel(components, priors=weights, max_iter=iterations, tol=-1e300)
+    begin = time.perf_counter()
+    model.fit(torch.as_tensor(x))
+    return time.perf_counter() - begin, None
+
+
+def fit_torchgmm(problem, x, iterations):
+    from torchgmm.bayes import GaussianMixture as TorchGmm
+
+    model = TorchGmm(problem.K, covariance_type=SKLEARN_FORMS[problem.form], convergence_tolerance=0)
+    model.trainer_params = {**model.trainer_params, "max_epochs": iterations}
+    begin = time.perf_counter()
+    model.fit(torch.as_tensor(x, dtype=torch.float32))
+    return time.perf_counter() - begin, None
+
+
+PEERS = {"pomegranate": fit_pomegranate, "torchgmm": fit_torchgmm}
+
+
+def installed(name):
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def matrix_rate():
+    """Float64 matrix products of this machine, in 1e9 operations a second."""
+    a = torch.randn(2000, 2000, dtype=torch.float64)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begin)
+    return 2 * 2000**3 / min(times) / 1e9
+
+
+def per_iteration(fit, problem, x, short, long):
+    """Seconds per iteration, and the log-likelihood after `long` iterations."""
+    few, _ = fit(problem, x, short)
+    many, log_likelihood = fit(problem, x, long)
+    return (many - few) / (long - short), log_likelihood
+
+
+def iterations_for(problem):
+    """Enough iterations to last about a quarter of a second here."""
+    return 2, 2 + max(4, int(2e9 / (problem.flops() + 4e7 * problem.K / 8)))
+
+
+def measure(problem, rounds, device):
+    x = problem.data()
+    short, long = iterations_for(problem)
+    ours, theirs, gap = [], [], 0.0
+    for _ in range(rounds):
+        seconds, log_likelihood = per_iteration(lambda *a: fit_ours(*a, device), problem, x, short, long)
+        ours.append(seconds)
+        seconds, reference = per_iteration(fit_sklearn, problem, x, 2, min(long, 6))
+        theirs.append(seconds)
+    _, reference = fit_sklearn(problem, x, long)
+    gap = abs(log_likelihood - reference) / abs(reference)
+    others = {}
+    for name, fit in PEERS.items():
+        if installed(name) and problem.form in ("full", "diagonal"):
+            others[name] = 1e3 * per_iteration(fit, problem, x, 2, 6)[0]
+    ratios = [theirs_i / ours_i for ours_i, theirs_i in zip(ours, theirs, strict=True)]
+    return 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), ratios, gap, others
+
+
+def peak_memory(problem):
+    """Peak resident memory of a fit beyond data and imports, MB, in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", json.dumps([problem.n, problem.d, problem.K, problem.form])]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def memory_of(problem):
+    x = problem.data()
+    fit_ours(Problem(2000, problem.d, problem.K, problem.form), x[:2000], 2)  # libraries load on first use
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit_ours(problem, x, 3)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--memory-of")
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        memory_of(Problem(*json.loads(arguments.memory_of)))
+        return
+    rate = matrix_rate()
+    print(
+        f"date {datetime.date.today()}, seed {SEED}, {platform.processor() or platform.machine()}, device {arguments.device}"
+    )
+    print(f"python {platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}")
+    print(f"{torch.get_num_threads()} threads, float64 matrix products {rate:.0f} GFLOP/s, {arguments.rounds} rounds\n")
+    print(
+        f"{'problem':38} {'ms':>8} {'sklearn':>8} {'ratio':>6} {'range':>13} {'goal':>5} {'of rate':>7} {'gap':>8} {'MB':>6}"
+    )
+    problems = SWEEP if arguments.sweep else GOALS
+    for problem in problems:
+        ms, sk, ratios, gap, others = measure(problem, arguments.rounds, arguments.device)
+        share = problem.flops() / (ms / 1e3) / 1e9 / rate
+        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        print(
+            f"{problem!s:38} {ms:8.2f} {sk:8.1f} {statistics.median(ratios):6.1f} {spread:>13} "
+            f"{GOALS.get(problem) or '':>5} {share:7.0%} {gap:8.0e} {peak_memory(problem):6.0f}"
+            + "".join(f"  {name} {value:.1f} ms" for name, value in others.items()),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
