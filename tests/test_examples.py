@@ -14,6 +14,8 @@ FEW = {
     "new_model": {"draws": 150},
     "plain_pyro_pair": {},
     "from_sklearn": {},
+    "mixed_table": {},
+    "mixture_of_regressions": {},
     "literal_pyro": {},
     "large_file": {"gigabytes": 0.02},
 }
