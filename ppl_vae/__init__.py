@@ -6,7 +6,7 @@ from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer import EM, NUTS, SVI, adam, linear, sgd, svi_step
+from ppl_vae.infer import EM, NUTS, SVI, VB, adam, linear, sgd, svi_step
 from ppl_vae.objectives import elbo, iwae
 from ppl_vae.select import Selection, select
 from ppl_vae.uncertainty import StandardErrors, standard_errors
@@ -16,6 +16,7 @@ __all__ = [
     "EM",
     "NUTS",
     "SVI",
+    "VB",
     "DataError",
     "DeclarationError",
     "EngineError",

@@ -122,6 +122,7 @@ class VB:
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
             parts = make_parts(fitted, data, weights, 1, share)
+            refuse_laws(fitted, parts)
             with lanes(threads if fitted.like.device.type == "cpu" else 1) as workers:
                 runs = _Runs(self, fitted, parts, workers).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
@@ -149,6 +150,10 @@ class VB:
             sample_stats=stats,
             q=best.q,
         )
+
+    def _settled(self, bounds: list[float], total: float) -> bool:
+        """Whether the last iteration gained too little to go on; an engine that ends by another rule gives its own."""
+        return len(bounds) > 1 and bounds[-1] - bounds[-2] <= self.tol * max(total, abs(bounds[-1]))
 
 
 def priors(model: LatentVariableModel) -> Posteriors:
@@ -195,6 +200,29 @@ def refuse(model: LatentVariableModel) -> None:
         )
     if not families:
         raise EngineError(f"{type(model).__name__} has no parameter with a prior: there is nothing for VB to fit")
+
+
+def refuse_laws(model: LatentVariableModel, parts: Parts) -> None:
+    """Say which node's law cannot be averaged over q(theta).
+
+    Raises
+    ------
+    EngineError
+        If a latent of a datum is not finite, or a node uses a parameter without calling its family.
+    """
+    few = parts.sample(SAMPLE, 0)[0].rows(slice(0, 4))
+    if continuous := model.draws_latents(few):
+        raise EngineError(f"VB needs every latent of a datum to be finite, and {continuous[0]!r} is not: fit by SVI")
+    values = {name: value.requires_grad_() for name, value in model.family_defaults().items()}
+    with torch.enable_grad(), model.bind(values):
+        plan = ExpectedPlan(model, few, priors(model))
+        # Families' log densities are averaged over q, so whatever still depends on a parameter is not.
+        if any(plan.joint(chunk).value.requires_grad for chunk in parts.cut(few, None, 0)):
+            own = [name for name, law in model.prototypes(few).items() if not hasattr(law, "origin")]
+            raise EngineError(
+                f"VB averages over q(theta) what a family's own call returns, and {', '.join(own)} uses a parameter "
+                f"otherwise: let the node return family(index), or fit by SVI"
+            )
 
 
 class ExpectedPlan(Plan):
@@ -291,7 +319,7 @@ class _Runs:
             run.bound.append(bound)
             run.seconds.append(time.perf_counter() - begin)
             update(iteration, f"bound {bound / self.total:.4f} per datum")
-            if iteration and bound - run.bound[-2] <= vb.tol * max(self.total, abs(bound)):
+            if vb._settled(run.bound, self.total):
                 run.status = Status("converged", f"gain below {vb.tol:g} per datum after {iteration} iterations")
                 break
             q = following
