@@ -8,6 +8,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 FEW = {
+    "em_torchrun": {"rows": 20_000},
     "choose_components": {"sizes": range(1, 4), "n_init": 2, "refits": 100},
     "compare_mixture": {"draws": 150, "epochs": 400},
     "train_vae": {"epochs": 25},

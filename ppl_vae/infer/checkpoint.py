@@ -108,11 +108,11 @@ class Checkpoint:
         write_record(self.path, {"format": FORMAT, "header": self.header, "state": state}, tensors, KEY)
         self.waiting, self.written = None, time.monotonic()
 
-    def advice(self) -> str:
-        """How to go on after an interruption."""
+    def advice(self, kept: str) -> str:
+        """How to go on after an interruption; `kept` says of when the last state is, which the first process writes."""
         if self.path is None:
             return "run the same command again; with a checkpoint it would go on where it was"
-        return f"run the same command again: it resumes from {self.path}"
+        return f"run the same command again: it resumes from {self.path}" + (f" at {kept}" if self.writes else "")
 
     def __enter__(self) -> Self:
         return self

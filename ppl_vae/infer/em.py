@@ -376,7 +376,7 @@ class Climb:
         self.owner, self.maximizer, self.values, self.few = owner, owner.maximizer, values, few
         self.total = self.parts.total()
         self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
-        self.notes: list[str] = []
+        self.notes: list[str] = self.parts.remarks()
         self.plan: Plan | None = None
         self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
         status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
