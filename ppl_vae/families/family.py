@@ -167,6 +167,10 @@ class Family(PyroModule):
         """[K] of bool: members that have lost their data or sit on too few to be estimated."""
         return sums["count"] <= torch.finfo(sums["count"].dtype).eps * sums["count"].sum()
 
+    def remarks(self) -> list[str]:
+        """What of the data seen by `adapt` a fit's status should mention."""
+        return []
+
     # The prior, when there is one.
 
     @classmethod

@@ -26,6 +26,12 @@ from ppl_vae.families.kernels import (
 
 __all__ = ["FORMS", "Form"]
 
+FLAT = 1e-12
+"""Share of the features' variance below which a direction of the data counts as having no spread of its own."""
+SMALLEST = 1e-14
+"""Share of a covariance's largest eigenvalue, features scaled, below which doubles cannot hold the others."""
+
+
 class Form:
     """A covariance form. Its statistics live in whitened coordinates y = R^-1 (x - c), its parameters in the data's.
 
@@ -113,6 +119,15 @@ class Form:
         """Smallest variance of each member relative to the data's scale, [K]."""
         return (covariance / R.square()).reshape(K, -1).amin(-1)
 
+    def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
+        """Number of directions, [K], in which a member's variance relative to the data's is at most `floor`."""
+        d = covariance.shape[-1] if covariance.dim() > 1 else 1
+        return ((covariance / R.square()).reshape(K, d) <= floor).sum(1)
+
+    def flat(self, moment: Tensor, scale: Tensor) -> int:
+        """Number of directions in which the data do not spread."""
+        return int((moment <= FLAT * scale.square()).sum())
+
     def prior_scale(self, R: Tensor, K: int, d: int) -> Tensor:
         """Scale of the weak prior: the data's covariance over K^(2/d) (Fraley and Raftery 2007)."""
         return self.data_covariance(R) / K ** (2 / d)
@@ -149,8 +164,8 @@ class Full(Form):
 
     def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         value, vector = torch.linalg.eigh(moment / scale / scale[:, None])
-        # Directions without any spread get a tiny one of their own, so that R can be inverted.
-        floored = (vector * value.clamp_min(1e-13)) @ vector.mT
+        # Directions without spread get the features' own, so that the floor there is one that doubles can hold.
+        floored = (vector * torch.where(value > FLAT, value, 1.0)) @ vector.mT
         return scale[:, None] * torch.linalg.cholesky(floored)
 
     def whiten(self, centred: Tensor, R: Tensor) -> Tensor:
@@ -198,11 +213,24 @@ class Full(Form):
         if not bool(torch.linalg.cholesky_ex(relative - floor * identity).info.any()):
             return covariance
         value, vector = torch.linalg.eigh(relative)
-        clipped = (vector * value.clamp_min(floor)[..., None, :]) @ vector.mT
-        return self.restore(clipped, R)
+        clipped = self.restore((vector * value.clamp_min(floor)[..., None, :]) @ vector.mT, R)
+        unit = R.norm(dim=1)
+        value, vector = torch.linalg.eigh(clipped / unit / unit[:, None])
+        held = torch.maximum(value, SMALLEST * value[..., -1:])
+        return (vector * held[..., None, :]) @ vector.mT * unit * unit[:, None]
 
     def smallest(self, covariance: Tensor, R: Tensor, K: int) -> Tensor:
         return torch.linalg.eigvalsh(self.relative(covariance, R)).amin(-1).expand(K)
+
+    def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
+        relative = self.relative(covariance, R)
+        identity = torch.eye(relative.shape[-1], dtype=relative.dtype, device=relative.device)
+        if not bool(torch.linalg.cholesky_ex(relative - floor * identity).info.any()):
+            return torch.zeros(K, dtype=torch.long, device=relative.device)
+        return (torch.linalg.eigvalsh(relative) <= floor).sum(-1).expand(K)
+
+    def flat(self, moment: Tensor, scale: Tensor) -> int:
+        return int((torch.linalg.eigvalsh(moment / scale / scale[:, None]) <= FLAT).sum())
 
     def data_covariance(self, R: Tensor) -> Tensor:
         return R @ R.mT

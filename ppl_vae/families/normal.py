@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
 
@@ -86,6 +86,7 @@ class Normal(Family):
     prior_mean: Tensor
     prior_scale: Tensor
     adapted: Tensor
+    flat: Tensor
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class Normal(Family):
         self.register_buffer("prior_mean", torch.zeros(n_features))
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
         self.register_buffer("adapted", torch.tensor(False))
+        self.register_buffer("flat", torch.tensor(0), persistent=False)
         if self.prior and self.prior.mean is not None and self.prior.scale is not None:
             self._set_prior(self.prior.mean, self.prior.scale)
         self.register()
@@ -147,6 +149,7 @@ class Normal(Family):
         resolution = 8 * torch.finfo(center.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
         self.center, self.reference = center, self.form.reference(moment, scale)
+        self.flat = torch.tensor(self.form.flat(moment, scale), device=center.device)
         if self.prior is not None:
             mean = center if self.prior.mean is None else self.prior.mean
             weak = self.form.prior_scale(self.reference, self.batch, self.n_features)
@@ -162,6 +165,9 @@ class Normal(Family):
             seen, total = seen + own, total + float(w.sum())
             # A running mean, because a sum of data far from zero would lose the digits that matter.
             mean = mean + (w @ (x.to(mean) - mean).nan_to_num()) / seen.clamp_min(1e-300)
+        if not bool((seen > 0).all()):
+            empty = (seen <= 0).nonzero().flatten().tolist()
+            raise DataError(f"no datum has a value of feature {', '.join(map(str, empty))}; drop what is all NaN")
         return mean, total
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
@@ -230,12 +236,23 @@ class Normal(Family):
         return {"covariance": form.clip(scatter / degrees, R, self.floor), "loc": loc}
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
-        """Empty members, and members on the variance floor with hardly more data than features."""
-        empty, few = super().degenerate(sums, values), sums["count"] <= self.n_features + 1
-        if not bool(few.any()):
-            return empty
-        smallest = self.form.smallest(values["covariance"], self.reference, self.batch)
-        return empty | (few & (smallest <= self.floor * (1 + 1e-6)))
+        """Empty members, and members on the variance floor in a direction in which the data spread, or in all.
+
+        There the likelihood has no bound but the floor: the member sits on a point, a line or a plane.
+        """
+        floor, covariance = self.floor * (1 + 1e-6), values["covariance"]
+        directions = self.form.on_floor(covariance, self.reference, self.batch, floor)
+        every = self.n_features if self.form.name != "spherical" else 1
+        return super().degenerate(sums, values) | (directions > self.flat) | (directions == every)
+
+    def remarks(self) -> list[str]:
+        """What of the data is worth knowing: features without spread."""
+        if not int(self.flat):
+            return []
+        return [
+            f"the data do not spread in {int(self.flat)} of {self.n_features} directions (constant or collinear "
+            f"features), where variances are held at {self.floor:g} of the scale; the likelihood depends on that"
+        ]
 
 
 def _shares(x: Tensor, weights: Tensor | None, total: float) -> Tensor:

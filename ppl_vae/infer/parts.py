@@ -50,6 +50,10 @@ class Parts:
         cache = CACHE.get(model.like.device.type, CACHE["cuda"])
         self.rows = max(64, min(BLOCK, cache // max(sizes, *widths, 1)))
 
+    def remarks(self) -> list[str]:
+        """What of the data a fit's status should mention."""
+        return [remark for family in self.families.values() for remark in family.remarks()]
+
     @property
     def n(self) -> int:
         """Rows in all."""
@@ -118,6 +122,12 @@ class Held(Parts):
         kept = sum(value[0].numel() for value in obs.values.values() if isinstance(value, Tensor))
         self.keep = len(obs) * kept <= KEEP
         self.kept: dict[_Span, list[Chunk]] = {}
+
+    def remarks(self) -> list[str]:
+        absent = [gaps.reshape(len(gaps), -1).all(1) for gaps in self.obs.missing.values()]
+        nodes = [name for name in self.obs.values if name not in self.model.inputs]
+        empty = int(torch.stack(absent).all(0).sum()) if len(absent) == len(nodes) else 0
+        return [*super().remarks(), *([f"{empty} rows are missing altogether and tell nothing"] if empty else [])]
 
     @property
     def n(self) -> int:
