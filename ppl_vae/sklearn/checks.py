@@ -49,7 +49,8 @@ def check_choice(estimator: Any, name: str, choices: Iterable[str]) -> None:
         )
 
 
-def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Array:
+def check_shape(value: Any, shape: tuple[int, ...], name: str) -> Array:
+    """The value as an array of this shape."""
     array = check_array(value, dtype=np.float64, ensure_2d=False, allow_nd=True)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
@@ -58,7 +59,7 @@ def _shaped(value: Any, shape: tuple[int, ...], name: str) -> Array:
 
 def check_weights(weights: Any, K: int) -> Array:
     """[K], non-negative, summing to one."""
-    w = _shaped(weights, (K,), "weights")
+    w = check_shape(weights, (K,), "weights")
     if bool((w < 0).any() or (w > 1).any()):
         raise ValueError(
             "The parameter 'weights' should be in the range [0, 1], but got "
@@ -72,7 +73,7 @@ def check_weights(weights: Any, K: int) -> Array:
 
 def check_means(means: Any, K: int, d: int) -> Array:
     """[K, d]."""
-    return _shaped(means, (K, d), "means")
+    return check_shape(means, (K, d), "means")
 
 
 def check_centers(centers: Any, K: int, d: int) -> Array:
@@ -90,9 +91,18 @@ def check_centers(centers: Any, K: int, d: int) -> Array:
 def check_precisions(precisions: Any, kind: str, K: int, d: int) -> Array:
     """Positive, or symmetric and positive definite, in the shape of the covariance type."""
     form = COVARIANCES[kind]
-    p = _shaped(precisions, form.shape(K, d), f"{kind} precision")
+    p = check_shape(precisions, form.shape(K, d), f"{kind} precision")
     if not form.valid(p):
         raise ValueError(f"'{kind} precision' should be {form.wanted}")
+    return p
+
+
+def check_covariance_prior(prior: Any, kind: str, d: int) -> Array:
+    """Positive, or symmetric and positive definite, in the shape that one component has."""
+    form = COVARIANCES[kind]
+    p = check_shape(np.atleast_1d(prior), form.own(d) or (1,), f"{kind} covariance_prior").reshape(form.own(d))
+    if not form.valid(p):
+        raise ValueError(f"'{kind} covariance_prior' should be {form.wanted}")
     return p
 
 

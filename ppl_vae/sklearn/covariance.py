@@ -40,6 +40,19 @@ class Covariances:
         """Variances of one and no correlation."""
         return FORMS[self.form].identity(K, d, torch.zeros((), dtype=torch.float64)).numpy()
 
+    def own(self, d: int) -> tuple[int, ...]:
+        """Shape of a single component's covariance."""
+        return self.shape(1, d)[1:]
+
+    def singular(self, own: Array) -> bool:
+        """Whether a single component's covariance is no larger than rounding in some direction."""
+        return bool(np.min(own) <= np.finfo(np.float64).eps * np.max(own))
+
+    def of_data(self, covariance: Array) -> Array:
+        """What a covariance matrix [d, d] is in this form, for a single component."""
+        variances = covariance.diagonal()
+        return variances.copy() if self.form == "diagonal" else variances.mean()
+
     def free(self, K: int, d: int) -> int:
         """Number of free parameters."""
         return math.prod(self.shape(K, d))
@@ -85,6 +98,16 @@ class Matrices(Covariances):
     """Matrices: the full [K, d, d] and tied [d, d] forms."""
 
     wanted = "symmetric, positive-definite"
+
+    def own(self, d: int) -> tuple[int, ...]:
+        return (d, d)
+
+    def singular(self, own: Array) -> bool:
+        values = np.linalg.eigvalsh(own)
+        return bool(values[0] <= len(own) * np.finfo(np.float64).eps * values[-1])
+
+    def of_data(self, covariance: Array) -> Array:
+        return covariance
 
     def free(self, K: int, d: int) -> int:
         return math.prod(self.shape(K, d)) * (d + 1) // (2 * d)

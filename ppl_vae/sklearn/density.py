@@ -1,6 +1,6 @@
 """Log pi_k + log N(x_i; mu_k, Sigma_k) from an estimator's fitted arrays, prepared once for many calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from ppl_vae.families import Normal
 from ppl_vae.sklearn.covariance import COVARIANCES
 
-__all__ = ["answers", "density", "normal", "tensor"]
+__all__ = ["Density", "answers", "kept", "normal", "plain", "tensor"]
 
 Array = NDArray[np.floating]
-Density = Callable[[Tensor], Tensor]
 
 ELEMENTS_AT_ONCE = 1 << 18
 """Bounds the temporaries of a question about many rows; small enough to stay in a processor's cache."""
@@ -37,41 +36,53 @@ def normal(kind: str, weights: Array, means: Array, covariances: Array) -> Norma
     family.center = torch.as_tensor(center)
     family.reference = family.form.reference(moment, family.form.variances(moment).sqrt())
     family.fix({"loc": torch.as_tensor(means), "covariance": torch.as_tensor(covariances)})
-    return family
+    return family.requires_grad_(False)
 
 
-class _Density:
-    """Rows x [n, d] -> [K, n], missing entries integrated out."""
+class Density:
+    """Rows x [n, d] -> log pi_k + log N(x_i; k), [K, n], missing entries integrated out.
 
-    def __init__(self, kind: str, log_weights: Array, means: Array, covariances: Array, device: Any) -> None:
-        weights = np.exp(log_weights - log_weights.max())
-        self.family = normal(kind, weights / weights.sum(), means, covariances).to(device)
-        self.kernel = self.family.requires_grad_(False).kernel()
-        self.log_weights = torch.as_tensor(log_weights, device=device)[:, None]
+    Parameters
+    ----------
+    family : Normal
+        Whose features of the data the kernel takes.
+    kernel : Kernel
+        Log densities of the components.
+    log_weights : Tensor
+        [K].
+    """
+
+    def __init__(self, family: Normal, kernel: Any, log_weights: Tensor) -> None:
+        self.family, self.kernel, self.log_weights = family, kernel, log_weights[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[K, n] nats."""
         expanded = self.kernel.expand(self.family.features(x.to(self.log_weights)))
         return self.kernel.log_density(expanded) + self.log_weights
 
 
-@lru_cache(maxsize=8)
-def _prepared(kind: str, K: int, d: int, device: Any, *arrays: bytes) -> Density:
-    log_weights, means, covariances = (np.frombuffer(array).copy() for array in arrays)
-    shape = COVARIANCES[kind].shape(K, d)
-    return _Density(kind, log_weights, means.reshape(K, d), covariances.reshape(shape), device)
+def plain(kind: str, device: Any, weights: Array, means: Array, covariances: Array) -> Density:
+    """The density of a mixture."""
+    family = normal(kind, weights, means, covariances).to(device)
+    return Density(family, family.kernel(), torch.as_tensor(weights, device=device).log())
 
 
-def density(kind: str, log_weights: Array, means: Array, covariances: Array, device: Any) -> Density:
-    """The function x [n, d] -> log pi_k + log N(x_i; mu_k, Sigma_k), [K, n].
+def kept(build: Callable[..., Density], kind: str, device: Any, arrays: Iterable[Any]) -> Density:
+    """build(kind, device, *arrays), kept for the next call with the same values.
 
-    What does not depend on x (factors, determinants) is kept for the next call with the same values, so that
-    changing a fitted array in place is seen and nothing is stored in the estimator.
+    Factors and determinants are then computed once, while nothing is stored in the estimator, and a fitted array that
+    is changed in place is seen.
     """
-    arrays = (np.ascontiguousarray(a, dtype=np.float64).tobytes() for a in (log_weights, means, covariances))
-    return _prepared(kind, *means.shape, device, *arrays)
+    stored = tuple((np.ascontiguousarray(a, dtype=np.float64).tobytes(), np.shape(a)) for a in arrays)
+    return _kept(build, kind, device, stored)
 
 
-def answers(of: Density, X: Array, K: int, answer: Callable[[Tensor], Tensor], device: Any) -> Array:
+@lru_cache(maxsize=8)
+def _kept(build: Callable[..., Density], kind: str, device: Any, stored: Any) -> Density:
+    return build(kind, device, *(np.frombuffer(data).reshape(shape).copy() for data, shape in stored))
+
+
+def answers(of: Callable[[Tensor], Tensor], X: Array, K: int, answer: Callable[[Tensor], Tensor], device: Any) -> Array:
     """answer([K, n]) of all rows of X, part by part, rows first."""
     rows = max(1, ELEMENTS_AT_ONCE // (K + X.shape[1]))
     x = tensor(X, device)

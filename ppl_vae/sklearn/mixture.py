@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ppl_vae.sklearn.checks import check_choice, check_numbers, check_sample_weight
 from ppl_vae.sklearn.covariance import COVARIANCES, ILL_DEFINED
-from ppl_vae.sklearn.density import Density, answers, density
+from ppl_vae.sklearn.density import Density, answers, kept, plain
 from ppl_vae.sklearn.engine import Chronicle
 from ppl_vae.sklearn.starts import RESPONSIBILITIES, SEEDS
 
@@ -147,9 +147,7 @@ class Mixture(DensityMixin, BaseEstimator):
         raise NotImplementedError
 
     def _density(self) -> Density:
-        with np.errstate(divide="ignore"):  # a component without any data has weight zero
-            log_weights = np.log(self.weights_)
-        return density(self.covariance_type, log_weights, self.means_, self.covariances_, self.device)
+        return kept(plain, self.covariance_type, self.device, (self.weights_, self.means_, self.covariances_))
 
     def _ask(self, X: Any, answer: Any) -> Any:
         check_is_fitted(self)

@@ -3,11 +3,12 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ppl_vae.sklearn import GaussianMixture, KMeans
+from ppl_vae.sklearn import BayesianGaussianMixture, GaussianMixture, KMeans
 
 ESTIMATORS = [
     GaussianMixture(),
     GaussianMixture(n_components=2, covariance_type="diag", n_init=2, max_iter=5, init_params="random", random_state=0),
+    BayesianGaussianMixture(),
     KMeans(n_clusters=2, n_init=2, max_iter=5),
 ]
 

@@ -1,9 +1,8 @@
-"""scikit-learn's own tests of GaussianMixture, as its wheel ships them, run against ours."""
-
-import importlib.util
+"""scikit-learn's own tests of GaussianMixture against ours."""
 
 import numpy as np
 import pytest
+from their_tests import collected, load
 
 from ppl_vae.sklearn import GaussianMixture
 
@@ -19,36 +18,8 @@ PRIVATE = {
 }
 """Tests that are skipped, each with the private function of scikit-learn that it calls in place of the estimator."""
 
-
-def load(name):
-    """A fresh copy of a test module of scikit-learn, so that replacing a name in it changes no other."""
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        pytest.skip(f"this scikit-learn ships no {name}", allow_module_level=True)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def listed(test):
-    """The test with the values of its parametrisation as lists, which pytest asks for."""
-    marks = getattr(test, "pytestmark", [])
-    test.pytestmark = [
-        pytest.mark.parametrize(mark.args[0], list(mark.args[1]), **mark.kwargs).mark
-        if mark.name == "parametrize"
-        else mark
-        for mark in marks
-    ]
-    return test
-
-
-theirs = load("sklearn.mixture.tests.test_gaussian_mixture")
-theirs.GaussianMixture = GaussianMixture
-
-for _name, _test in list(vars(theirs).items()):
-    if _name.startswith("test_"):
-        reason = f"uses private API {PRIVATE.get(_name)}"
-        globals()[_name] = pytest.mark.skip(reason=reason)(_test) if _name in PRIVATE else listed(_test)
+theirs = load("sklearn.mixture.tests.test_gaussian_mixture", GaussianMixture=GaussianMixture)
+globals().update(collected(theirs, PRIVATE, slow=["test_monotonic_likelihood", "test_init"]))
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
