@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,11 +149,11 @@ def _meeting_place() -> tuple[Any, Iterator[int]]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What torch says of a broken group, as `LostError`."""
+    """What torch says of a broken group, as `LostError`, without its source files and its advice."""
     try:
         yield
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
+        first = re.sub(r"^(\[.*?\] )?(.*?)(\. .*)?$", r"\2", str(error).strip().splitlines()[0])
         raise LostError(f"another process has ended or does not answer ({first})") from error
 
 
