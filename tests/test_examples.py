@@ -18,6 +18,7 @@ FEW = {
     "mixed_table": {},
     "mixture_of_regressions": {},
     "literal_pyro": {},
+    "vb_mixture": {"starts": 3},
     "large_file": {"gigabytes": 0.02},
 }
 

@@ -63,7 +63,7 @@ def bound(fits: Fit | Mapping[str, Fit], ax: Axes | None = None) -> Axes:
 def per_datum(fit: Fit) -> tuple[np.ndarray, str]:
     """Give the trace in nats per datum, and what it is."""
     values = array(fit.trace["bound"])
-    if fit.engine != "EM":
+    if fit.engine not in ("EM", "VB"):
         return values, fit.bound.split(",")[0]
     count = float(fit.weights.sum()) if fit.weights is not None else len(fit.data) if fit.data is not None else None
     name = fit.bound.replace("theta", "θ")
