@@ -9,7 +9,10 @@ from torch import Tensor
 from ppl_vae.families.workspace import out
 from ppl_vae.infer.parts import Chunk
 
-__all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stochastic", "tempered"]
+__all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stirred", "stochastic", "tempered"]
+
+STIR = 0.1
+"""Standard deviation of the noise in log responsibilities while a schedule cools."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,7 @@ def stochastic(seed: int, iteration: int) -> Assign:
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
         exact = soft(joint, chunk)
-        generator = torch.Generator().manual_seed(
-            (seed * 1_000_003 + iteration) * 2_147_483_647 % (1 << 62) + chunk.start
-        )
-        u = torch.rand(joint.shape[1], generator=generator, dtype=torch.float64).to(joint)
+        u = torch.rand(joint.shape[1], generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
         drawn = (exact.r.cumsum(0) < u).sum(0).clamp_max(len(joint) - 1)
         return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.log_prob)
 
@@ -67,9 +67,38 @@ def tempered(temperature: float) -> Assign:
     return assign
 
 
-ASSIGNMENTS: dict[str, Callable[[int, int, float], Assign]] = {
-    "soft": lambda seed, iteration, temperature: soft if temperature == 1 else tempered(temperature),
-    "hard": lambda seed, iteration, temperature: hard,
-    "stochastic": lambda seed, iteration, temperature: stochastic(seed, iteration),
+def stirred(temperature: float, seed: int, iteration: int) -> Assign:
+    """Tempered, each log responsibility moved by a little noise.
+
+    At a high temperature all components meet in one point, a saddle that EM from there never leaves; the noise keeps
+    them apart, for cooling to separate.
+    """
+    exact = tempered(temperature)
+
+    def assign(joint: Tensor, chunk: Chunk) -> Assigned:
+        found = exact(joint, chunk)
+        noise = torch.randn(joint.shape, generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
+        r = found.r * (STIR * noise).exp()
+        return Assigned(r / r.sum(0), found.log_prob, found.objective)
+
+    return assign
+
+
+def _generator(seed: int, iteration: int, chunk: Chunk) -> torch.Generator:
+    """Random numbers that depend on the rows, not on who works on them."""
+    state = (seed * 1_000_003 + iteration) * 2_147_483_647 % (1 << 62) + chunk.start
+    return torch.Generator().manual_seed(state)
+
+
+def _soft(seed: int, iteration: int, temperature: float, cooling: bool) -> Assign:
+    if temperature == 1:
+        return soft
+    return stirred(temperature, seed, iteration) if cooling and temperature > 1 else tempered(temperature)
+
+
+ASSIGNMENTS: dict[str, Callable[[int, int, float, bool], Assign]] = {
+    "soft": _soft,
+    "hard": lambda seed, iteration, temperature, cooling: hard,
+    "stochastic": lambda seed, iteration, temperature, cooling: stochastic(seed, iteration),
 }
-"""Assignment by name, from a seed, an iteration and a temperature."""
+"""Assignment by name, from a seed, an iteration, a temperature and whether a schedule will still change it."""

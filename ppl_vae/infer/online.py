@@ -10,12 +10,11 @@ from torch import Tensor
 from ppl_vae.declare import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Sums
-from ppl_vae.infer.assignment import ASSIGNMENTS
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.parts import Held, Parts, Streamed
 
 if TYPE_CHECKING:
-    from ppl_vae.infer.em import Climb
+    from ppl_vae.infer.climb import Climb
 
 __all__ = ["Online", "batches"]
 
@@ -71,7 +70,7 @@ class Online:
         order = torch.Generator().manual_seed(em.seed * 1_000_003 + number)
         for batch in batches(climb.parts, self.batch_size, order):
             self.step += 1
-            assign = ASSIGNMENTS[em.assignment](em.seed, em.max_iter + self.step, climb.temperature(number))
+            assign = climb.assign(number, draw=em.max_iter + self.step)
             e, plan = climb.expect(values, assign, batch=batch)
             share, gain = batch.total() / climb.total, (self.step + DELAY) ** -em.decay
             with torch.no_grad():

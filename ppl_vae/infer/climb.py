@@ -1,0 +1,231 @@
+"""One run of EM from given values: iterate, repair, judge."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.families import Sums
+from ppl_vae.fit import Status
+from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
+from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
+from ppl_vae.infer.mstep import Values
+from ppl_vae.infer.online import Online
+from ppl_vae.infer.parts import Parts
+from ppl_vae.infer.processes import mapped
+from ppl_vae.infer.progress import Update
+from ppl_vae.infer.repair import given_away, worst_rows
+from ppl_vae.infer.squarem import ACCELERATIONS
+
+if TYPE_CHECKING:
+    from ppl_vae.infer.em import Starts
+
+__all__ = ["Climb", "Run"]
+
+REPAIRS = 3
+"""Repairs allowed in one run before a component is given up and reported."""
+STATE = ("values", "iteration", "e_steps", "segment", "repairs")
+"""What of a run a checkpoint keeps as it is."""
+
+
+@dataclass
+class Run:
+    """One run from one start: its last values, those of the module's free parameters beside them, and its trace."""
+
+    values: Values
+    free: list[Tensor] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+    objective: list[float] = field(default_factory=list)
+    e_steps: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    status: Status = field(default_factory=lambda: Status("max_iter", ""))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: later iterations leave it as it is."""
+        names = ("free", "bound", "objective", "e_steps", "segments", "seconds")
+        lists = {name: list(getattr(self, name)) for name in names}
+        return {"values": self.values, **lists, "status": asdict(self.status)}
+
+    def add(self, bound: float, objective: float, e_steps: int, segment: int, seconds: float) -> None:
+        """One more iteration."""
+        self.bound.append(bound)
+        self.objective.append(objective)
+        self.e_steps.append(e_steps)
+        self.segments.append(segment)
+        self.seconds.append(seconds)
+
+    @property
+    def end(self) -> float:
+        """The last objective."""
+        return self.objective[-1] if self.objective else -math.inf
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "Run":
+        """The run of a state."""
+        status = state["status"]
+        return cls(**{**state, "status": Status(status["code"], status["message"], tuple(status["notes"]))})
+
+
+class Climb:
+    """One run of EM from given values."""
+
+    def __init__(self, owner: "Starts", values: Values, few: Any) -> None:
+        self.em, self.model, self.parts, self.workers = owner.em, owner.model, owner.parts, owner.workers
+        self.owner, self.maximizer, self.values, self.few = owner, owner.maximizer, values, few
+        self.total = self.parts.total()
+        self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
+        self.notes: list[str] = self.parts.remarks()
+        self.plan: Plan | None = None
+        self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
+        status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
+        self.record = Run(values, owner.free(), status=status)
+        self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
+        self.online = None if self.em.batch_size is None else Online(self, self.em.batch_size)
+
+    def state(self) -> dict[str, Any]:
+        """What the next iteration needs, for a checkpoint."""
+        own = {name: getattr(self, name) for name in STATE}
+        steps = {"acceleration": self.acceleration.state(), "online": self.online and self.online.state()}
+        return {**own, **steps, "notes": list(self.notes), "free": self.owner.free(), "record": self.record.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.acceleration.restore(state["acceleration"])
+        if self.online is not None:
+            self.online.restore(state["online"])
+        self.notes, self.record = state["notes"], Run.restored(state["record"])
+        self.owner.release(state["free"])
+
+    def temperature(self, iteration: int) -> float:
+        """T of an iteration."""
+        T = self.em.temperature
+        return float(T(iteration) if callable(T) else T)
+
+    def cooling(self, iteration: int) -> bool:
+        """Whether a schedule will still change the temperature."""
+        return self.temperature(iteration) != self.temperature(self.em.max_iter)
+
+    def assign(self, iteration: int, draw: int | None = None) -> Assign:
+        """What an iteration puts in the place of q(z); `draw` is the number of its random draw, the iteration's own."""
+        make, draw = ASSIGNMENTS[self.em.assignment], iteration if draw is None else draw
+        return make(self.em.seed, draw, self.temperature(iteration), self.cooling(iteration))
+
+    def expect(
+        self, values: Values, assign: Assign, instead: Replace | None = None, batch: Parts | None = None
+    ) -> tuple[Expectation, Plan]:
+        """The E-step over all data, or over a batch of them."""
+        parts = self.parts if batch is None else batch
+        with self.model.bind(values), torch.no_grad():
+            plan = self.plan = self.plan or Plan(self.model, self.few)
+            plan.refresh()
+
+            def work(block: Any) -> Expectation:
+                return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
+
+            def nothing() -> Expectation:
+                like = added(plan.expect(chunk) for chunk in parts.cut(self.few, None, 0))
+                return Expectation(**mapped(vars(like), torch.zeros_like))
+
+            e = self.workers.sum(work, parts.blocks(), Expectation.__add__, nothing)
+            e = Expectation(**parts.share.sum(vars(e)))
+        self.e_steps += batch is None
+        return e, plan
+
+    def run(self, update: Update) -> Run:
+        """Iterate until nothing is gained."""
+        em, run = self.em, self.record
+        begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
+        for iteration in range(self.iteration, em.max_iter):
+            self.iteration, values = iteration + 1, self.values
+            e, plan = self.expect(values, self.assign(iteration))
+            prior = self.model.log_prior(values) if self.has_prior else 0.0
+            bound, objective = float(e.log_prob + prior), float(e.objective + prior)
+            if self.acceleration.rejects(objective):
+                self.values = self.acceleration.fallback
+                continue
+            if not self.acceleration.leapt:
+                if not math.isfinite(objective):
+                    run.status = Status("failed", f"the log-likelihood became {objective} at iteration {iteration}")
+                    break
+                run.values, run.free = values, self.owner.free()
+                run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
+                update(iteration, f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps")
+                if self._converged(run, iteration):
+                    run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} iterations")
+                    break
+            self._advance(plan.finish(e), objective, iteration)
+            self.owner.keep(self)
+        run.values = self.parts.share.same(run.values)
+        return self._judged(run)
+
+    def _advance(self, sums: dict[str, Sums], objective: float, iteration: int) -> None:
+        """The M-step, or an epoch of them, then what repairs and acceleration make of it."""
+        if self.online is None:
+            with torch.no_grad():
+                values = self.maximizer.closed_forms(sums, self.values)
+            values = self.maximizer.gradient_step(self.parts, values)
+        else:
+            sums, values = self.online.epoch(sums, self.values, iteration)
+        values, repaired = self._repaired(sums, values, iteration)
+        if repaired or self.cooling(iteration):
+            self.segment += 1
+            self.acceleration.restart()
+        if repaired and self.online is not None:
+            self.online.restart()
+        self.values = self.acceleration.propose(values, objective)
+
+    def _converged(self, run: Run, iteration: int) -> bool:
+        if self.cooling(iteration) or self.em.assignment == "stochastic" or self.acceleration.trial:
+            return False
+        if self.online is not None:
+            return self.online.settled(run.objective)
+        if len(run.objective) < 2 or run.segments[-1] != run.segments[-2]:
+            return False
+        gain = (run.objective[-1] - run.objective[-2]) / self.total
+        return gain <= self.em.tol * max(1.0, abs(run.objective[-1]) / self.total)
+
+    def _judged(self, run: Run) -> Run:
+        """The run with a status that says whether its end is a maximum at all."""
+        e, plan = self.expect(run.values, self.assign(self.iteration))
+        with torch.no_grad():
+            bad = self.maximizer.degenerate(plan.finish(e), run.values)
+        status = run.status
+        if bad:
+            names = ", ".join(f"{path}[{k}]" for path, k in bad)
+            why = "too few data to be estimated: its likelihood has no bound, or it is empty"
+            status = Status("degenerate", f"{names} has {why}; use fewer components or a prior")
+        run.status = Status(status.code, status.message, tuple(self.notes))
+        return run
+
+    def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:
+        """New values with each lost component restarted, as long as repairs are left."""
+        with torch.no_grad():
+            bad = self.maximizer.degenerate(sums, values)
+            if not bad or self.repairs >= REPAIRS:
+                return values, False
+            with self.model.bind(values):
+                plan = Plan(self.model, self.few)
+                sizes, lost = list(plan.sizes.values()), sorted({k for _, k in bad})
+                if len(sizes) != 1 or lost[-1] >= sizes[0] or len(lost) == sizes[0]:
+                    self.repairs = REPAIRS
+                    return values, False
+                rows = self._rows_for(plan, len(lost), sizes[0])
+            e, plan = self.expect(values, self.assign(iteration), given_away(rows, lost, sizes[0]))
+            fresh = self.maximizer.closed_forms(plan.finish(e), values)
+        self.notes += [f"iteration {iteration}: {path}[{k}] had lost its data and was restarted" for path, k in bad]
+        self.repairs += 1
+        return fresh, True
+
+    def _rows_for(self, plan: Plan, lost: int, K: int) -> Tensor:
+        n = self.parts.n
+        width = sum(value[0].numel() for value in self.few.values.values())
+        count = min(n, lost * min(n, max(2 * width + 2, n // (5 * K))))
+        if self.repairs == 0:
+            return worst_rows(plan, self.parts, count)
+        return torch.randperm(n)[:count]
