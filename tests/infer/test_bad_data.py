@@ -87,13 +87,14 @@ def test_a_prior_mends_what_has_no_bound(covariance):
 
 
 def test_an_unbounded_likelihood_is_left_and_reported():
-    """A start on repeated points runs to the floor; the run says so and ends where a good start ends."""
+    """A start on repeated points runs to the floor: the component is taken off them, and the run says so."""
     x = torch.cat([X, X[:1].expand(3, D)])
     runaway = (x == X[0]).all(1).double()
     found = fit(x, start=torch.stack([1 - runaway, runaway], 1))
     assert found.status.code == "converged"
     assert "components[1] had lost its data and was restarted" in str(found.status)
-    assert found.trace["bound"][-1].item() == pytest.approx(fit(x, n_init=5).trace["bound"][-1].item(), abs=1e-3)
+    relative = found.parameters["components.covariance"] / X.var(0).mean()
+    assert torch.linalg.eigvalsh(relative).min() > 1e-4, "the point kept its component"
 
 
 @pytest.mark.parametrize("covariance", FORMS)
@@ -134,7 +135,7 @@ def test_a_source_that_changes_is_refused(tmp_path):
     stream = pv.data.stream(path, rows=16)
     assert fit_stream(stream).status.code == "converged"
     np.save(path, X[:40].numpy())
-    with pytest.raises(pv.DataError, match="x.npy"):
+    with pytest.raises(pv.DataError, match=r"x\.npy"):
         fit_stream(stream)
 
 
@@ -152,7 +153,7 @@ def test_a_source_that_ends_early_is_refused():
 def test_a_damaged_parquet_file_is_named(tmp_path):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 not a table")
-    with pytest.raises(pv.DataError, match="x.parquet"):
+    with pytest.raises(pv.DataError, match=r"x\.parquet"):
         pv.data.stream(path)
 
 
