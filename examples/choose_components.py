@@ -12,7 +12,7 @@ def main(sizes=range(1, 7), n_init=5, refits=200, figure=None):
         x,
         n_components=sizes,
         covariance=("full", "tied", "diagonal", "spherical"),
-        engine=pv.EM(n_init=n_init),
+        engine=pv.EM(n_init=n_init, accelerate="squarem"),
     )
     print(selection)
     if figure:

@@ -8,6 +8,7 @@ from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM, NUTS, SVI, VB, adam, linear, sgd, svi_step
 from ppl_vae.objectives import elbo, iwae
+from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.select import Selection, select
 from ppl_vae.uncertainty import StandardErrors, standard_errors
 from ppl_vae.version import __version__
@@ -22,6 +23,7 @@ __all__ = [
     "EngineError",
     "Fit",
     "LatentVariableModel",
+    "LikelihoodRatio",
     "Selection",
     "StandardErrors",
     "Status",
@@ -36,6 +38,7 @@ __all__ = [
     "given",
     "iwae",
     "latent",
+    "likelihood_ratio_test",
     "likelihoods",
     "linear",
     "models",

@@ -18,7 +18,7 @@ from ppl_vae.infer import EM
 from ppl_vae.infer.progress import progress as progress_bar
 from ppl_vae.infer.weights import check_weights
 
-__all__ = ["bootstrap"]
+__all__ = ["bootstrap", "from_model", "from_rows"]
 
 ROWS = 300
 """Data on whose responsibilities labels are compared."""
@@ -84,7 +84,7 @@ def bootstrap(
     >>> again.draws["components.loc"].shape
     torch.Size([1, 20, 1, 2])
     """
-    kinds = {"parametric": _from_model, "nonparametric": _from_rows}
+    kinds = {"parametric": from_model, "nonparametric": from_rows}
     if kind not in kinds:
         raise EngineError(f"bootstrap: kind must be one of {', '.join(kinds)}; got {kind!r}")
     if num_samples < 2:
@@ -92,6 +92,8 @@ def bootstrap(
     _check(fit)
     begin = time.perf_counter()
     engine = _engine(fit) if engine is None else engine
+    if getattr(engine, "checkpoint", None) is not None:
+        raise EngineError("bootstrap fits many times, and a checkpoint belongs to one fit: pass an engine without")
     engine = replace(engine, start=fit.parameters, n_init=1, progress=False)
     w = check_weights(fit.weights, len(fit.data)).to(fit.model.like)
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +142,7 @@ def _engine(fit: Fit) -> EM:
     return EM(**{name: fit.settings[name] for name in KEPT if name in known and name in fit.settings})
 
 
-def _from_model(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
+def from_model(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
     """As many data from the fitted model, under the inputs and with the gaps of the original rows."""
     obs: Observations = fit.data
     # A weight of 2.5 stands for two rows and, every second time, a third.
@@ -156,7 +158,7 @@ def _from_model(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
     return {**inputs, **{n: v.masked_fill(gaps[n], torch.nan) if n in gaps else v for n, v in values.items()}}, None
 
 
-def _from_rows(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
+def from_rows(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
     """The rows of the data, each as often as it was drawn: its weight."""
     total = max(1, round(w.sum().item()))
     drawn = torch.multinomial(w, total, replacement=True, generator=generator)

@@ -98,6 +98,6 @@ CRITERIA = {
 """Criteria by name. BIC, AIC and ICL have the field's usual sign and scale, twice the nats, smaller is better."""
 
 
-def spoken(value: Any) -> str:
-    """A setting as text; an object by its class."""
-    return str(value) if value is None or isinstance(value, str | int | float) else type(value).__name__
+def spoken(value: Any) -> str | int | float:
+    """A setting as a table shows it; an object by its class."""
+    return value if isinstance(value, str | int | float) else "None" if value is None else type(value).__name__

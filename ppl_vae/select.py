@@ -160,7 +160,7 @@ def select(
     data : Tensor, array, data frame or mapping
         n rows, in memory.
     engine : EM, optional
-        EM(n_init=5) by default.
+        EM(n_init=5, accelerate="squarem") by default.
     weights : Tensor, optional
         [n], counts: BIC's n is their sum.
     validation : float or data, optional
@@ -187,11 +187,11 @@ def select(
     --------
     >>> import ppl_vae as pv
     >>> found = select(pv.models.GaussianMixture, pv.data.faithful(), n_components=range(1, 5),
-    ...     covariance=("full", "tied"), engine=pv.EM(n_init=3), progress=False)
+    ...     covariance=("full", "tied"), progress=False)
     >>> found.best_cell.settings
     {'n_components': 3, 'covariance': 'tied'}
     """
-    engine = EM(n_init=5) if engine is None else engine
+    engine = EM(n_init=5, accelerate="squarem") if engine is None else engine
     _check(engine, _rule(criterion), validation)
     fixed, grid = _grid(declaration, data, settings)
     places = {key: _settings(grid, key) for key in product(*[range(len(values)) for values in grid.values()])}

@@ -12,7 +12,6 @@ from ppl_vae.coordinates import coordinates
 from ppl_vae.criteria import Cell, spoken
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.degeneracy import on_floor
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
@@ -88,16 +87,14 @@ class Sweep:
             cell.status = Status("failed", str(error))
         else:
             cell.start, fit = max(ends, key=lambda end: _rank(end[1]))
-            cell.status = _status(fit)
+            cell.status = fit.status
             self._measure(cell, fit, w)
         cell.seconds = time.perf_counter() - begin
         return cell
 
     def _engines(self, key: Key, cell: Cell) -> Iterator[tuple[str, EM]]:
-        """The engine with each of its own starts, then with those of the neighbours."""
-        # One at a time: a start that ends on the floor must not hide the others.
-        for number in range(self.engine.n_init):
-            yield "engine", replace(self.engine, n_init=1, seed=self.engine.seed + number, progress=False)
+        """The engine with its own starts, then with those of the neighbours."""
+        yield "engine", replace(self.engine, progress=False)
         for name, r in self._neighbours(key, cell):
             yield name, replace(self.engine, n_init=1, start=r, progress=False)
 
@@ -159,14 +156,6 @@ def _differ(a: Key, b: Key) -> int:
     return sum(i != j for i, j in zip(a, b, strict=True))
 
 
-def _status(fit: Fit) -> Status:
-    """The fit's own, unless its likelihood has no bound."""
-    low = on_floor(fit)
-    if not low or fit.status.code == "failed":
-        return fit.status
-    return Status("degenerate", f"{', '.join(low)} is on the variance floor: its likelihood has no bound")
-
-
 def _rank(fit: Fit) -> tuple[bool, float]:
     """What EM climbed, fits that degenerated last."""
-    return _status(fit).code not in ("degenerate", "failed"), fit.trace["bound"][-1].item()
+    return fit.status.code not in ("degenerate", "failed"), fit.trace["bound"][-1].item()

@@ -8,7 +8,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import plots
-from ppl_vae.bootstrap import _draws, _from_model, _from_rows
+from ppl_vae.bootstrap import _draws, from_model, from_rows
 
 B = 120
 NOISE = 4 / (2 * B) ** 0.5
@@ -91,10 +91,10 @@ def test_weights_are_counts(geyser):
     w = torch.full((272,), 0.5)
     fit = pv.EM(n_init=2, progress=False).fit(pv.models.GaussianMixture(2, 2), geyser, weights=w)
     generator = torch.Generator().manual_seed(0)
-    data, none = _from_model(fit, w.double(), generator)
+    data, none = from_model(fit, w.double(), generator)
     assert none is None
     assert 100 < len(data["x"]) < 172
-    rows, counts = _from_rows(fit, w.double(), generator)
+    rows, counts = from_rows(fit, w.double(), generator)
     assert rows is fit.data
     assert counts.sum() == 136
 
@@ -103,7 +103,7 @@ def test_missing_entries_stay_missing(fit):
     gaps = torch.zeros(272, 2, dtype=torch.bool)
     gaps[::3, 1] = True
     holed = dataclasses.replace(fit, data=dataclasses.replace(fit.data, missing={"x": gaps}))
-    drawn, _ = _from_model(holed, torch.ones(272).double(), torch.Generator().manual_seed(0))
+    drawn, _ = from_model(holed, torch.ones(272).double(), torch.Generator().manual_seed(0))
     assert torch.equal(drawn["x"].isnan(), gaps)
 
 

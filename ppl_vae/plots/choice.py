@@ -69,7 +69,7 @@ def _lines(found: Selection) -> dict[str, list[Cell]]:
     size = _size(found)
     lines: dict[str, list[Cell]] = {}
     for cell in found.cells:
-        rest = ", ".join(spoken(v) for n, v in cell.settings.items() if n != size) if size else ""
+        rest = ", ".join(str(spoken(v)) for n, v in cell.settings.items() if n != size) if size else ""
         lines.setdefault(rest, []).append(cell)
     return lines
 

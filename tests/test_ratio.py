@@ -1,0 +1,42 @@
+"""The bootstrap likelihood-ratio test of the number of components."""
+
+import pytest
+import torch
+
+import ppl_vae as pv
+
+QUICK = pv.EM(accelerate="squarem")
+
+
+def normals(K):
+    return pv.models.GaussianMixture(K, 1, covariance="tied")  # with one variance the likelihood has a maximum
+
+
+def test_the_statistic_is_twice_the_difference_of_the_maxima():
+    x = pv.data.faithful().values[:, 1]
+    found = pv.likelihood_ratio_test(normals(1), normals(2), x, engine=QUICK, num_samples=9, progress=False)
+    one, two = (pv.EM(n_init=5, progress=False).fit(normals(K), x).log_prob(x).sum() for K in (1, 2))
+    assert found.statistic == pytest.approx(2 * (two - one).item(), rel=1e-5)
+    assert found.p_value == 1 / 10  # the smallest that 9 replicates can give: two groups beyond doubt
+    assert "9 of 9 replicates" in repr(found)
+
+
+def test_replicates_are_those_of_one_group():
+    """On data of one normal the statistic is an ordinary draw of its null distribution, and never negative."""
+    torch.manual_seed(3)
+    x = torch.randn(100, dtype=torch.float64)
+    found = pv.likelihood_ratio_test(normals(1), normals(2), x, engine=QUICK, num_samples=9, progress=False)
+    assert found.replicates.min() > -1e-4
+    assert 0.05 < found.p_value <= 1
+    # Twice the log-likelihood of two more parameters: of the order of two, far from 20.
+    assert 0.2 < found.replicates.mean() < 8
+    same = pv.likelihood_ratio_test(normals(1), normals(2), x, engine=QUICK, num_samples=3, progress=False)
+    torch.testing.assert_close(same.replicates, found.replicates[:3])
+
+
+def test_what_cannot_be_compared_is_refused():
+    x = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
+    with pytest.raises(pv.EngineError, match="cannot be compared on these data"):
+        pv.likelihood_ratio_test(normals(1), normals(4), x, engine=QUICK, progress=False)
+    with pytest.raises(pv.EngineError, match="at least 1, got 0"):
+        pv.likelihood_ratio_test(normals(1), normals(2), x, num_samples=0)
