@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import ppl_vae as pv
 from ppl_vae.sklearn import GaussianMixture, KMeans
 
 KINDS = ["full", "tied", "diag", "spherical"]
@@ -241,6 +242,24 @@ def test_kmeans_takes_scikit_learns_steps(X):
         np.testing.assert_allclose(ours.transform(X), theirs.transform(X))
         assert ours.score(X[:50]) == pytest.approx(theirs.score(X[:50]))
         assert (ours.predict(X + 0.1) == theirs.predict(X + 0.1)).all()
+
+
+def test_em_comes_to_kmeans_as_its_covariance_shrinks(X):
+    """T11: with equal weights and one fixed spherical covariance, soft assignments become hard as it goes to zero."""
+    means = X[[0, 60, 120]]
+    km = KMeans(3, init=means, tol=0).fit(X)
+    gaps = []
+    for variance in (10.0, 1.0, 1e-2):
+        start = {
+            "mixing.probs": np.full(3, 1 / 3),
+            "components.loc": means,
+            "components.covariance": np.full(3, variance),
+        }
+        em = pv.EM(start=start, frozen=("mixing.probs", "components.covariance"), estimate="ml", progress=False)
+        fit = em.fit(pv.models.GaussianMixture(3, 3, covariance="spherical"), X)
+        gaps.append(np.abs(fit.parameters["components.loc"].numpy() - km.cluster_centers_).max())
+    assert gaps[0] > gaps[1] >= gaps[2]
+    assert gaps[2] < 1e-8
 
 
 def test_kmeans_weights_are_repetitions(X):
