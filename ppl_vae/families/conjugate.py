@@ -35,7 +35,7 @@ class Posterior:
     family: Family
 
     def updated(self: Own, sums: Sums) -> Own:
-        """The posterior that this prior becomes with expected sufficient statistics (T6)."""
+        """The posterior that this prior becomes with expected sufficient statistics."""
         raise NotImplementedError
 
     def kernel(self) -> Any:

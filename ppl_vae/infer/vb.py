@@ -1,10 +1,10 @@
-"""Variational Bayes EM: conjugate posteriors of the parameters, updated in closed form (T6)."""
+"""Variational Bayes EM: conjugate posteriors of the parameters, updated in closed form (T5)."""
 
 import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyro
@@ -323,6 +323,7 @@ class _Runs:
                 run.status = Status("converged", f"gain below {vb.tol:g} per datum after {iteration} iterations")
                 break
             q = following
+        run.status = replace(run.status, notes=tuple(self.parts.remarks()))
         return run
 
 
