@@ -8,13 +8,14 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 FEW = {
-    "em_torchrun": {"rows": 20_000},
+    "em_torchrun": {},
     "choose_components": {"sizes": range(1, 4), "n_init": 2, "refits": 100},
     "compare_mixture": {"draws": 150, "epochs": 400},
     "train_vae": {"epochs": 25},
     "new_model": {"draws": 150},
     "plain_pyro_pair": {},
     "from_sklearn": {},
+    "missing_values": {},
     "mixed_table": {},
     "mixture_of_regressions": {},
     "literal_pyro": {},
