@@ -11,11 +11,10 @@ from torch import Tensor
 from ppl_vae.families import Sums
 from ppl_vae.fit import Status
 from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
-from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
+from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Parts
-from ppl_vae.infer.processes import mapped
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.squarem import ACCELERATIONS
@@ -124,16 +123,7 @@ class Climb:
         with self.model.bind(values), torch.no_grad():
             plan = self.plan = self.plan or Plan(self.model, self.few)
             plan.refresh()
-
-            def work(block: Any) -> Expectation:
-                return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
-
-            def nothing() -> Expectation:
-                like = added(plan.expect(chunk) for chunk in parts.cut(self.few, None, 0))
-                return Expectation(**mapped(vars(like), torch.zeros_like))
-
-            e = self.workers.sum(work, parts.blocks(), Expectation.__add__, nothing)
-            e = Expectation(**parts.share.sum(vars(e)))
+            e = summed(plan, parts, self.workers, assign, instead)
         self.e_steps += batch is None
         return e, plan
 

@@ -11,11 +11,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
-from ppl_vae.families import Family, Posterior, Sums, conjugate
+from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, added, summed
+from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, refuse_laws
 from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
@@ -26,9 +27,6 @@ __all__ = ["VB"]
 
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
-
-Posteriors = dict[str, Posterior]
-"""q(theta), one factor for each family, by path."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,6 @@ class VB:
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
             parts = make_parts(fitted, data, weights, 1, share)
-            refuse_laws(fitted, parts)
             with lanes(threads if fitted.like.device.type == "cpu" else 1) as workers:
                 runs = _Runs(self, fitted, parts, workers).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
@@ -156,11 +153,6 @@ class VB:
         return len(bounds) > 1 and bounds[-1] - bounds[-2] <= self.tol * max(total, abs(bounds[-1]))
 
 
-def priors(model: LatentVariableModel) -> Posteriors:
-    """p(theta), one factor for each family, by path; each is a posterior that has seen no data."""
-    return {path: conjugate(family.prior, family) for path, family in model.families().items()}
-
-
 def _draws(q: Posteriors, prior: Posteriors, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws of q(theta), [1, count, *event], with their log q and log prior, [1, count] total nats."""
     drawn = {path: own.sample(count) for path, own in q.items()}
@@ -168,78 +160,6 @@ def _draws(q: Posteriors, prior: Posteriors, count: int) -> tuple[dict[str, Tens
     log_prior = sum(prior[path].log_prob(values) for path, values in drawn.items())
     draws = {f"{path}.{name}": value[None] for path, values in drawn.items() for name, value in values.items()}
     return draws, {"log_q": torch.as_tensor(log_q)[None], "log_prior": torch.as_tensor(log_prior)[None]}
-
-
-def refuse(model: LatentVariableModel) -> None:
-    """Say what of a declaration keeps it from having a conjugate posterior.
-
-    Raises
-    ------
-    EngineError
-        Naming the parameter, and what to declare instead.
-    """
-    families = model.families()
-    owned = {id(p) for family in families.values() for p in family.parameters()}
-    for path, family in families.items():
-        if family.prior is None:
-            raise EngineError(
-                f"VB needs a prior for every parameter, and {path} ({type(family).__name__}) has none: declare it with "
-                f'prior="weak" or a conjugate prior object, or fit by EM'
-            )
-        try:
-            conjugate(family.prior, family)
-        except EngineError as error:
-            raise EngineError(f"VB cannot update {path}: {error}") from error
-    free = [name for name, p in model.named_parameters() if id(p) not in owned]
-    by_hand = [name for name in model.shared_laws() if name.rpartition(".")[0] not in families]
-    for name in [*free, *by_hand]:
-        kind = "free parameter" if name in free else "shared latent declared by hand"
-        raise EngineError(
-            f"VB updates the parameters of families with conjugate priors, and {name} is a {kind}: use a family for "
-            f"it, or fit by SVI"
-        )
-    if not families:
-        raise EngineError(f"{type(model).__name__} has no parameter with a prior: there is nothing for VB to fit")
-
-
-def refuse_laws(model: LatentVariableModel, parts: Parts) -> None:
-    """Say which node's law cannot be averaged over q(theta).
-
-    Raises
-    ------
-    EngineError
-        If a latent of a datum is not finite, or a node uses a parameter without calling its family.
-    """
-    few = parts.sample(SAMPLE, 0)[0].rows(slice(0, 4))
-    if continuous := model.draws_latents(few):
-        raise EngineError(f"VB needs every latent of a datum to be finite, and {continuous[0]!r} is not: fit by SVI")
-    values = {name: value.requires_grad_() for name, value in model.family_defaults().items()}
-    with torch.enable_grad(), model.bind(values):
-        plan = ExpectedPlan(model, few, priors(model))
-        # Families' log densities are averaged over q, so whatever still depends on a parameter is not.
-        if any(plan.joint(chunk).value.requires_grad for chunk in parts.cut(few, None, 0)):
-            own = [name for name, law in model.prototypes(few).items() if not hasattr(law, "origin")]
-            raise EngineError(
-                f"VB averages over q(theta) what a family's own call returns, and {', '.join(own)} uses a parameter "
-                f"otherwise: let the node return family(index), or fit by SVI"
-            )
-
-
-class ExpectedPlan(Plan):
-    """An E-step in which each family's log density is its expectation under q(theta)."""
-
-    def __init__(self, model: LatentVariableModel, few: Observations, q: Posteriors) -> None:
-        self.q = q
-        super().__init__(model, few)
-
-    def kernel(self, family: Family) -> Any:
-        """That of the family's posterior."""
-        return self.q[self.paths[id(family)]].kernel()
-
-    def _each_chunk(self, name: str, few: Observations) -> None:
-        super()._each_chunk(name, few)
-        if name in self.dims and hasattr(self.model.law(name, {**self.model.scope(few), **self.values}), "origin"):
-            raise EngineError(f"VB needs a law of {name!r} that is the same for every datum; fit this model by SVI")
 
 
 @dataclass
@@ -260,6 +180,7 @@ class _Runs:
         self.prior, self.total = priors(model), parts.total()
         self.sample, self.weights = parts.sample(SAMPLE, vb.seed)
         self.few = self.sample.rows(slice(0, 4))
+        refuse_laws(model, parts, self.few)
 
     def all(self) -> list[Run]:
         """Every run, in order."""
