@@ -292,3 +292,14 @@ def test_the_frame_the_card_and_the_figure(mixture):
     np.testing.assert_allclose(left, -1.959964, rtol=1e-6)
     with pytest.raises(pv.EngineError, match="point estimate"):
         plots.intervals({"fit": mixture})
+
+
+def test_frozen_parameters_are_taken_as_known(mixture, groups):
+    engine = pv.EM(start=mixture, tol=1e-13, frozen=("components.covariance",), progress=False)
+    errors = pv.standard_errors(engine.fit(pv.models.GaussianMixture(2, 1), groups))
+    assert set(errors.estimate) == {"mixing.probs", "components.loc"}
+    free = pv.standard_errors(mixture)
+    assert errors.information.shape == (3, 3)
+    assert (errors.standard_error["components.loc"] < free.standard_error["components.loc"]).all()
+    refits = pv.bootstrap(engine.fit(pv.models.GaussianMixture(2, 1), groups), num_samples=3, progress=False)
+    assert (refits.draws["components.covariance"][0] == mixture.parameters["components.covariance"]).all()
