@@ -14,7 +14,7 @@ import ppl_vae as pv
 MEANS = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
 
 
-def main(rows=60_000, folder=None):
+def main(rows=20_000, folder=None):
     x, _ = pv.data.gaussian_mixture(rows, [0.5, 0.3, 0.2], MEANS.tolist(), [torch.eye(2).tolist()] * 3)
     fit = pv.EM(n_init=3, tol=1e-10, checkpoint=folder).fit(pv.models.GaussianMixture(3, 2), x)
 

@@ -83,10 +83,8 @@ class Checkpoint:
         self.share.agree(f"the checkpoint {self.path}", json.dumps(record, sort_keys=True))
         if not record:
             return None
-        different = _differences(record["header"], self.header)
-        if record["format"] != FORMAT:
-            different = [f"its format is {record['format']} and this ppl_vae writes {FORMAT}"]
-        if different:
+        stored = {"format": record["format"], **record["header"]}
+        if different := _differences(stored, {"format": FORMAT, **self.header}):
             raise EngineError(
                 f"{self.path} is the checkpoint of another call: {'; '.join(different[:3])}. Repeat that call, or keep "
                 "this one in another place"

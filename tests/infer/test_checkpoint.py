@@ -18,7 +18,7 @@ from ppl_vae.infer import em as runs
 from ppl_vae.infer.checkpoint import Checkpoint, fingerprint
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["ppl_vae", "sklearn.cluster"])
+FORKS.set_forkserver_preload(["ppl_vae", "sklearn.cluster", "torch._dynamo"])
 
 
 def clusters(n=300, seed=0):
