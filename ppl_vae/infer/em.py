@@ -265,6 +265,8 @@ class Starts:
 
     def _opened(self, few: Any) -> Climb | None:
         """The run that was interrupted, if there is one, after what was found before it."""
+        if self.parts.share.world == 1 and self.checkpoint.path is None:
+            return None
         parts, header = self.parts, self.em._header(self.model, self.parts)
         parts.share.agree("the call", json.dumps(header))
         parts.share.agree("the data", fingerprint(few.values))
