@@ -12,14 +12,16 @@ the share of the machine's own float64 matrix-product rate, and the peak memory 
 import argparse
 import datetime
 import json
+import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import sklearn
@@ -47,6 +49,7 @@ class Problem:
         centres = 3 * rng.normal(size=(self.K, self.d))
         return centres[rng.integers(self.K, size=self.n)] + rng.normal(size=(self.n, self.d))
 
+    @lru_cache  # noqa: B019
     def start(self):
         """Weights, means and covariances to begin with, in scikit-learn's shapes."""
         means = np.random.default_rng(SEED + 1).choice(self.data(), self.K, replace=False)
@@ -199,15 +202,26 @@ def measure(problem, rounds, device):
 def peak_memory(problem):
     """Peak resident memory of a fit beyond data and imports, MB, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", json.dumps([problem.n, problem.d, problem.K, problem.form])]
+    if not Path("/proc/self/clear_refs").exists():
+        return math.nan
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def memory_of(problem):
+    """Prints how far a fit's peak rises above what the process holds before it; Linux only."""
     x = problem.data()
     fit_ours(Problem(2000, problem.d, problem.K, problem.form), x[:2000], 2)  # libraries load on first use
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problem.start()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status_field("VmRSS")
     fit_ours(problem, x, 3)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(status_field("VmHWM") - before)
+
+
+def status_field(name):
+    """A field of this process's status, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def main():

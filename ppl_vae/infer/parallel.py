@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import torch
@@ -43,6 +44,10 @@ class Lanes(Generic[Total]):
         nothing: Callable[[], Total],
     ) -> Total:
         """The sum of work(item) over the items; nothing() where there are none."""
+        items = iter(items)
+        some = list(islice(items, 2))
+        if len(some) < 2:  # waking a thread costs more than a small block
+            return work(some[0]) if some else nothing()
         waiting: deque[Future[Total]] = deque()
         totals: list[Total | None] = [None] * len(self.pools)
         number = 0
@@ -52,7 +57,7 @@ class Lanes(Generic[Total]):
             value, have = waiting.popleft().result(), totals[lane]
             totals[lane] = value if have is None else add(have, value)
 
-        for item in items:
+        for item in chain(some, items):
             waiting.append(self.pools[number % len(self.pools)].submit(work, item))
             number += 1
             if len(waiting) > WAITING * len(self.pools):
@@ -60,7 +65,7 @@ class Lanes(Generic[Total]):
         while waiting:
             collect()
         found = [total for total in totals if total is not None]
-        return reduce(add, found) if found else nothing()
+        return reduce(add, found)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Data as EM goes over them: blocks that threads and processes share out, cut into chunks that fit a cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.data import Block, Stream
+from ppl_vae.data import Block, Stream, stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError
 from ppl_vae.infer.checkpoint import fingerprint
@@ -240,6 +240,8 @@ def make_parts(
         If the data do not fit the model, or weights do not fit the data.
     """
     parts: Parts
+    if _numbers(data) > KEEP:
+        data = stream(data)
     if isinstance(data, Stream):
         if weights is not None and data.num_rows is None:
             raise DataError(
@@ -255,6 +257,12 @@ def make_parts(
     if not total > 0:
         raise DataError("all weights are zero; at least one datum must count")
     return parts
+
+
+def _numbers(data: Any) -> int:
+    """Numbers in tensors and arrays; beyond `KEEP` even a copy in another dtype would be too much."""
+    values = data.values() if isinstance(data, Mapping) else (data,)
+    return sum(value.numel() if isinstance(value, Tensor) else getattr(value, "size", 0) for value in values)
 
 
 class _Values:
