@@ -10,6 +10,7 @@ from ppl_vae.families.independent import IndependentFeatures
 from ppl_vae.families.normal import Normal, NormalInverseWishartPrior
 from ppl_vae.families.normal_posterior import NormalPosterior
 from ppl_vae.families.product import Product
+from ppl_vae.families.product_posterior import ProductPosterior
 from ppl_vae.families.regression import LinearRegression, LogisticRegression
 from ppl_vae.families.student import StudentT
 from ppl_vae.families.vectors import CategoricalVector
@@ -34,6 +35,7 @@ __all__ = [
     "Poisson",
     "Posterior",
     "Product",
+    "ProductPosterior",
     "StudentT",
     "Sums",
     "conjugate",

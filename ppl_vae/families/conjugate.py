@@ -76,8 +76,8 @@ def conjugate(prior: Any, family: Family) -> Posterior:
         If the prior is not conjugate to its family, or there is none.
     """
     raise EngineError(
-        f'{type(family).__name__} has no conjugate prior, its prior is {prior!r}: give it one (prior="weak", '
-        f"DirichletPrior or NormalInverseWishartPrior, see families), or fit by SVI or NUTS"
+        f"{prior!r} is not known to be conjugate to {type(family).__name__}: take a prior that is, register this one, "
+        f"or fit by SVI or NUTS"
     )
 
 

@@ -12,7 +12,7 @@ from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.missing import Incomplete
 
-__all__ = ["Blocks", "Product"]
+__all__ = ["Blocks", "Kernels", "Product", "of_block"]
 
 
 class Blocks(TorchDistribution):
@@ -159,7 +159,7 @@ class Product(Family):
     def fix(self, values: Mapping[str, Tensor]) -> None:
         """Give the blocks' parameters these values for good."""
         for name in self.names:
-            getattr(self, name).fix(_own(values, name))
+            getattr(self, name).fix(of_block(values, name))
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """The blocks' distributions side by side."""
@@ -179,9 +179,9 @@ class Product(Family):
         """Those of the blocks."""
         return [family.features(piece) for family, piece in zip(self.blocks(), self.split(x), strict=True)]
 
-    def kernel(self) -> "_Kernels":
+    def kernel(self) -> "Kernels":
         """Those of the blocks."""
-        return _Kernels(self.names, [family.kernel() for family in self.blocks()])
+        return Kernels(self.names, [family.kernel() for family in self.blocks()])
 
     def log_density(self, expanded: Any) -> Tensor:
         """Sum over the blocks, [K, n]."""
@@ -197,15 +197,15 @@ class Product(Family):
         """Every block's own update."""
         found: dict[str, Tensor] = {}
         for name in self.names:
-            family, own = getattr(self, name), _own(fixed, name)
-            new = own if len(own) == len(family.constraints) else family.maximize(_own(sums, name), estimate, own)
+            family, own = getattr(self, name), of_block(fixed, name)
+            new = own if len(own) == len(family.constraints) else family.maximize(of_block(sums, name), estimate, own)
             found |= {f"{name}.{parameter}": value for parameter, value in new.items()}
         return found
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Members that one of the blocks calls degenerate."""
         return torch.stack(
-            [getattr(self, name).degenerate(_own(sums, name), _own(values, name)) for name in self.names]
+            [getattr(self, name).degenerate(of_block(sums, name), of_block(values, name)) for name in self.names]
         ).any(0) | super().degenerate(sums, values)
 
     @property
@@ -214,19 +214,22 @@ class Product(Family):
         return sum(family.width for family in self.blocks())
 
 
-class _Kernels:
+class Kernels:
     """One E-step of every block."""
 
     def __init__(self, names: tuple[str, ...], kernels: list[Any]) -> None:
         self.names, self.kernels = names, kernels
 
     def expand(self, features: list[Any]) -> list[Any]:
+        """Those of the blocks."""
         return [kernel.expand(own) for kernel, own in zip(self.kernels, features, strict=True)]
 
     def log_density(self, expanded: list[Any]) -> Tensor:
+        """Sum over the blocks, [K, n]."""
         return sum(kernel.log_density(own) for kernel, own in zip(self.kernels, expanded, strict=True))
 
     def expect(self, expanded: list[Any], r: Tensor) -> Sums:
+        """The blocks' sums, as block.name, and N_k."""
         sums = {"count": r.sum(1)}
         for name, kernel, own in zip(self.names, self.kernels, expanded, strict=True):
             sums |= {f"{name}.{key}": value for key, value in kernel.expect(own, r).items()}
@@ -244,7 +247,7 @@ class _Columns:
             yield self.product.split(x)[self.number], *rest
 
 
-def _own(named: Mapping[str, Tensor], block: str) -> dict[str, Tensor]:
+def of_block(named: Mapping[str, Tensor], block: str) -> dict[str, Tensor]:
     """What is named block.something, as something."""
     start = f"{block}."
     return {name.removeprefix(start): value for name, value in named.items() if name.startswith(start)}

@@ -18,7 +18,13 @@ Posteriors = dict[str, Posterior]
 
 def priors(model: LatentVariableModel) -> Posteriors:
     """p(theta), one factor for each family, by path; each is a posterior that has seen no data."""
-    return {path: conjugate(family.prior, family) for path, family in model.families().items()}
+    return {path: conjugate(family.prior, family) for path, family in factors(model).items()}
+
+
+def factors(model: LatentVariableModel) -> dict[str, Family]:
+    """The families by path, without the blocks of a product, which speaks for them."""
+    families = model.families()
+    return {path: family for path, family in families.items() if path.rpartition(".")[0] not in families}
 
 
 def refuse(model: LatentVariableModel) -> None:
@@ -31,12 +37,7 @@ def refuse(model: LatentVariableModel) -> None:
     """
     families = model.families()
     owned = {id(p) for family in families.values() for p in family.parameters()}
-    for path, family in families.items():
-        if family.prior is None:
-            raise EngineError(
-                f"VB needs a prior for every parameter, and {path} ({type(family).__name__}) has none: declare it with "
-                f'prior="weak" or a conjugate prior object, or fit by EM'
-            )
+    for path, family in factors(model).items():
         try:
             conjugate(family.prior, family)
         except EngineError as error:

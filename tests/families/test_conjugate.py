@@ -13,6 +13,7 @@ from ppl_vae.families import (
     Normal,
     NormalInverseWishartPrior,
     Poisson,
+    Product,
     conjugate,
 )
 
@@ -30,9 +31,8 @@ def normal(form, d=D, batch=K):
 
 
 def sums_of(family, x, r):
-    with family.bind(family.defaults()):
-        kernel = family.kernel()
-        return kernel.expect(kernel.expand(family.features(x)), r)
+    kernel = conjugate(family.prior, family).kernel()
+    return kernel.expect(kernel.expand(family.features(x)), r)
 
 
 def weights(n=N, batch=K):
@@ -166,8 +166,40 @@ def test_center_and_draws_agree(form):
 
 
 def test_what_has_no_conjugate_law_says_so():
-    with pytest.raises(EngineError, match="Poisson has no conjugate prior, its prior is None"):
+    with pytest.raises(EngineError, match="Poisson has no prior"):
         conjugate(None, Poisson(batch=2))
+    with pytest.raises(EngineError, match="'flat' is not known to be conjugate to Poisson"):
+        conjugate("flat", Poisson(batch=2))
+    half = Product({"size": Normal(2, batch=2, prior="weak"), "count": Poisson(batch=2)})
+    with pytest.raises(EngineError, match="count: Poisson has no prior"):
+        conjugate(None, half)
+
+
+def test_a_product_is_its_blocks():
+    """The same sums give the same posteriors, and what they say adds up."""
+    blocks = {
+        "size": Normal(2, batch=K, prior=NormalInverseWishartPrior(torch.zeros(2), scale=torch.eye(2))),
+        "answers": CategoricalVector(3, 2, batch=K, prior="weak"),
+    }
+    table, r = Product(blocks).double(), weights()
+    x = torch.cat([torch.randn(N, 2), torch.randint(3, (N, 2))], 1).double()
+    prior = conjugate(table.prior, table)
+    q = prior.updated(sums_of(table, x, r))
+    alone = {name: conjugate(f.prior, f) for name, f in blocks.items()}
+    parts = {"size": x[:, :2], "answers": x[:, 2:]}
+    after = {name: alone[name].updated(sums_of(blocks[name], part, r)) for name, part in parts.items()}
+    torch.testing.assert_close(q.divergence(prior), sum(after[name].divergence(alone[name]) for name in blocks))
+    kernel = q.kernel()
+    density = kernel.log_density(kernel.expand(table.features(x)))
+    expected = 0.0
+    for name, part in parts.items():
+        kernel = after[name].kernel()
+        expected = expected + kernel.log_density(kernel.expand(blocks[name].features(part)))
+    torch.testing.assert_close(density, expected)
+    draws = q.sample(7)
+    assert draws["size.covariance"].shape == (7, K, 2, 2)
+    assert q.log_prob(draws).shape == (7,)
+    assert set(q.center()) == set(table.constraints)
 
 
 @pytest.mark.parametrize(("form", "df"), [("full", 1.0), ("tied", 1.0), ("diagonal", -1.0)])

@@ -22,6 +22,7 @@ from ppl_vae.families import (
     Normal,
     NormalInverseWishartPrior,
     Poisson,
+    Product,
     conjugate,
 )
 
@@ -229,6 +230,38 @@ def test_two_latents():
         counts[:, order], torch.tensor([[30.0, 30.0, 0.0], [0.0, 0.0, 60.0]], dtype=torch.float64), rtol=0.05, atol=2.0
     )
     torch.testing.assert_close(found.q["outer"].concentration - 1, torch.full((2,), 60.0).double(), rtol=0.05, atol=0)
+
+
+class Table(pv.LatentVariableModel):
+    """Sizes and answers in one table."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = Categorical(2, prior="weak")
+        self.people = Product(
+            {"size": Normal(1, batch=2, prior="weak"), "answers": CategoricalVector(2, 3, batch=2, prior="weak")}
+        )
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z):
+        return self.people(z)
+
+
+def test_a_table_of_mixed_types():
+    z = torch.arange(200) % 2
+    answers = torch.bernoulli(torch.where(z == 0, 0.2, 0.8)[:, None].expand(-1, 3))
+    x = torch.cat([torch.randn(200, 1) + 4 * z[:, None], answers], 1)
+    found = fit(Table(), x)
+    assert bool((found.trace["bound"].diff() >= -1e-9 * found.trace["bound"].abs().max()).all())
+    assert found.draws["people.answers.probs"].shape == (1, 50, 2, 3, 2)
+    share = found.parameters["people.answers.probs"][..., 1].mean(1).sort().values
+    assert share.tolist() == pytest.approx([0.2, 0.8], abs=0.08)
+    bound, weighted, _ = elbo_total(found)
+    assert bound < weighted + 0.1
 
 
 def test_spare_components_empty_themselves():
@@ -445,8 +478,12 @@ class Counts(Fixed):
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        (pv.models.GaussianMixture(2, 1), torch.zeros(9, 1), "mixing .* has none: declare it with prior="),
-        (Counts(), torch.zeros(9), "components .Poisson. has none"),
+        (
+            pv.models.GaussianMixture(2, 1),
+            torch.zeros(9, 1),
+            "VB cannot update mixing: Categorical has no prior: give it a conjugate one",
+        ),
+        (Counts(), torch.zeros(9), "VB cannot update components: Poisson has no prior"),
         (Aside(), torch.zeros(9, 1), "uses a parameter otherwise"),
         (ByHand(), {"x": torch.zeros(9, 1), "y": torch.zeros(9, 1)}, "shift is a shared latent declared by hand"),
         (Continuous(), torch.zeros(9, 1), "'u' is not: fit by SVI"),
