@@ -180,6 +180,7 @@ class _Runs:
         self.prior, self.total = priors(model), parts.total()
         self.sample, self.weights = parts.sample(SAMPLE, vb.seed)
         self.few = self.sample.rows(slice(0, 4))
+        self.plan: ExpectedPlan | None = None
         refuse_laws(model, parts, self.few)
 
     def all(self) -> list[Run]:
@@ -222,7 +223,9 @@ class _Runs:
         """The E-step: the bound under q(theta), and the q(theta) that the next M-step makes of it."""
         centers = {f"{path}.{name}": value for path, own in q.items() for name, value in own.center().items()}
         with self.model.bind(centers):
-            plan = ExpectedPlan(self.model, self.few, q)
+            plan = self.plan = self.plan or ExpectedPlan(self.model, self.few, q)
+            plan.q = q
+            plan.refresh()
             e = summed(plan, self.parts, self.workers)
             bound = e.objective - sum(own.divergence(self.prior[path]) for path, own in q.items())
             return bound.item(), self.updated(plan.finish(e))
