@@ -16,7 +16,7 @@ __all__ = ["Density", "answers", "kept", "normal", "plain", "tensor"]
 
 Array = NDArray[np.floating]
 
-ELEMENTS_AT_ONCE = 1 << 18
+ELEMENTS_AT_ONCE = 1 << 17
 """Bounds the temporaries of a question about many rows; small enough to stay in a processor's cache."""
 
 

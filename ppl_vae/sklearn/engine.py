@@ -13,7 +13,9 @@ from torch import Tensor
 from ppl_vae import families, models
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families.family import NOTHING
-from ppl_vae.infer.em import EM, Climb, Run, Values
+from ppl_vae.infer.climb import Climb, Run
+from ppl_vae.infer.em import EM
+from ppl_vae.infer.mstep import Values
 from ppl_vae.sklearn.covariance import COVARIANCES
 
 __all__ = ["Chronicle", "Lloyd", "MeanChangeEM", "RegularisedMixture"]

@@ -269,10 +269,9 @@ class _Nearness:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x - self.middle
-        missing = x.isnan()
-        if not bool(missing.any()):
+        if not bool(x.sum().isnan()):
             return torch.addmm(self.half.sum(1, keepdim=True), self.centers, x.T, beta=-1)
-        return self.centers @ x.nan_to_num().T - self.half @ (~missing).to(x).T
+        return self.centers @ x.nan_to_num().T - self.half @ (~x.isnan()).to(x).T
 
 
 def _inertia(X: Array, weights: Array | None, centers: Array, labels: NDArray[np.int32]) -> float:
