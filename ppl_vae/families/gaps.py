@@ -1,6 +1,7 @@
 """Rows with missing entries under a full covariance: exact marginal densities and conditional expectations."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,12 +57,30 @@ class WithGaps:
     """
 
     def __init__(self, inner: Kernel, m: Tensor, covariance: Tensor, R: Tensor) -> None:
-        K, d = m.shape
-        self.inner, self.unit = inner, R.norm(dim=1)
-        self.whiten = R / self.unit[:, None]
-        self.loc = (m @ R.mT) / self.unit
-        self.covariance = (covariance / self.unit / self.unit[:, None]).expand(K, d, d)
-        self.log_unit = self.unit.log()
+        self.inner, self.m, self.sigma, self.R = inner, m, covariance, R
+
+    # Made when the first row with gaps comes: most data have none.
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """Scales of the features, [d]: the covariance's entries need not be of one size."""
+        return self.R.norm(dim=1)
+
+    @cached_property
+    def whiten(self) -> Tensor:
+        """R in these units."""
+        return self.R / self.unit[:, None]
+
+    @cached_property
+    def loc(self) -> Tensor:
+        """Means, [K, d]."""
+        return (self.m @ self.R.mT) / self.unit
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Covariances, [K, d, d]."""
+        K, d = self.m.shape
+        return (self.sigma / self.unit / self.unit[:, None]).expand(K, d, d)
 
     def expand(self, features: Any) -> Any:
         if not isinstance(features, Gaps):
@@ -87,7 +106,7 @@ class WithGaps:
     def _marginal(self, pattern: Pattern) -> Tensor:
         factor, off = self._factor(pattern)
         z = torch.linalg.solve_triangular(factor, off, upper=False)
-        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1) + self.log_unit[pattern.seen].sum()
+        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1) + self.unit[pattern.seen].log().sum()
         return -0.5 * (z.square().sum(1) + len(pattern.seen) * LOG_2PI) - log_det[:, None]
 
     def expect(self, expanded: Any, r: Tensor) -> dict[str, Tensor]:

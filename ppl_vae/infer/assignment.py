@@ -1,7 +1,8 @@
 """What an E-step puts in the place of q(z): the posterior, its best value, a draw from it, or a tempered posterior."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,14 +18,36 @@ STIR = 0.1
 
 @dataclass(frozen=True)
 class Assigned:
-    """Responsibilities r [C, n] over C values of the latents, log p(x_i), [n], and the bound on it that r maximises.
+    """What an E-step found for each datum.
 
-    `objective` is None where the bound is tight.
+    Attributes
+    ----------
+    r : Tensor
+        Responsibilities [C, n] over C values of the latents.
+    best, share : Tensor
+        max_z log p(x_i, z), [n], and the posterior probability of that z: log p(x) = log p(x, z) - log p(z | x).
+    objective : Tensor, optional
+        The bound on log p(x_i) that r maximises, [n]; None where it is tight.
     """
 
     r: Tensor
-    log_prob: Tensor
+    best: Tensor
+    share: Tensor
     objective: Tensor | None = None
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log p(x_i), [n]."""
+        return self.best - self.share.log()
+
+    def log_likelihood(self, weights: Tensor | None) -> Tensor:
+        """The sum of w_i log p(x_i)."""
+        if weights is not None:
+            return weights @ self.log_prob
+        # Logarithms are dear: those of products of shares, each at least 1 / C, are as good.
+        n, rows = len(self.share), min(64, int(600 / math.log(len(self.r) + 1)))
+        products = self.share[: n - n % rows].view(rows, -1).prod(0)
+        return self.best.sum() - products.log_().sum() - self.share[n - n % rows :].log().sum()
 
 
 Assign = Callable[[Tensor, Chunk], Assigned]
@@ -32,17 +55,15 @@ Assign = Callable[[Tensor, Chunk], Assigned]
 
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:
     """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
-    best = joint.amax(0)
-    r = torch.sub(joint, best, out=out(joint, *joint.shape)).exp_()
-    total = r.sum(0)
-    return Assigned(r.div_(total), total.log_().add_(best))
+    r = torch.softmax(joint, 0, out=out(joint, *joint.shape))
+    return Assigned(r, joint.amax(0), r.amax(0))
 
 
 def hard(joint: Tensor, chunk: Chunk) -> Assigned:
     """All mass on the most probable value: classification EM; its bound is max_z log p(x, z)."""
-    best = joint.max(0)
-    r = torch.zeros_like(joint).scatter_(0, best.indices[None], 1.0)
-    return Assigned(r, torch.logsumexp(joint, 0), best.values)
+    exact = soft(joint, chunk)
+    r = torch.zeros_like(joint).scatter_(0, joint.argmax(0, keepdim=True), 1.0)
+    return Assigned(r, exact.best, exact.share, exact.best)
 
 
 def stochastic(seed: int, iteration: int) -> Assign:
@@ -52,7 +73,7 @@ def stochastic(seed: int, iteration: int) -> Assign:
         exact = soft(joint, chunk)
         u = torch.rand(joint.shape[1], generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
         drawn = (exact.r.cumsum(0) < u).sum(0).clamp_max(len(joint) - 1)
-        return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.log_prob)
+        return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.best, exact.share)
 
     return assign
 
@@ -61,8 +82,8 @@ def tempered(temperature: float) -> Assign:
     """R proportional to p(x, z)^(1/T), which maximises E_r[log p(x, z)] + T H(r) (Ueda and Nakano 1998)."""
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
-        scaled = soft(joint / temperature, chunk)
-        return Assigned(scaled.r, torch.logsumexp(joint, 0), temperature * scaled.log_prob)
+        exact, scaled = soft(joint, chunk), soft(joint / temperature, chunk)
+        return Assigned(scaled.r, exact.best, exact.share, temperature * scaled.log_prob)
 
     return assign
 
@@ -79,7 +100,7 @@ def stirred(temperature: float, seed: int, iteration: int) -> Assign:
         found = exact(joint, chunk)
         noise = torch.randn(joint.shape, generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
         r = found.r * (STIR * noise).exp()
-        return Assigned(r / r.sum(0), found.log_prob, found.objective)
+        return replace(found, r=r / r.sum(0))
 
     return assign
 

@@ -252,17 +252,15 @@ class Plan:
         r = assigned.r.view(value.shape)
         if instead is not None:
             r = instead(chunk, r)
-        log_prob, objective = assigned.log_prob, assigned.objective
-        if chunk.weights is not None:
-            r = r * chunk.weights
-            log_prob = chunk.weights * log_prob
-            objective = log_prob if objective is None else chunk.weights * objective
-        total = log_prob.sum()
+        weights, total, objective = chunk.weights, assigned.log_likelihood(chunk.weights), assigned.objective
+        bound = total if objective is None else objective.sum() if weights is None else weights @ objective
+        if weights is not None:
+            r = r * weights
         sums: dict[str, Sums] = {}
         for term in joint.terms:
             R = r if term.in_order and r.dim() == 2 else _scatter(r, term.index, term.family.batch, term.column)
             _add(sums, self.paths[id(term.family)], term.kernel.expect(term.expanded, R))
-        return Expectation(total, total if objective is None else objective.sum(), r.sum(-1, keepdim=True), sums)
+        return Expectation(total, bound, r.sum(-1, keepdim=True), sums)
 
     def finish(self, e: Expectation) -> dict[str, Sums]:
         """The sums of every family, those of the latents read off the table."""

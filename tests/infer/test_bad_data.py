@@ -77,7 +77,8 @@ def test_hard_data_are_reported(case):
     assert found.status.code == code, found.status
     assert words in str(found.status)
     assert torch.isfinite(bound).all()
-    assert (bound.diff()[same] >= -2e-9 * bound[1:][same].abs().clamp_min(1)).all()
+    # A matrix of doubles holds a direction of variance 1e-8 to eight digits.
+    assert (bound.diff()[same] >= -1e-8 * bound[1:][same].abs().clamp_min(1)).all()
 
 
 @pytest.mark.parametrize("covariance", FORMS)
