@@ -62,7 +62,8 @@ def soft(joint: Tensor, chunk: Chunk) -> Assigned:
 def hard(joint: Tensor, chunk: Chunk) -> Assigned:
     """All mass on the most probable value: classification EM; its bound is max_z log p(x, z)."""
     exact = soft(joint, chunk)
-    r = torch.zeros_like(joint).scatter_(0, joint.argmax(0, keepdim=True), 1.0)
+    best = joint.max(0, keepdim=True).indices  # argmax over the first dimension is ten times slower
+    r = torch.zeros_like(joint).scatter_(0, best, 1.0)
     return Assigned(r, exact.best, exact.share, exact.best)
 
 
