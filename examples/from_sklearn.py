@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import ppl_vae as pv
-from ppl_vae.sklearn import GaussianMixture, KMeans, from_sklearn, to_sklearn
+from ppl_vae.sklearn import BayesianGaussianMixture, GaussianMixture, KMeans, from_sklearn, to_sklearn
 
 
 def main():
@@ -23,6 +23,11 @@ def main():
     assert np.isclose(ours.bic(X), theirs.bic(X))
     centers = TheirKMeans(2, random_state=0).fit(X)
     assert np.isclose(KMeans(2, random_state=0).fit(X).inertia_, centers.inertia_)
+
+    # Variational Bayes leaves the components that the data do not need without weight.
+    bayesian = BayesianGaussianMixture(n_components=6, max_iter=1000, random_state=0).fit(X)
+    print("weights", bayesian.weights_.round(3).tolist())
+    assert (bayesian.weights_ > 0.01).sum() == 2
 
     # A weight of two is the same as writing a row twice.
     start = {"means_init": theirs.means_, "weights_init": theirs.weights_, "precisions_init": theirs.precisions_}

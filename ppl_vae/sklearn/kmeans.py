@@ -30,6 +30,27 @@ INITS = {"k-means++": "k-means++", "random": "random_from_data"}
 
 
 @dataclass(frozen=True)
+class _Init:
+    """Where runs start: first centers from (X, K, random, weights), and how many starts "auto" is."""
+
+    centers: Callable[[Array, int, np.random.RandomState, Array], Array]
+    usual: int
+    fixed: bool = False  # every start is the same
+
+
+def _seeded(name: str) -> _Init:
+    def centers(X: Array, K: int, random: np.random.RandomState, weights: Array) -> Array:
+        middle = X.mean(0)  # k-means++ multiplies out its squared distances, which far from zero loses digits
+        return SEEDS[INITS[name]](X - middle, K, random, weights) + middle
+
+    return _Init(centers, 10 if name == "random" else 1)
+
+
+def _called(function: Callable[..., Any], d: int) -> _Init:
+    return _Init(lambda X, K, random, weights: check_centers(function(X, K, random_state=random), K, d), 10)
+
+
+@dataclass(frozen=True)
 class _Clustering:
     """Where one start has led."""
 
@@ -148,40 +169,35 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if len(X) < self.n_clusters:
             raise ValueError(f"n_samples={len(X)} should be >= n_clusters={self.n_clusters}.")
         weights = check_sample_weight(sample_weight, len(X))
-        start, count = self._starts(X)
-        random, w = check_random_state(self.random_state), np.ones(len(X)) if weights is None else weights
-        runs = (self._cluster(X, weights, start(filled(X, weights), random, w)) for _ in range(count))
+        init, random = self._init(X.shape[1]), check_random_state(self.random_state)
+        whole, w = filled(X, weights), np.ones(len(X)) if weights is None else weights
+        starts = (init.centers(whole, self.n_clusters, random, w) for _ in range(self._count(init)))
+        runs = (self._cluster(X, weights, centers) for centers in starts)
         return self._keep(reduce(_better, runs), X.dtype)
 
-    def _starts(self, X: Array) -> tuple[Callable[[Array, Any, Any], Array], int]:
-        """The function (X, random, weights) -> first centers, and how often it is called."""
-        K, init = self.n_clusters, self.init
-        if isinstance(init, str):
+    def _init(self, d: int) -> _Init:
+        if isinstance(self.init, str):
             check_choice(self, "init", INITS)
-            seeds, usual = (
-                (lambda X, random, weights: SEEDS[INITS[init]](X, K, random, weights)),
-                1 + 9 * (init == "random"),
-            )
-        elif callable(init):
-            seeds, usual = (
-                (lambda X, random, weights: check_centers(init(X, K, random_state=random), K, X.shape[1])),
-                10,
-            )
-        else:
-            centers = check_centers(init, K, X.shape[1])
-            seeds, usual = (lambda X, random, weights: centers), 1
+            return _seeded(self.init)
+        if callable(self.init):
+            return _called(self.init, d)
+        centers = check_centers(self.init, self.n_clusters, d)
+        return _Init(lambda X, K, random, weights: centers, 1, fixed=True)
+
+    def _count(self, init: _Init) -> int:
+        """How many starts."""
         if self.n_init == "auto":
-            return seeds, usual
+            return init.usual
         check_numbers(self, ["n_init"])
-        if not isinstance(init, str) and not callable(init) and self.n_init != 1:
+        if init.fixed and self.n_init != 1:
             warnings.warn(
                 "Explicit initial center position passed: performing only one init in KMeans instead of "
                 f"n_init={self.n_init}.",
                 RuntimeWarning,
                 stacklevel=3,
             )
-            return seeds, 1
-        return seeds, self.n_init
+            return 1
+        return self.n_init
 
     def _cluster(self, X: Array, weights: Array | None, centers: Array) -> _Clustering:
         K, variance = self.n_clusters, float(np.nanmean(np.nanvar(X.astype(np.float64), axis=0)))

@@ -262,6 +262,12 @@ def test_em_comes_to_kmeans_as_its_covariance_shrinks(X):
     assert gaps[2] < 1e-8
 
 
+def test_kmeans_far_from_the_origin(X):
+    near, far = (KMeans(3, random_state=0).fit(X + shift) for shift in (0, 1e8))
+    assert (far.labels_ == near.labels_).all()
+    assert far.inertia_ == pytest.approx(near.inertia_, rel=1e-6)
+
+
 def test_kmeans_weights_are_repetitions(X):
     weights = np.random.RandomState(0).randint(0, 4, len(X))
     weighted = KMeans(3, init=X[[0, 60, 120]], tol=0).fit(X, sample_weight=weights)
