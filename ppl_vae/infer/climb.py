@@ -80,7 +80,8 @@ class Climb:
         self.notes: list[str] = self.parts.remarks()
         self.plan: Plan | None = None
         self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
-        status = Status("max_iter", f"{self.em.max_iter} iterations did not reach tol {self.em.tol:g}")
+        self.unit = "iterations" if self.em.batch_size is None else "epochs"
+        status = Status("max_iter", f"{self.em.max_iter} {self.unit} did not reach tol {self.em.tol:g}")
         self.record = Run(values, owner.free(), status=status)
         self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
         self.online = None if self.em.batch_size is None else Online(self, self.em.batch_size)
@@ -133,7 +134,13 @@ class Climb:
         begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
         for iteration in range(self.iteration, em.max_iter):
             self.iteration, values = iteration + 1, self.values
-            e, plan = self.expect(values, self.assign(iteration))
+            try:
+                e, plan = self.expect(values, self.assign(iteration))
+            except torch.linalg.LinAlgError:  # an extrapolated covariance may be singular to rounding
+                if not self.acceleration.rejects(-math.inf):
+                    raise
+                self.values = self.acceleration.fallback
+                continue
             prior = self.model.log_prior(values) if self.has_prior else 0.0
             bound, objective = float(e.log_prob + prior), float(e.objective + prior)
             if self.acceleration.rejects(objective):
@@ -147,7 +154,7 @@ class Climb:
                 run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
                 update(iteration, f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps")
                 if self._converged(run, iteration):
-                    run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} iterations")
+                    run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} {self.unit}")
                     break
             self._advance(plan.finish(e), objective, iteration)
             self.owner.keep(self)

@@ -32,6 +32,9 @@ __all__ = ["EM"]
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
 
+FOR_DECLARED = ("start", "assignment", "temperature", "batch_size", "accelerate", "frozen", "checkpoint", "n_init")
+"""Settings that an ordinary Pyro model cannot have."""
+
 
 @dataclass(frozen=True)
 class EM:
@@ -129,6 +132,14 @@ class EM:
         if not 0.5 < self.decay <= 1:
             raise EngineError(f"EM: decay must be above 0.5 and at most 1 for online EM to converge, got {self.decay}")
 
+    def _check_pair(self, weights: Any) -> None:
+        """Refuse what a Pyro model's generalised EM does not do."""
+        kept = {f.name: f.default for f in fields(EM) if f.name in FOR_DECLARED}
+        given = [name for name, default in kept.items() if getattr(self, name) != default]
+        given += ["weights"] if weights is not None else []
+        if given:
+            raise EngineError(f"EM of a Pyro model has no {', '.join(given)}; declare the model, or leave that out")
+
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.
 
@@ -153,8 +164,7 @@ class EM:
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.pairs import maximize_pair
 
-            if self.checkpoint is not None:
-                raise EngineError("EM keeps checkpoints of declared models only; fit a Pyro model without one")
+            self._check_pair(weights)
             return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
