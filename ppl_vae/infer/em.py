@@ -138,7 +138,7 @@ class EM:
         given = [name for name, default in kept.items() if getattr(self, name) != default]
         given += ["weights"] if weights is not None else []
         if given:
-            raise EngineError(f"EM of a Pyro model has no {', '.join(given)}; declare the model, or leave that out")
+            raise EngineError(f"EM has {', '.join(given)} for declared models only; declare it, or leave that out")
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.

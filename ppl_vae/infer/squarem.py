@@ -134,10 +134,10 @@ class Squarem(Plain):
         return (u.square() / self.moved.clamp_min(1e-300)).sum().sqrt()
 
     def _with(self, path: list[Tensor], values: Values) -> list[Tensor]:
-        """The path with one more point; empty where a parameter is on the boundary of its set."""
+        """The path with one more point; empty where a parameter is on the boundary of its set, or next to it."""
         try:
             u = self.free.vector(values)
-        except EngineError:
+        except (EngineError, torch.linalg.LinAlgError):
             return []
         if path:
             step = (u - path[-1]).square()

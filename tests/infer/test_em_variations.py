@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -133,6 +134,34 @@ def test_squarem_keeps_the_variance_floor():
     assert torch.isfinite(found.trace["bound"]).all()
     variances = found.parameters["components.covariance"] / x.var(0, correction=0)
     assert variances.min() >= 1e-8 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("form", ["full", "tied", "diagonal", "spherical"])
+def test_squarem_on_data_near_a_line(form):
+    generator = torch.Generator().manual_seed(4)
+    t, noise = (torch.randn(60, size, generator=generator, dtype=torch.float64) for size in (1, 3))
+    x = t * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 1e-3 * noise
+    found = fit(pv.models.GaussianMixture(4, 3, form), x, accelerate="squarem", max_iter=150)
+    assert never_falls(found.trace, 1e-11)
+    assert torch.isfinite(found.log_prob(x)).all()
+
+
+def test_an_extrapolated_covariance_that_is_singular_is_refused(overlapping, monkeypatch):
+    expect, met = Climb.expect, []
+
+    def singular(self, *args, **kwargs):
+        if self.acceleration.leapt and len(met) < 3:
+            met.append(self.iteration)
+            raise torch.linalg.LinAlgError("not positive-definite")
+        return expect(self, *args, **kwargs)
+
+    monkeypatch.setattr(Climb, "expect", singular)
+    found = fit(pv.models.GaussianMixture(3, 2), overlapping, accelerate="squarem", max_iter=60)
+    assert len(met) == 3
+    assert never_falls(found.trace)
+    monkeypatch.setattr(Climb, "expect", expect)
+    model = pv.models.GaussianMixture(3, 2)
+    assert found.trace["bound"][-1] > fit(model, overlapping, max_iter=60).trace["bound"][-1]
 
 
 def rule_of(names, **values):
@@ -415,3 +444,12 @@ def test_batches_need_an_m_step_in_closed_form():
     t = torch.linspace(-1, 1, 50, dtype=torch.float64)
     with pytest.raises(EngineError, match="no family owns"):
         fit(Slopes(), {"t": t, "y": t}, batch_size=10)
+
+
+def test_a_pyro_model_has_no_variations():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(EngineError, match="accelerate, weights for declared models only"):
+        fit(model, torch.zeros(5), torch.ones(5), accelerate="squarem")
