@@ -62,7 +62,7 @@ def from_sklearn(estimator: Any) -> Fit:
     reached = ("converged", f"{name} converged") if estimator.converged_ else ("max_iter", f"{name} did not converge")
     return Fit(
         model=model.requires_grad_(False),
-        engine=name,
+        engine="scikit-learn",
         draws={},
         trace={},
         bound="",

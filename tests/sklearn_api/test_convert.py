@@ -39,6 +39,17 @@ def test_a_fit_by_em_becomes_an_estimator(X):
     assert warm.score(X) == pytest.approx(estimator.score(X), abs=1e-3)
 
 
+def test_a_converted_fit_is_compared_saved_and_started_from(X, tmp_path):
+    fit = from_sklearn(sklearn.mixture.GaussianMixture(2, random_state=0).fit(X[:200]))
+    em = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), X[:200])
+    frame = pv.compare({"scikit-learn": fit, "EM": em}, X[200:]).to_frame()
+    assert frame.loc["scikit-learn", "log_predictive"] == pytest.approx(frame.loc["EM", "log_predictive"], abs=1e-3)
+    loaded = pv.Fit.load(fit.save(tmp_path / "fit.safetensors"), pv.models.GaussianMixture(2, 2))
+    np.testing.assert_allclose(loaded.log_prob(X).numpy(), fit.log_prob(X).numpy())
+    again = pv.EM(start=fit, progress=False).fit(pv.models.GaussianMixture(2, 2), X[:200])
+    assert again.trace["bound"][0] == pytest.approx(fit.log_prob(X[:200]).sum().item())
+
+
 def test_a_bayesian_mixture_gives_its_mean(X):
     theirs = sklearn.mixture.BayesianGaussianMixture(n_components=2, random_state=0).fit(X)
     fit = from_sklearn(theirs)

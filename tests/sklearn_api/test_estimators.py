@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import ppl_vae as pv
-from ppl_vae.sklearn import GaussianMixture, KMeans
+from ppl_vae.sklearn import BayesianGaussianMixture, GaussianMixture, KMeans
 
 KINDS = ["full", "tied", "diag", "spherical"]
 FITTED = ["weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "lower_bound_"]
@@ -190,6 +190,16 @@ def test_wrong_weights_are_named(X, estimator):
     ]:
         with pytest.raises(ValueError, match=message):
             estimator.fit(X, sample_weight=weights)
+
+
+@pytest.mark.parametrize("estimator", [GaussianMixture(), BayesianGaussianMixture()])
+def test_iterations_are_counted_and_data_must_be_enough(X, estimator):
+    with pytest.warns(ConvergenceWarning):
+        assert clone(estimator).set_params(max_iter=1, n_components=3).fit(X).n_iter_ == 1
+    with pytest.raises(
+        ValueError, match="Expected n_samples >= n_components but got n_components = 12, n_samples = 10"
+    ):
+        clone(estimator).set_params(n_components=12).fit(X[:10])
 
 
 def test_in_a_pipeline_and_a_grid_search(X):

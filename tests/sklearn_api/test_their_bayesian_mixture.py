@@ -6,9 +6,9 @@ from their_tests import collected, load
 from ppl_vae.sklearn import BayesianGaussianMixture
 
 PRIVATE = {
-    "test_log_dirichlet_norm": "_log_dirichlet_norm",
-    "test_log_wishart_norm": "_log_wishart_norm",
-    "test_compare_covar_type": "BayesianGaussianMixture._initialize_parameters",
+    "test_log_dirichlet_norm": "private API _log_dirichlet_norm",
+    "test_log_wishart_norm": "private API _log_wishart_norm",
+    "test_compare_covar_type": "private API BayesianGaussianMixture._initialize_parameters",
 }
 """Tests that are skipped, each with the private function of scikit-learn that it calls in place of the estimator."""
 

@@ -16,13 +16,13 @@ def load(name, **replacements):
     return module
 
 
-def collected(module, private, slow=()):
-    """Its tests by name, those in `private` skipped with the private function that they call as the reason."""
+def collected(module, skipped, slow=()):
+    """Its tests by name, those in `skipped` skipped because of what they use in the place of the estimator."""
     found = {name: test for name, test in vars(module).items() if name.startswith("test_")}
     for name, test in found.items():
         test.pytestmark = [_listed(mark) for mark in getattr(test, "pytestmark", [])]
-        if name in private:
-            pytest.mark.skip(reason=f"uses private API {private[name]}")(test)
+        if name in skipped:
+            pytest.mark.skip(reason=f"uses {skipped[name]}")(test)
         if name in slow:
             pytest.mark.slow(test)
     return found
