@@ -112,7 +112,7 @@ class Family(PyroModule):
         """Take from data what depends on its scale: a weak prior, a variance floor."""
 
     def coordinates(self, x: Tensor) -> Tensor:
-        """Data x [n, *event] as points [n, p] whose distances mean something, for starts; missing entries at the centre."""
+        """Data x as points [n, p] whose distances mean something, for starts; missing entries at the centre."""
         x = x if x.is_floating_point() else x.double()
         return torch.where(x.isnan(), x.nanmean(0), x).reshape(len(x), -1)
 

@@ -251,7 +251,7 @@ class Normal(Family):
             return []
         return [
             f"the data do not spread in {int(self.flat)} of {self.n_features} directions (constant or collinear "
-            f"features), where variances are held at {self.floor:g} of the scale; the likelihood depends on that"
+            f"features); the density there is set by the prior, or by the floor of {self.floor:g} of the scale"
         ]
 
 

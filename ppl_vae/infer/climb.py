@@ -79,6 +79,8 @@ class Climb:
         self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
         self.notes: list[str] = self.parts.remarks()
         self.plan: Plan | None = None
+        self.update: Update = lambda done, text: None
+        self.said = "first E-step"
         self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
         self.unit = "iterations" if self.em.batch_size is None else "epochs"
         status = Status("max_iter", f"{self.em.max_iter} {self.unit} did not reach tol {self.em.tol:g}")
@@ -124,13 +126,17 @@ class Climb:
         with self.model.bind(values), torch.no_grad():
             plan = self.plan = self.plan or Plan(self.model, self.few)
             plan.refresh()
-            e = summed(plan, parts, self.workers, assign, instead)
+            e = summed(plan, parts, self.workers, assign, instead, self._begun)
         self.e_steps += batch is None
         return e, plan
 
+    def _begun(self, number: int) -> None:
+        """Show how far a pass over the data has come."""
+        self.update(self.iteration, f"{self.said}, block {number} of {self.parts.num_blocks or 'this pass'}")
+
     def run(self, update: Update) -> Run:
         """Iterate until nothing is gained."""
-        em, run = self.em, self.record
+        em, run, self.update = self.em, self.record, update
         begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
         for iteration in range(self.iteration, em.max_iter):
             self.iteration, values = iteration + 1, self.values
@@ -152,7 +158,8 @@ class Climb:
                     break
                 run.values, run.free = values, self.owner.free()
                 run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
-                update(iteration, f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps")
+                self.said = f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps"
+                update(iteration, self.said)
                 if self._converged(run, iteration):
                     run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} {self.unit}")
                     break

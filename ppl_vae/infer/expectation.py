@@ -1,6 +1,6 @@
 """The E-step as a map over chunks of data and a sum: responsibilities, then expected sufficient statistics."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -272,9 +272,14 @@ class Plan:
 
 
 def summed(
-    plan: Plan, parts: Parts, workers: Lanes[Expectation], assign: Assign = soft, instead: Replace | None = None
+    plan: Plan,
+    parts: Parts,
+    workers: Lanes[Expectation],
+    assign: Assign = soft,
+    instead: Replace | None = None,
+    begun: Callable[[int], None] = lambda number: None,
 ) -> Expectation:
-    """The E-step over the data of all processes, its blocks shared out among threads."""
+    """The E-step over the data of all processes, its blocks shared out among threads; `begun` hears their numbers."""
 
     def work(block: Any) -> Expectation:
         return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
@@ -283,7 +288,12 @@ def summed(
         like = added(plan.expect(chunk) for chunk in parts.cut(plan.few, None, 0))
         return Expectation(**mapped(vars(like), torch.zeros_like))
 
-    return Expectation(**parts.share.sum(vars(workers.sum(work, parts.blocks(), Expectation.__add__, nothing))))
+    def told() -> Iterator[Any]:
+        for number, block in enumerate(parts.blocks(), 1):
+            begun(number)
+            yield block
+
+    return Expectation(**parts.share.sum(vars(workers.sum(work, told(), Expectation.__add__, nothing))))
 
 
 def _thin(index: Tensor | None) -> Tensor | None:

@@ -63,6 +63,11 @@ class Parts:
         """Blocks of this process, opaque to the engine."""
         raise NotImplementedError
 
+    @property
+    def num_blocks(self) -> int | None:
+        """How many there are, where that is known."""
+        raise NotImplementedError
+
     def chunks(self, block: Any) -> Iterator[Chunk]:
         """A block's chunks."""
         raise NotImplementedError
@@ -142,6 +147,10 @@ class Held(Parts):
     def blocks(self) -> Iterator[_Span]:
         return iter(self.spans)
 
+    @property
+    def num_blocks(self) -> int | None:
+        return len(self.spans)
+
     def chunks(self, block: _Span) -> Iterator[Chunk]:
         span = slice(block.low, block.high)
         if block in self.kept:
@@ -198,6 +207,11 @@ class Streamed(Parts):
 
     def blocks(self) -> Iterator[Block]:
         return self.stream.shard(self.share.rank, self.share.world)
+
+    @property
+    def num_blocks(self) -> int | None:
+        rows = self.stream.num_rows
+        return None if rows is None else -(-rows // (self.stream.rows_at_once * self.share.world))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         return self.cut(self.model.observe(block.values), self.weights_of(block), block.start)
