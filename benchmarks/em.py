@@ -235,14 +235,12 @@ def main():
         memory_of(Problem(*json.loads(arguments.memory_of)))
         return
     rate = matrix_rate()
-    print(
-        f"date {datetime.date.today()}, seed {SEED}, {platform.processor() or platform.machine()}, device {arguments.device}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"date {datetime.date.today()}, seed {SEED}, {machine}, device {arguments.device}")
     print(f"python {platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}")
     print(f"{torch.get_num_threads()} threads, float64 matrix products {rate:.0f} GFLOP/s, {arguments.rounds} rounds\n")
-    print(
-        f"{'problem':38} {'ms':>8} {'sklearn':>8} {'ratio':>6} {'range':>13} {'goal':>5} {'of rate':>7} {'gap':>8} {'MB':>6}"
-    )
+    print(f"{'problem':38} {'ms':>8} {'sklearn':>8} {'ratio':>6} {'range':>13}", end=" ")
+    print(f"{'goal':>5} {'of rate':>7} {'gap':>8} {'MB':>6}")
     problems = SWEEP if arguments.sweep else GOALS
     for problem in problems:
         ms, sk, ratios, gap, others = measure(problem, arguments.rounds, arguments.device)

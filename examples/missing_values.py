@@ -1,6 +1,6 @@
 """EM on a table with holes and weights: nothing is imputed, nothing is dropped, and the answer is checked.
 
-    python examples/missing_values.py
+python examples/missing_values.py
 """
 
 import torch
