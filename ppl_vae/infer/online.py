@@ -11,15 +11,17 @@ from ppl_vae.declare import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Sums
 from ppl_vae.infer.mstep import Values
-from ppl_vae.infer.parts import Held, Parts, Streamed
+from ppl_vae.infer.parts import Chunk, Held, Parts, Streamed
 
 if TYPE_CHECKING:
     from ppl_vae.infer.climb import Climb
 
-__all__ = ["Online", "batches"]
+__all__ = ["Batch", "Online", "batches"]
 
 DELAY = 10
 """t_0: the first batch replaces a quarter of the sums of the first E-step at decay 0.6, not most of them."""
+BLOCK = 1024
+"""Rows of a batch that one thread or process takes at a time."""
 PATIENCE = 3
 """Epochs without a better bound after which a run ends."""
 
@@ -106,14 +108,35 @@ def mixed(a: AllSums, b: AllSums, wa: float, wb: float) -> AllSums:
     return {path: {name: wa * value + wb * b[path][name] for name, value in own.items()} for path, own in a.items()}
 
 
-def batches(parts: Parts, size: int, order: torch.Generator) -> Iterator[Held]:
+class Batch(Parts):
+    """Some rows of other parts, in blocks that do not depend on the number of threads and processes."""
+
+    def __init__(self, parts: Parts, obs: Observations, weights: Tensor | None) -> None:
+        self.model, self.families, self.share, self.rows = parts.model, parts.families, parts.share, parts.rows
+        self.obs, self.weights = obs, weights
+
+    def blocks(self) -> Iterator[slice]:
+        """Every so-many-th block, in this process."""
+        spans = [slice(low, min(low + BLOCK, len(self.obs))) for low in range(0, len(self.obs), BLOCK)]
+        return iter(spans[self.share.rank :: self.share.world])
+
+    def chunks(self, block: slice) -> Iterator[Chunk]:
+        """The block in chunks, their features made anew."""
+        return self.cut(self.obs.rows(block), None if self.weights is None else self.weights[block], block.start)
+
+    def total(self) -> float:
+        """Sum of the weights."""
+        return float(len(self.obs)) if self.weights is None else float(self.weights.sum())
+
+
+def batches(parts: Parts, size: int, order: torch.Generator) -> Iterator[Batch]:
     """Disjoint batches of about `size` rows: in random order from memory, in its own order from a stream."""
     for obs, weights in SOURCES[type(parts)](parts, order):
         count = max(1, round(len(obs) / size))
         edges = torch.linspace(0, len(obs), count + 1).round().long().tolist()
         for low, high in pairwise(edges):
             rows = slice(low, high)
-            batch = Held(parts.model, obs.rows(rows), None if weights is None else weights[rows], 1, parts.share)
+            batch = Batch(parts, obs.rows(rows), None if weights is None else weights[rows])
             if batch.total() > 0:
                 yield batch
 
