@@ -25,7 +25,7 @@ from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import LostError, joined
 from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.squarem import ACCELERATIONS
-from ppl_vae.infer.starts import first_responsibilities, given_values
+from ppl_vae.infer.starts import first_responsibilities, given_values, take_networks
 
 __all__ = ["EM"]
 
@@ -249,6 +249,7 @@ class Starts:
         """Every run, in order; those of the checkpoint are not made again."""
         em, share = self.em, self.parts.share
         given = given_values(em.start, self.defaults)
+        take_networks(em.start, self.model)
         count = 1 if given is not None or isinstance(em.start, Tensor) else em.n_init
         few, _ = self.parts.sample(SAMPLE, em.seed)
         few, origin = few.rows(slice(0, 4)), self.free()

@@ -10,7 +10,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 
-__all__ = ["first_responsibilities", "given_values"]
+__all__ = ["first_responsibilities", "given_values", "take_networks"]
 
 HARDNESS = 0.9
 """Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
@@ -34,6 +34,26 @@ def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor
             )
         values[name] = tensor
     return values
+
+
+def take_networks(start: Any, model: LatentVariableModel) -> None:
+    """Give the model's own parameters, such as a network's, the values that they have in a fit to start from.
+
+    Raises
+    ------
+    DataError
+        If the fit is of a model whose parameters have other shapes.
+    """
+    if not isinstance(start, Fit):
+        return
+    theirs = dict(start.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        value = theirs.get(name)
+        if value is None or value.shape != parameter.shape:
+            found = "no such parameter" if value is None else f"shape {tuple(value.shape)}"
+            raise DataError(f"the fit to start from has {found} for {name}; the model's has {tuple(parameter.shape)}")
+        with torch.no_grad():
+            parameter.copy_(value)
 
 
 def first_responsibilities(

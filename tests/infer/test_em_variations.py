@@ -1,6 +1,7 @@
 """Variations of EM: acceleration, batches, annealing, hard assignments, warm starts."""
 
 import math
+from copy import deepcopy
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +10,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import latent, observed
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer import checkpoint
 from ppl_vae.infer.climb import Climb
 from ppl_vae.infer.squarem import Squarem
@@ -377,6 +378,20 @@ def test_a_fit_from_a_finished_fit_stops_at_once(faithful, settings, prior):
         ends = [one.trace["objective"][i].item() for one, i in ((first, -1), (again, 0), (again, -1))]
         assert ends[1] == pytest.approx(ends[0], rel=1e-12)
         assert ends[2] == pytest.approx(ends[0], abs=1e-5)
+
+
+def test_a_fit_from_a_fit_takes_its_networks_too():
+    """Slopes that no family owns are not among a fit's parameters by name, and are taken over all the same."""
+    t = torch.linspace(-2, 2, 200, dtype=torch.float64)
+    data = {"t": t, "y": torch.where(torch.arange(200) % 2 == 0, 2.0, -1.0) * t}
+    first = fit(Slopes(), data, tol=1e-10)
+    again = fit(Slopes(), data, start=first)
+    assert len(again.trace["bound"]) <= 2
+    assert again.trace["bound"][0].item() == pytest.approx(first.trace["bound"][-1].item(), rel=1e-12)
+    other = deepcopy(first)
+    del other.model.slope
+    with pytest.raises(DataError, match="no such parameter for slope"):
+        fit(Slopes(), data, start=other)
 
 
 def test_a_fit_from_responsibilities_takes_one_m_step_first(faithful):
