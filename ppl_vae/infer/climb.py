@@ -145,12 +145,12 @@ class Climb:
             except torch.linalg.LinAlgError:  # an extrapolated covariance may be singular to rounding
                 if not self.acceleration.rejects(-math.inf):
                     raise
-                self.values = self.acceleration.fallback
+                self._go_back()
                 continue
             prior = self.model.log_prior(values) if self.has_prior else 0.0
             bound, objective = float(e.log_prob + prior), float(e.objective + prior)
             if self.acceleration.rejects(objective):
-                self.values = self.acceleration.fallback
+                self._go_back()
                 continue
             if not self.acceleration.leapt:
                 if not math.isfinite(objective):
@@ -167,6 +167,11 @@ class Climb:
             self.owner.keep(self)
         run.values = self.parts.share.same(run.values)
         return self._judged(run)
+
+    def _go_back(self) -> None:
+        """Leave an extrapolated point, and what gradient steps have made of the networks since the last record."""
+        self.values = self.acceleration.fallback
+        self.owner.release(self.record.free)
 
     def _advance(self, sums: dict[str, Sums], objective: float, iteration: int) -> None:
         """The M-step, or an epoch of them, then what repairs and acceleration make of it."""

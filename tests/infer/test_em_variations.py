@@ -25,6 +25,23 @@ def fit(model, x, weights=None, **settings):
     return pv.EM(**{"progress": False, **settings}).fit(model, x, weights)
 
 
+class Slopes(pv.LatentVariableModel):
+    def __init__(self):
+        super().__init__()
+        self.mixing = pv.families.Categorical(2)
+        self.slope = torch.nn.Parameter(torch.tensor([0.5, -0.5]))
+
+    t = pv.given()
+
+    @latent
+    def z(self):
+        return self.mixing()
+
+    @observed
+    def y(self, z, t):
+        return dist.Normal(self.slope[z] * t, 1.0)
+
+
 def passes(fit, bound):
     """Passes over the data until the bound is reached."""
     return next(int(e) for b, e in zip(fit.trace["bound"], fit.trace["e_steps"], strict=True) if b >= bound)
@@ -165,6 +182,17 @@ def test_an_extrapolated_covariance_that_is_singular_is_refused(overlapping, mon
     assert found.trace["bound"][-1] > fit(model, overlapping, max_iter=60).trace["bound"][-1]
 
 
+def test_squarem_beside_gradient_steps_never_falls():
+    """Lines that are near each other, whose slopes take gradient steps while the weights are extrapolated."""
+    generator = torch.Generator().manual_seed(1)
+    t, noise = (torch.randn(300, generator=generator, dtype=torch.float64) for _ in range(2))
+    data = {"t": t, "y": torch.where(torch.arange(300) % 3 == 0, 1.0, -0.5) * t + noise}
+    fast = fit(Slopes(), data, accelerate="squarem", tol=1e-12, max_iter=80)
+    assert bool((fast.trace["e_steps"].diff() > 1).any()), "nothing was extrapolated"
+    assert never_falls(fast.trace)
+    torch.testing.assert_close(fast.trace["bound"][-1], fast.log_prob(data).sum(), rtol=1e-10, atol=0)
+
+
 def rule_of(names, **values):
     model = pv.models.GaussianMixture(2, 1)
     start = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
@@ -278,23 +306,6 @@ def test_one_batch_of_all_rows_forgets_towards_em():
     online = fit(model, x, start=done, batch_size=10_000, max_iter=5)
     torch.testing.assert_close(online.trace["bound"], done.trace["bound"][-1].expand(4), rtol=1e-12, atol=0)
     assert online.status.code == "converged"
-
-
-class Slopes(pv.LatentVariableModel):
-    def __init__(self):
-        super().__init__()
-        self.mixing = pv.families.Categorical(2)
-        self.slope = torch.nn.Parameter(torch.tensor([0.5, -0.5]))
-
-    t = pv.given()
-
-    @latent
-    def z(self):
-        return self.mixing()
-
-    @observed
-    def y(self, z, t):
-        return dist.Normal(self.slope[z] * t, 1.0)
 
 
 # Annealing and hard assignments
