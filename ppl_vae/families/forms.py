@@ -28,8 +28,8 @@ __all__ = ["FORMS", "Form"]
 
 FLAT = 1e-12
 """Share of the features' variance below which a direction of the data counts as having no spread of its own."""
-SMALLEST = 1e-14
-"""Share of a covariance's largest eigenvalue, features scaled, below which doubles cannot hold the others."""
+SMALLEST = 1e-12
+"""Share of the features' variance below which a matrix of doubles does not hold a direction to four digits."""
 
 
 class Form:
@@ -70,6 +70,10 @@ class Form:
     def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         """R from the moment of the whole data, weights summing to one, and feature scales [d]."""
         raise NotImplementedError
+
+    def lowest(self, moment: Tensor, scale: Tensor, floor: float) -> Tensor:
+        """G, in the shape of R: covariances are held above G G', `floor` of the data's own."""
+        return floor**0.5 * self.reference(moment, scale)
 
     def whiten(self, centred: Tensor, R: Tensor) -> Tensor:
         """R^-1 (x - c), [..., d]."""
@@ -163,10 +167,18 @@ class Full(Form):
         return moment.diagonal()
 
     def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
+        value, vector = self._spread(moment, scale)
+        return scale[:, None] * torch.linalg.cholesky((vector * value) @ vector.mT)
+
+    def lowest(self, moment: Tensor, scale: Tensor, floor: float) -> Tensor:
+        value, vector = self._spread(moment, scale)
+        held = (floor * value).clamp_min(min(floor, SMALLEST))
+        return scale[:, None] * torch.linalg.cholesky((vector * held) @ vector.mT)
+
+    def _spread(self, moment: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Variances of scaled features and their directions; one without spread gets the features' own variance."""
         value, vector = torch.linalg.eigh(moment / scale / scale[:, None])
-        # Directions without spread get the features' own, so that the floor there is one that doubles can hold.
-        floored = (vector * torch.where(value > FLAT, value, 1.0)) @ vector.mT
-        return scale[:, None] * torch.linalg.cholesky(floored)
+        return torch.where(value > FLAT, value, 1.0), vector
 
     def whiten(self, centred: Tensor, R: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(R, centred.mT, upper=False).mT
@@ -213,11 +225,7 @@ class Full(Form):
         if not bool(torch.linalg.cholesky_ex(relative - floor * identity).info.any()):
             return covariance
         value, vector = torch.linalg.eigh(relative)
-        clipped = self.restore((vector * value.clamp_min(floor)[..., None, :]) @ vector.mT, R)
-        unit = R.norm(dim=1)
-        value, vector = torch.linalg.eigh(clipped / unit / unit[:, None])
-        held = torch.maximum(value, SMALLEST * value[..., -1:])
-        return (vector * held[..., None, :]) @ vector.mT * unit * unit[:, None]
+        return self.restore((vector * value.clamp_min(floor)[..., None, :]) @ vector.mT, R)
 
     def smallest(self, covariance: Tensor, R: Tensor, K: int) -> Tensor:
         return torch.linalg.eigvalsh(self.relative(covariance, R)).amin(-1).expand(K)

@@ -87,6 +87,7 @@ class Normal(Family):
     prior_scale: Tensor
     adapted: Tensor
     flat: Tensor
+    lowest: Tensor
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class Normal(Family):
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
         self.register_buffer("adapted", torch.tensor(False))
         self.register_buffer("flat", torch.tensor(0), persistent=False)
+        self.register_buffer("lowest", floor**0.5 * self.reference, persistent=False)
         if self.prior and self.prior.mean is not None and self.prior.scale is not None:
             self._set_prior(self.prior.mean, self.prior.scale)
         self.register()
@@ -149,6 +151,7 @@ class Normal(Family):
         resolution = 8 * torch.finfo(center.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
         self.center, self.reference = center, self.form.reference(moment, scale)
+        self.lowest = self.form.lowest(moment, scale, self.floor)
         self.flat = torch.tensor(self.form.flat(moment, scale), device=center.device)
         if self.prior is not None:
             mean = center if self.prior.mean is None else self.prior.mean
@@ -233,15 +236,14 @@ class Normal(Family):
         if prior:
             scatter = scatter + self.prior_scale
             degrees = degrees + form.prior_degrees(self.prior_df, self.batch, self.n_features)
-        return {"covariance": form.clip(scatter / degrees, R, self.floor), "loc": loc}
+        return {"covariance": form.clip(scatter / degrees, self.lowest, 1.0), "loc": loc}
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Empty members, and members on the variance floor in a direction in which the data spread, or in all.
 
         There the likelihood has no bound but the floor: the member sits on a point, a line or a plane.
         """
-        floor, covariance = self.floor * (1 + 1e-6), values["covariance"]
-        directions = self.form.on_floor(covariance, self.reference, self.batch, floor)
+        directions = self.form.on_floor(values["covariance"], self.lowest, self.batch, 1 + 1e-6)
         every = self.n_features if self.form.name != "spherical" else 1
         return super().degenerate(sums, values) | (directions > self.flat) | (directions == every)
 

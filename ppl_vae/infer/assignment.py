@@ -12,6 +12,8 @@ from ppl_vae.infer.parts import Chunk
 
 __all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stirred", "stochastic", "tempered"]
 
+NOTHING = 1e-290
+"""Responsibility that counts as zero."""
 STIR = 0.1
 """Standard deviation of the noise in log responsibilities while a schedule cools."""
 
@@ -55,8 +57,11 @@ Assign = Callable[[Tensor, Chunk], Assigned]
 
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:
     """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
+    n = joint.shape[1]
     r = torch.softmax(joint, 0, out=out(joint, *joint.shape))
-    return Assigned(r, joint.amax(0), r.amax(0))
+    best, share = torch.amax(joint, 0, out=out(joint, n)), torch.amax(r, 0, out=out(joint, n))
+    # What is nearly too small to be a number makes products a hundred times slower, and is worth nothing.
+    return Assigned(torch.threshold_(r, NOTHING, 0.0), best, share)
 
 
 def hard(joint: Tensor, chunk: Chunk) -> Assigned:

@@ -73,7 +73,7 @@ class Climb:
     """One run of EM from given values."""
 
     def __init__(self, owner: "Starts", values: Values, few: Any) -> None:
-        self.em, self.model, self.parts, self.workers = owner.em, owner.model, owner.parts, owner.workers
+        self.em, self.model, self.parts, self.num_threads = owner.em, owner.model, owner.parts, owner.num_threads
         self.owner, self.maximizer, self.values, self.few = owner, owner.maximizer, values, few
         self.total = self.parts.total()
         self.iteration, self.e_steps, self.segment, self.repairs = 0, 0, 0, 0
@@ -126,7 +126,7 @@ class Climb:
         with self.model.bind(values), torch.no_grad():
             plan = self.plan = self.plan or Plan(self.model, self.few)
             plan.refresh()
-            e = summed(plan, parts, self.workers, assign, instead, self._begun)
+            e = summed(plan, parts, self.num_threads, assign, instead, self._begun)
         self.e_steps += batch is None
         return e, plan
 

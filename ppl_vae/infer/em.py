@@ -18,9 +18,9 @@ from ppl_vae.fit import Fit
 from ppl_vae.infer.assignment import ASSIGNMENTS
 from ppl_vae.infer.checkpoint import Checkpoint, described, fingerprint
 from ppl_vae.infer.climb import Climb, Run
-from ppl_vae.infer.expectation import Expectation, Plan, Replace, added
+from ppl_vae.infer.expectation import Plan, Replace, added
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
-from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
+from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import LostError, joined
 from ppl_vae.infer.progress import Update, progress
@@ -169,7 +169,7 @@ class EM:
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
         with (
-            single_threaded() as threads,
+            threads(1) as num_threads,
             torch.random.fork_rng([]),
             pyro.validation_enabled(False),
             fitted.numeric(),
@@ -177,10 +177,9 @@ class EM:
         ):
             torch.manual_seed(self.seed)
             fitted.to(share.place(fitted.like.device))
-            count = threads if fitted.like.device.type == "cpu" else 1
             parts = make_parts(fitted, data, weights, 1, share)
-            with lanes(count) as workers, Checkpoint(self.checkpoint, share) as checkpoint:
-                starts = Starts(self, fitted, parts, workers, checkpoint)
+            with Checkpoint(self.checkpoint, share) as checkpoint:
+                starts = Starts(self, fitted, parts, num_threads, checkpoint)
                 runs = starts.runs()
         best = max(runs, key=lambda run: (run.status.code != "degenerate", run.end))
         shared = fitted.shared_laws()
@@ -232,9 +231,9 @@ class Starts:
     """The runs of one fit: its model and data, and where each run begins."""
 
     def __init__(
-        self, em: EM, model: LatentVariableModel, parts: Parts, workers: Lanes[Expectation], checkpoint: Checkpoint
+        self, em: EM, model: LatentVariableModel, parts: Parts, num_threads: int, checkpoint: Checkpoint
     ) -> None:
-        self.em, self.model, self.parts, self.workers, self.checkpoint = em, model, parts, workers, checkpoint
+        self.em, self.model, self.parts, self.num_threads, self.checkpoint = em, model, parts, num_threads, checkpoint
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
         self.found: list[Run] = []

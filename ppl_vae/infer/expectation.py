@@ -14,7 +14,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.families import Family, Sums
 from ppl_vae.families.workspace import reused_buffers
 from ppl_vae.infer.assignment import Assign, soft
-from ppl_vae.infer.parallel import Lanes
+from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Chunk, Parts
 from ppl_vae.infer.processes import mapped
 
@@ -274,26 +274,27 @@ class Plan:
 def summed(
     plan: Plan,
     parts: Parts,
-    workers: Lanes[Expectation],
+    num_threads: int,
     assign: Assign = soft,
     instead: Replace | None = None,
     begun: Callable[[int], None] = lambda number: None,
 ) -> Expectation:
-    """The E-step over the data of all processes, its blocks shared out among threads; `begun` hears their numbers."""
+    """The E-step over the data of all processes; `begun` hears the number of each block."""
 
-    def work(block: Any) -> Expectation:
-        return added(plan.expect(chunk, assign, instead) for chunk in parts.chunks(block))
-
-    def nothing() -> Expectation:
-        like = added(plan.expect(chunk) for chunk in parts.cut(plan.few, None, 0))
-        return Expectation(**mapped(vars(like), torch.zeros_like))
-
-    def told() -> Iterator[Any]:
+    def each() -> Iterator[Expectation]:
         for number, block in enumerate(parts.blocks(), 1):
             begun(number)
-            yield block
+            for chunk in parts.chunks(block):
+                yield plan.expect(chunk, assign, instead)
 
-    return Expectation(**parts.share.sum(vars(workers.sum(work, told(), Expectation.__add__, nothing))))
+    own = None
+    with threads(1 if parts.num_blocks == 1 else num_threads):
+        for e in each():
+            own = e if own is None else own + e
+    if own is None:  # a process without data adds nothing to the others
+        like = added(plan.expect(chunk) for chunk in parts.cut(plan.few, None, 0))
+        own = Expectation(**mapped(vars(like), torch.zeros_like))
+    return Expectation(**parts.share.sum(vars(own)))
 
 
 def _thin(index: Tensor | None) -> Tensor | None:

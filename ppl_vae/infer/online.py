@@ -120,6 +120,11 @@ class Batch(Parts):
         spans = [slice(low, min(low + BLOCK, len(self.obs))) for low in range(0, len(self.obs), BLOCK)]
         return iter(spans[self.share.rank :: self.share.world])
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of this size are small: each is one thread's work."""
+        return 1
+
     def chunks(self, block: slice) -> Iterator[Chunk]:
         """The block in chunks, their features made anew."""
         return self.cut(self.obs.rows(block), None if self.weights is None else self.weights[block], block.start)

@@ -16,8 +16,8 @@ from ppl_vae.infer.weights import check_weights
 
 __all__ = ["Chunk", "Parts", "make_parts"]
 
-CACHE = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Numbers in the largest temporary of a chunk: what a core's cache holds, and what keeps a GPU busy."""
+CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Numbers in the largest temporary of a chunk: what a shared cache holds, and what keeps a GPU busy."""
 BLOCK = 65536
 """Rows that one thread takes at a time, at most."""
 GRAIN = {"cpu": 4096, "cuda": BLOCK}
@@ -173,7 +173,7 @@ class Held(Parts):
         if self.n > count:
             rows = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
         rows = rows.to(self.model.like.device)
-        return self.obs.rows(rows), _ones(len(rows)).to(rows.device) if self.weights is None else self.weights[rows]
+        return self.obs.rows(rows), _ones(len(rows)).to(self.model.like) if self.weights is None else self.weights[rows]
 
     def total(self) -> float:
         return float(self.n) if self.weights is None else float(self.weights.sum())

@@ -15,9 +15,9 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.expectation import Expectation, Plan, Replace, added, summed
+from ppl_vae.infer.expectation import Plan, Replace, added, summed
 from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, refuse_laws
-from ppl_vae.infer.parallel import Lanes, lanes, single_threaded
+from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
 from ppl_vae.infer.progress import Update, progress
@@ -110,7 +110,7 @@ class VB:
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
         with (
-            single_threaded() as threads,
+            threads(1) as num_threads,
             torch.random.fork_rng([]),
             torch.no_grad(),
             pyro.validation_enabled(False),
@@ -120,8 +120,7 @@ class VB:
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
             parts = make_parts(fitted, data, weights, 1, share)
-            with lanes(threads if fitted.like.device.type == "cpu" else 1) as workers:
-                runs = _Runs(self, fitted, parts, workers).all()
+            runs = _Runs(self, fitted, parts, num_threads).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
             torch.manual_seed(self.seed)
             draws, stats = _draws(best.q, priors(fitted), self.num_draws)
@@ -175,8 +174,8 @@ class Run:
 class _Runs:
     """The runs of one fit."""
 
-    def __init__(self, vb: VB, model: LatentVariableModel, parts: Parts, workers: Lanes[Expectation]) -> None:
-        self.vb, self.model, self.parts, self.workers = vb, model, parts, workers
+    def __init__(self, vb: VB, model: LatentVariableModel, parts: Parts, num_threads: int) -> None:
+        self.vb, self.model, self.parts, self.num_threads = vb, model, parts, num_threads
         self.prior, self.total = priors(model), parts.total()
         self.sample, self.weights = parts.sample(SAMPLE, vb.seed)
         self.few = self.sample.rows(slice(0, 4))
@@ -200,7 +199,7 @@ class _Runs:
         """The posterior given the responsibilities at these parameters."""
         with self.model.bind(values):
             plan = Plan(self.model, self.few)
-            return self.updated(plan.finish(summed(plan, self.parts, self.workers)))
+            return self.updated(plan.finish(summed(plan, self.parts, self.num_threads)))
 
     def first(self, number: int) -> Posteriors:
         """The posterior given a start's responsibilities."""
@@ -226,7 +225,7 @@ class _Runs:
             plan = self.plan = self.plan or ExpectedPlan(self.model, self.few, q)
             plan.q = q
             plan.refresh()
-            e = summed(plan, self.parts, self.workers)
+            e = summed(plan, self.parts, self.num_threads)
             bound = e.objective - sum(own.divergence(self.prior[path]) for path, own in q.items())
             return bound.item(), self.updated(plan.finish(e))
 

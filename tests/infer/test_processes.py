@@ -226,7 +226,7 @@ def at_iteration(number, act):
 
     @contextmanager
     def watched(*_):
-        yield lambda i, text: act() if i == number else None
+        yield lambda i, text: act() if i == number and ", block " not in text else None
 
     runs.progress = watched
     try:
