@@ -177,7 +177,7 @@ def per_iteration(fit, problem, x, short, long):
 
 def iterations_for(problem):
     """Enough iterations to last about a quarter of a second here."""
-    return 2, 2 + max(4, int(2e9 / (problem.flops() + 4e7 * problem.K / 8)))
+    return 2, 2 + max(12, int(2e9 / (problem.flops() + 4e7 * problem.K / 8)))
 
 
 def measure(problem, rounds, device):
