@@ -110,6 +110,12 @@ def plain_formulas(app, what, name, obj, options, lines):
         lines[number] = "`".join(parts)
 
 
+def skip_metadata_requests(app, what, name, obj, skip, options):
+    """Leave out what scikit-learn writes into every estimator about routing: its text refers to its own manual."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
 def setup(app):
     """Read docstrings before numpydoc does."""
     app.connect("autodoc-process-docstring", plain_formulas, priority=400)
+    app.connect("autodoc-skip-member", skip_metadata_requests)
