@@ -14,6 +14,8 @@ __all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stirred", "stoc
 
 NOTHING = 1e-290
 """Responsibility that counts as zero."""
+LOWEST = -690.0
+"""Log responsibility, relative to the largest, below which none is computed."""
 STIR = 0.1
 """Standard deviation of the noise in log responsibilities while a schedule cools."""
 
@@ -58,9 +60,11 @@ Assign = Callable[[Tensor, Chunk], Assigned]
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:
     """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
     n = joint.shape[1]
-    r = torch.softmax(joint, 0, out=out(joint, *joint.shape))
-    best, share = torch.amax(joint, 0, out=out(joint, n)), torch.amax(r, 0, out=out(joint, n))
-    # What is nearly too small to be a number makes products a hundred times slower, and is worth nothing.
+    best = torch.amax(joint, 0, out=out(joint, n))
+    # Numbers nearly too small to be held are a hundred times slower, and worth nothing.
+    held = torch.maximum(joint, best + LOWEST, out=out(joint, *joint.shape))
+    r = torch.softmax(held, 0, out=out(joint, *joint.shape))
+    share = torch.amax(r, 0, out=out(joint, n))
     return Assigned(torch.threshold_(r, NOTHING, 0.0), best, share)
 
 
