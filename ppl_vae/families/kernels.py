@@ -228,15 +228,15 @@ class Norms(Squares):
 
 
 class _Distances(Squares):
-    """Densities from y - m, where products of features would lose digits."""
+    """Densities of sharp members from y - m, where products of features would lose digits."""
 
     def log_density(self, expanded: Expanded) -> Tensor:
         seen, y, _ = expanded
-        rows = []
-        for m, scale in zip(self.m, self.scale, strict=True):
-            square = ((y - m[:, None]) / scale[:, None]).square_()
-            rows.append((square if seen is None else square * seen).sum(0))
-        return _total(self.normaliser, seen) - 0.5 * torch.stack(rows)
+        density, constant = super().log_density(expanded), _total(self.normaliser, seen)
+        for k in (self.scale.amin(1) ** -2 > SHARPEST).nonzero()[:, 0].tolist():
+            square = ((y - self.m[k, :, None]) / self.scale[k, :, None]).square_()
+            density[k] = constant[k] - 0.5 * (square if seen is None else square * seen).sum(0)
+        return density
 
 
 class Centred(_Distances):
