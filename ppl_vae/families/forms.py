@@ -123,6 +123,10 @@ class Form:
         """Smallest variance of each member relative to the data's scale, [K]."""
         return (covariance / R.square()).reshape(K, -1).amin(-1)
 
+    def directions(self, d: int) -> int:
+        """Number of variances of a member."""
+        return d
+
     def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
         """Number of directions, [K], in which a member's variance relative to the data's is at most `floor`."""
         d = covariance.shape[-1] if covariance.dim() > 1 else 1
@@ -355,6 +359,9 @@ class Spherical(Form):
 
     def prior_degrees(self, df: float, K: int, d: int) -> float:
         return df + 2 + d
+
+    def directions(self, d: int) -> int:
+        return 1
 
     def law(self, df: float, scale: Tensor, K: int, d: int) -> TorchDistribution:
         return dist.InverseGamma(scale.new_full((K,), df / 2), (scale / 2).expand(K)).to_event(1)

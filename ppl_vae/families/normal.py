@@ -244,7 +244,7 @@ class Normal(Family):
         There the likelihood has no bound but the floor: the member sits on a point, a line or a plane.
         """
         directions = self.form.on_floor(values["covariance"], self.lowest, self.batch, 1 + 1e-6)
-        every = self.n_features if self.form.name != "spherical" else 1
+        every = self.form.directions(self.n_features)
         return super().degenerate(sums, values) | (directions > self.flat) | (directions == every)
 
     def remarks(self) -> list[str]:

@@ -177,7 +177,7 @@ class EM:
         ):
             torch.manual_seed(self.seed)
             fitted.to(share.place(fitted.like.device))
-            parts = make_parts(fitted, data, weights, 1, share)
+            parts = make_parts(fitted, data, weights, share)
             with Checkpoint(self.checkpoint, share) as checkpoint:
                 starts = Starts(self, fitted, parts, num_threads, checkpoint)
                 runs = starts.runs()
@@ -329,7 +329,7 @@ class Starts:
             obs, weights = self.parts.sample(rows, self.em.seed)
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
-            held = Held(model, obs, weights, torch.Size(plan.sizes.values()).numel())
+            held = Held(model, obs, weights)
             e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
             return self.maximizer.closed_forms(plan.finish(e), self.defaults)
 

@@ -1,5 +1,6 @@
-"""Data as EM goes over them: blocks that threads and processes share out, cut into chunks that fit a cache."""
+"""Data as EM goes over them: blocks that processes share out, cut into chunks that fit a cache."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["Chunk", "Parts", "make_parts"]
 CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Numbers in the largest temporary of a chunk: what a shared cache holds, and what keeps a GPU busy."""
 BLOCK = 65536
-"""Rows that one thread takes at a time, at most."""
+"""Rows of a block, at most."""
 GRAIN = {"cpu": 4096, "cuda": BLOCK}
 """Rows that are not worth a second thread or process."""
 KEEP = 1 << 25
@@ -35,20 +36,15 @@ class Chunk:
     start: int
     features: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def total(self) -> float:
-        """Sum of the weights."""
-        return float(len(self.obs)) if self.weights is None else float(self.weights.sum())
-
 
 class Parts:
     """The data of a fit, gone over as often as one likes."""
 
-    def __init__(self, model: LatentVariableModel, few: Observations, sizes: int, share: Share) -> None:
+    def __init__(self, model: LatentVariableModel, few: Observations, share: Share) -> None:
         self.model, self.families, self.share = model, model.observed_families(few), share
         widths = [family.width for family in model.families().values()]
         cache = CACHE.get(model.like.device.type, CACHE["cuda"])
-        self.rows = max(64, min(BLOCK, cache // max(sizes, *widths, 1)))
+        self.rows = max(64, min(BLOCK, cache // max(_cells(model, few), *widths, 1)))
 
     def remarks(self) -> list[str]:
         """What of the data a fit's status should mention."""
@@ -116,10 +112,9 @@ class Held(Parts):
         model: LatentVariableModel,
         obs: Observations,
         weights: Tensor | None,
-        sizes: int,
         share: Share = Share(),  # noqa: B008
     ) -> None:
-        super().__init__(model, obs, sizes, share)
+        super().__init__(model, obs, share)
         self.obs, self.weights = obs, weights
         size = self._block()
         spans = [_Span(low, min(low + size, len(obs))) for low in range(0, len(obs), size)]
@@ -186,11 +181,9 @@ class Held(Parts):
 class Streamed(Parts):
     """Data read block by block at every pass."""
 
-    def __init__(
-        self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, sizes: int, share: Share
-    ) -> None:
+    def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, share: Share) -> None:
         first = next(iter(stream))
-        super().__init__(model, model.check(first.values), sizes, share)
+        super().__init__(model, model.check(first.values), share)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
 
@@ -243,7 +236,6 @@ def make_parts(
     model: LatentVariableModel,
     data: Any,
     weights: Any,
-    sizes: int,
     share: Share = Share(),  # noqa: B008
 ) -> Parts:
     """The data of a fit, checked, with the families adapted to their scale; `share` says which blocks are ours.
@@ -261,16 +253,23 @@ def make_parts(
             raise DataError(
                 "weights [n] need a stream that knows its rows; name the column of weights in pv.data.stream"
             )
-        parts = Streamed(model, data, _given(weights, data.num_rows or 0, model), sizes, share)
+        parts = Streamed(model, data, _given(weights, data.num_rows or 0, model), share)
     else:
         obs = model.check(data)
-        parts = Held(model, obs, _given(weights, len(obs), model), sizes, share)
+        parts = Held(model, obs, _given(weights, len(obs), model), share)
     for name, family in parts.families.items():
         family.adapt(_Values(parts, name))
     total = parts.total()
     if not total > 0:
         raise DataError("all weights are zero; at least one datum must count")
     return parts
+
+
+def _cells(model: LatentVariableModel, few: Observations) -> int:
+    """Number of joint values of the finite latents: rows of the joint density."""
+    laws = model.prototypes(few).items()
+    hidden = [d for name, d in laws if name not in few.values or model.partly_observed(name, few)]
+    return math.prod(len(d.enumerate_support(expand=False)) for d in hidden if d.has_enumerate_support)
 
 
 def _numbers(data: Any) -> int:

@@ -11,6 +11,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.progress import progress
 
 __all__ = ["JITTER", "SAMPLERS", "Target"]
@@ -76,24 +77,20 @@ def sample_nutpie(
         size, make_logp, make_expand, [np.dtype("float64")], [(size,)], ["u"], make_initial_point_fn=initial
     )
     cores = 1 if not target.traced else min(chains, os.cpu_count() or 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # chains share the cores, not one chain's small kernels
-    try:
-        with progress("NUTS", chains * (num_samples + warmup), show) as update:
-            sampler = nutpie.sample(
-                model,
-                draws=num_samples,
-                tune=warmup,
-                chains=chains,
-                cores=cores,
-                seed=seed,
-                progress_bar=False,
-                blocking=False,
-                save_warmup=False,
-            )
-            trace = _wait(sampler, lambda: update(sum(drawn), "draws of all chains"))
-    finally:
-        torch.set_num_threads(threads)
+    # Chains share the cores, not one chain's small kernels.
+    with threads(1), progress("NUTS", chains * (num_samples + warmup), show) as update:
+        sampler = nutpie.sample(
+            model,
+            draws=num_samples,
+            tune=warmup,
+            chains=chains,
+            cores=cores,
+            seed=seed,
+            progress_bar=False,
+            blocking=False,
+            save_warmup=False,
+        )
+        trace = _wait(sampler, lambda: update(sum(drawn), "draws of all chains"))
     record = trace["sample_stats"]
     names = {"diverging": "diverging", "n_steps": "n_steps", "step_size": "step_size", "energy": "energy",
              "tree_depth": "depth", "acceptance_rate": "mean_tree_accept"}  # fmt: skip

@@ -119,7 +119,7 @@ class VB:
         ):
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
-            parts = make_parts(fitted, data, weights, 1, share)
+            parts = make_parts(fitted, data, weights, share)
             runs = _Runs(self, fitted, parts, num_threads).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
             torch.manual_seed(self.seed)

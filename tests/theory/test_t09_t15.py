@@ -13,7 +13,7 @@ def test_t09_likelihood_gains_at_least_what_q_gains():
     """log p(X | theta') - log p(X | theta) >= Q(theta'; theta) - Q(theta; theta) >= 0 at every iteration."""
     x = pv.data.faithful().values
     model = pv.models.GaussianMixture(3, 2).double()
-    parts = make_parts(model, x, None, sizes=3)
+    parts = make_parts(model, x, None)
     maximizer = Maximizer(model, "ml", frozen=())
     torch.manual_seed(3)
     values = model.family_defaults()
