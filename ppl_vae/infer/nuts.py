@@ -83,7 +83,7 @@ class NUTS:
             [n], non-negative: datum i counts w_i times.
         """
         if not isinstance(model, LatentVariableModel):
-            from ppl_vae.infer.pairs import sample_pair
+            from ppl_vae.infer.nuts_pair import sample_pair
 
             return sample_pair(self, model, data)
         begin = time.perf_counter()
