@@ -175,28 +175,38 @@ def per_iteration(fit, problem, x, short, long):
     return (many - few) / (long - short), log_likelihood
 
 
-def iterations_for(problem):
-    """Enough iterations to last about a quarter of a second here."""
-    return 2, 2 + max(12, int(2e9 / (problem.flops() + 4e7 * problem.K / 8)))
+SHORT = 2
+LASTS = 0.5
+"""Seconds between the long and the short fit, so that noise in their starts and ends is small beside it."""
+
+
+def long_enough(fit, problem, x):
+    """Iterations of the long fit."""
+    begin, seconds = time.perf_counter(), 0.0
+    few = fit(problem, x, SHORT)[0]
+    iterations = SHORT
+    while seconds < LASTS / 10:  # what a few iterations take is lost in the noise
+        iterations *= 4
+        seconds = fit(problem, x, iterations)[0] - few
+        if time.perf_counter() - begin > 10 * LASTS:
+            break
+    return SHORT + max(4, round(LASTS * (iterations - SHORT) / max(seconds, 1e-9)))
 
 
 def measure(problem, rounds, device):
     x = problem.data()
-    short, long = iterations_for(problem)
-    ours, theirs, gap = [], [], 0.0
+    peers = {"ppl_vae": lambda *a: fit_ours(*a, device), "sklearn": fit_sklearn}
+    peers |= {name: fit for name, fit in PEERS.items() if installed(name) and problem.form in ("full", "diagonal")}
+    long = {name: long_enough(fit, problem, x) for name, fit in peers.items()}
+    each = {name: [] for name in peers}
     for _ in range(rounds):
-        seconds, log_likelihood = per_iteration(lambda *a: fit_ours(*a, device), problem, x, short, long)
-        ours.append(seconds)
-        seconds, reference = per_iteration(fit_sklearn, problem, x, 2, min(long, 6))
-        theirs.append(seconds)
-    _, reference = fit_sklearn(problem, x, long)
-    gap = abs(log_likelihood - reference) / abs(reference)
-    others = {}
-    for name, fit in PEERS.items():
-        if installed(name) and problem.form in ("full", "diagonal"):
-            others[name] = 1e3 * per_iteration(fit, problem, x, 2, 6)[0]
-    ratios = [theirs_i / ours_i for ours_i, theirs_i in zip(ours, theirs, strict=True)]
-    return 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), ratios, gap, others
+        for name, fit in peers.items():
+            each[name].append(per_iteration(fit, problem, x, SHORT, long[name])[0])
+    (_, ours), (_, reference) = (fit(problem, x, 20) for fit in (peers["ppl_vae"], fit_sklearn))
+    gap = abs(ours - reference) / abs(reference)
+    ratios = [theirs / own for own, theirs in zip(each["ppl_vae"], each["sklearn"], strict=True)]
+    milliseconds = {name: 1e3 * statistics.median(times) for name, times in each.items()}
+    return milliseconds.pop("ppl_vae"), milliseconds.pop("sklearn"), ratios, gap, milliseconds
 
 
 def peak_memory(problem):

@@ -1,0 +1,213 @@
+"""A function of tensors, run once under torch's tracer, becomes a graph of tensor operations without Pyro in it."""
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.infer
+import pyro.util
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vae.errors import EngineError
+from ppl_vae.infer.parallel import threads
+
+__all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
+
+logger = logging.getLogger("ppl_vae")
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+MODES = ("off", "trace", "inductor")
+"""Eager; a graph that Python runs; a graph that inductor compiles."""
+MOST = 8
+"""Graphs of one function, one for each set of shapes; more shapes than this run eagerly."""
+OURS = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (str(Path(__file__).parents[1]),)
+
+
+class UntraceableError(EngineError):
+    """A function whose operations depend on the values of its tensors."""
+
+
+class Traced:
+    """A function of tensors that runs as a graph: traced at the first call, and again for each new set of shapes.
+
+    A graph holds tensor operations only: whatever Python computed while it was traced, numbers included, is baked in.
+    Random draws come from torch's generator in the same order as in the function itself.
+
+    Parameters
+    ----------
+    function : callable
+        Tensors to a tuple of tensors. It takes its own gradients, if any.
+    mode : {"off", "trace", "inductor"}
+        Run the function itself, its graph, or its graph compiled by inductor.
+    num_threads : int, optional
+        Threads that compiled code uses, wherever it is called from; torch's number by default.
+
+    Examples
+    --------
+    >>> double = Traced(lambda x: (2 * x,))
+    >>> double(torch.ones(2))
+    (tensor([2., 2.]),)
+    """
+
+    def __init__(self, function: Function, mode: str = "trace", num_threads: int | None = None) -> None:
+        if mode not in MODES:
+            raise EngineError(f"compile must be one of {', '.join(MODES)}; got {mode!r}")
+        self.function, self.mode, self.num_threads = function, mode, num_threads
+        self.graphs: dict[tuple[Any, ...], Function] = {}
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The function's outputs."""
+        if self.mode == "off":
+            return self.function(*tensors)
+        key = tuple([(t.shape, t.dtype) for t in tensors])
+        graph = self.graphs.get(key)
+        if graph is None:
+            graph = self._made(key, tensors)
+        with torch.no_grad():
+            return tuple(graph(*tensors))
+
+    def _made(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> Function:
+        if len(self.graphs) == MOST:
+            logger.warning("tensors of more than %d shapes: further ones run eagerly; keep to one shape", MOST)
+        if len(self.graphs) >= MOST:
+            return self.function
+        try:
+            graph: Function = graph_of(self.function, *tensors)
+        except UntraceableError as error:
+            warnings.warn(f"runs eagerly, step by step, since it cannot be traced: {error}", stacklevel=3)
+            self.mode, graph = "off", self.function
+        if self.mode == "inductor":
+            graph = self._compiled(graph, tensors)
+        self.graphs[key] = graph
+        return graph
+
+    def _compiled(self, graph: Any, tensors: Sequence[Tensor]) -> Function:
+        count = self.num_threads or torch.get_num_threads()
+        # Inductor has random numbers of its own, and writes the number of threads into its code.
+        options = {"fallback_random": True, "cpp.threads": count}
+        try:
+            with threads(count), torch.no_grad(), _quiet():
+                compiled = torch._inductor.compile(graph, list(tensors), options=options)
+                with _kept_generators(tensors):  # compilation itself waits for the first call
+                    compiled(*tensors)
+        except Exception as error:  # no compiler, or one that fails
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"inductor cannot compile here; the plain graph is used ({reason})", stacklevel=4)
+            self.mode = "trace"
+            return graph
+        return compiled
+
+    def verify(self, *tensors: Tensor) -> float:
+        """Largest difference between graph and function at these arguments, relative to the function's largest number.
+
+        Both draw the same random numbers; the generators are left as they were.
+        """
+        with _kept_generators(tensors):
+            expected = self.function(*tensors)
+        with _kept_generators(tensors):
+            found = self(*tensors)
+        return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    a, b = expected.detach().double(), found.detach().double()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    a, b = a.nan_to_num(), b.nan_to_num()
+    return ((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(expected.dtype).tiny ** 0.5)).item()
+
+
+def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
+    """The graph of a function at these shapes.
+
+    Raises
+    ------
+    UntraceableError
+        Naming the line of the user's program whose value decides what is computed.
+
+    Examples
+    --------
+    >>> graph_of(lambda x: (x + 1,), torch.zeros(2))(torch.ones(2))
+    (tensor([2., 2.]),)
+    """
+    try:
+        with traceable(), _kept_generators(tensors):
+            graph = make_fx(function)(*tensors)
+    except Exception as error:  # whatever a user's node does that a tracer cannot follow
+        raise UntraceableError(_where(error)) from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's own program before the error, and the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*OURS, "<"))]
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "get value out of a tracing tensor" in reason:
+        reason = "what is computed depends on the value of a tensor"
+    if not own:
+        return reason
+    return f'{reason}, in {own[-1].filename}, line {own[-1].lineno}: "{own[-1].line}"'
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Within the block Pyro neither reads values to check them nor branches on them, as under torch.jit.trace."""
+    with ExitStack() as stack:
+        stack.enter_context(pyro.validation_enabled(False))
+        # Pyro asks this in twenty places, and then takes the way that does not depend on values.
+        stack.enter_context(_replaced(torch._C, "_get_tracing_state", lambda: True))
+        stack.enter_context(_replaced(pyro.util, "torch_isnan", lambda x: False))
+        stack.enter_context(_replaced(pyro.util, "torch_isinf", lambda x: False))
+        read = pyro.infer.util.torch_item
+        for name, module in list(sys.modules.items()):
+            if name.startswith("pyro.infer") and getattr(module, "torch_item", None) is read:
+                stack.enter_context(_replaced(module, "torch_item", _unread))
+        yield
+
+
+def _unread(x: Any) -> Any:
+    """The value as a tensor without gradient, where Pyro would read it."""
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inductor's remarks on the machine and on its own insides are not the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.getLogger("torch").level
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.getLogger("torch").setLevel(level)
+
+
+def _kept_generators(tensors: Sequence[Tensor]) -> Any:
+    """Within the block random numbers may be drawn; afterwards the generators stand where they stood."""
+    return torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda}))
