@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.initial import initial_values
-from ppl_vae.infer.potential import Potential, value_and_gradient
-from ppl_vae.infer.samplers import JITTER, SAMPLERS, Target
+from ppl_vae.infer.potential import Potential
+from ppl_vae.infer.samplers import JITTER, SAMPLERS, make_target
 from ppl_vae.infer.weights import check_weights
 
 __all__ = ["NUTS"]
@@ -63,6 +62,7 @@ class NUTS:
     start: Any = "auto"
     seed: int = 0
     progress: bool = True
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         if self.sampler not in ("auto", *SAMPLERS):
@@ -95,14 +95,13 @@ class NUTS:
             torch.manual_seed(self.seed)
             fitted.adapt(obs, None if weights is None else w)
             potential = Potential(fitted, obs, w)
-            if not potential.size:
+            if not potential.layout.size:
                 raise EngineError(f"{type(model).__name__} has nothing to sample: no prior, no continuous latent")
             starts = self._starts(fitted, potential, obs, None if weights is None else w)
-            function, traced = value_and_gradient(potential.log_density, starts[0], starts[-1])
-            name = self.sampler if self.sampler != "auto" else ("nutpie" if traced else "pyro")
-            target = Target(function, potential.log_density, traced)
+            target = make_target(potential, starts, self.compile)
+            name = self.sampler if self.sampler != "auto" else ("nutpie" if target.traced else "pyro")
             u, stats = SAMPLERS[name](target, starts, self.num_samples, self.warmup, self.seed, self.progress)
-            draws = _constrained(potential, u)
+            draws = potential.layout.draws(u)
         shared = {name: draws[name] for name in fitted.shared_laws()}
         aligned, note = align(fitted, obs, shared)
         divergences = int(stats["diverging"].sum())
@@ -132,7 +131,7 @@ class NUTS:
         values = initial_values(self.start, model, obs, weights, self.seed) or {}
         rows = []
         for _ in range(self.num_chains):
-            center = potential.unconstrain(potential.prior_draw(values))
+            center = potential.layout.unconstrain(potential.prior_draw(values))
             rows.append(center + JITTER * torch.randn_like(center))
         starts = torch.stack(rows)
         finite = torch.stack([potential.log_density(u).isfinite() for u in starts])
@@ -149,11 +148,3 @@ def _refuse_free_parameters(model: LatentVariableModel) -> None:
             f"NUTS samples what has a prior, and {type(model).__name__} has free parameters: {shown}; give them priors "
             f'(prior="weak" for a family), or fit by EM or SVI'
         )
-
-
-def _constrained(potential: Potential, u: np.ndarray) -> dict[str, Tensor]:
-    """Draws [chain, draw, *event] by name from unconstrained ones [chain, draw, size]."""
-    flat = torch.as_tensor(u).flatten(0, 1)
-    with torch.no_grad():
-        values = torch.vmap(lambda v: potential.constrain(v)[0])(flat)
-    return {name: value.reshape(*u.shape[:2], *value.shape[1:]) for name, value in values.items()}

@@ -1,28 +1,15 @@
-"""The log joint of everything that NUTS samples, on one flat unconstrained vector, traced once."""
+"""The log joint of everything that NUTS samples from a declared model, on one flat unconstrained vector."""
 
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
-from torch.distributions.transforms import Transform
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import EngineError
+from ppl_vae.infer.layout import Layout
 
-__all__ = ["Potential", "value_and_gradient"]
-
-
-@dataclass(frozen=True)
-class _Site:
-    name: str
-    shape: torch.Size
-    transform: Transform
-    start: int
-    stop: int
+__all__ = ["Potential", "with_gradient"]
 
 
 class Potential:
@@ -41,40 +28,32 @@ class Potential:
     """
 
     def __init__(self, model: LatentVariableModel, obs: Observations, weights: Tensor) -> None:
-        self.model, self.obs, self.weights = model, obs, weights
+        self.model, self.obs = model, obs
+        self.names = [name for name, value in obs.values.items() if isinstance(value, Tensor)]
         self.local = model.draws_without_posterior(obs)
-        self.sites = self._layout()
-        self.size = self.sites[-1].stop if self.sites else 0
+        self.layout = self._layout()
+        self.data = self.tensors(obs, weights)
 
-    def _layout(self) -> list[_Site]:
-        sites, stop, values = [], 0, dict(self.model.family_defaults())
+    def _layout(self) -> Layout:
+        layout, values = Layout(), dict(self.model.family_defaults())
         with torch.random.fork_rng([]), self.model.numeric():
             for name, law in self.model.shared_laws().items():
                 d = law(values)
-                values.setdefault(name, d.sample())
-                sites.append(_site(name, d.event_shape, d.support, stop))
-                stop = sites[-1].stop
+                value = d.sample()
+                values.setdefault(name, value)
+                layout.add(name, value, d.support)
         laws = self.model.prototypes(self.obs)
         for name in self.local:
-            shape = torch.Size((len(self.obs), *laws[name].event_shape))
-            sites.append(_site(name, shape, laws[name].support, stop))
-            stop = sites[-1].stop
-        return sites
+            shape = (len(self.obs), *laws[name].event_shape)
+            layout.add(name, self.model.like.new_empty(shape), laws[name].support)
+        return layout
 
-    def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Theta = T(u) by name, and log|d theta / d u|."""
-        values: dict[str, Tensor] = {}
-        log_jacobian = u.new_zeros(())
-        for site in self.sites:
-            raw = u[site.start : site.stop].reshape(site.transform.inverse_shape(site.shape))
-            values[site.name] = site.transform(raw)
-            log_jacobian = log_jacobian + site.transform.log_abs_det_jacobian(raw, values[site.name]).sum()
-        return values, log_jacobian
+    def tensors(self, obs: Observations, weights: Tensor) -> tuple[Tensor, ...]:
+        """What the density depends on beside u: weights, observed values, and what the model keeps of its data.
 
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """U with T(u) = theta."""
-        parts = [site.transform.inv(values[site.name]).reshape(-1) for site in self.sites]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        One graph of `log_density` serves every data set of these shapes whose missing entries are the same ones.
+        """
+        return weights, *[obs.values[name] for name in self.names], *_buffers(self.model).values()
 
     def prior_draw(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A draw of every site from the prior, given those already in `values`."""
@@ -90,55 +69,51 @@ class Potential:
                     drawn |= {name: joint[name] for name in self.local}
         return drawn
 
-    def log_density(self, u: Tensor) -> Tensor:
-        """Log p(X, theta) + log|d theta / d u|, total nats."""
-        values, log_jacobian = self.constrain(u)
+    def log_density(self, u: Tensor, *data: Tensor) -> Tensor:
+        """Log p(X, theta) + log|d theta / d u|, total nats; `data` as `tensors` gives them, the model's own if none."""
+        weights, *rest = data or self.data
+        observed = dict(zip(self.names, rest, strict=False))
+        kept = dict(zip(_buffers(self.model), rest[len(observed) :], strict=True))
+        values, log_jacobian = self.layout.constrain(u)
         local = {name: values.pop(name) for name in self.local}
-        obs = Observations({**self.obs.values, **local}, self.obs.missing, self.obs.columns)
-        with self.model.bind(values), self.model.numeric():
+        obs = Observations({**self.obs.values, **observed, **local}, self.obs.missing, self.obs.columns)
+        with _replaced(self.model, kept), self.model.bind(values), self.model.numeric():
             per_datum = self.model.log_weights(obs, 1)[0]
-            return (self.weights * per_datum).sum() + self.model.log_prior(values) + log_jacobian
+            return (weights * per_datum).sum() + self.model.log_prior(values) + log_jacobian
 
 
-def _site(name: str, shape: torch.Size, support: torch.distributions.constraints.Constraint, start: int) -> _Site:
-    transform = biject_to(support)
-    return _Site(name, shape, transform, start, start + transform.inverse_shape(shape).numel())
+def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(u, *data) to the log density and its gradient at u."""
 
-
-def value_and_gradient(
-    function: Callable[[Tensor], Tensor], at: Tensor, check: Tensor
-) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], bool]:
-    """U to (value, gradient), traced into one graph where the function allows it.
-
-    Parameters
-    ----------
-    function : callable
-        u [size] to a scalar, without randomness.
-    at : Tensor
-        Where it is traced.
-    check : Tensor
-        Another point, at which the graph must agree with the function.
-
-    Returns
-    -------
-    callable, bool
-        The function, and whether it is a graph; a graph may be called from several threads.
-    """
-
-    def eager(u: Tensor) -> tuple[Tensor, Tensor]:
-        u = u.detach().requires_grad_()
-        value = function(u)
-        (gradient,) = torch.autograd.grad(value, u)
+    def value_and_gradient(u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = log_density(u, *data)
+            (gradient,) = torch.autograd.grad(value, u)
         return value.detach(), gradient
 
+    return value_and_gradient
+
+
+def _buffers(model: LatentVariableModel) -> dict[str, Tensor]:
+    """What families took from the data, such as the scale of a weak prior; flags decide what is computed and stay."""
+    return {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+
+
+@contextmanager
+def _replaced(model: LatentVariableModel, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block the model's buffers are these."""
+    modules = dict(model.named_modules())
+    places = [
+        (modules[path]._buffers, own, value)
+        for name, value in buffers.items()
+        for path, _, own in [name.rpartition(".")]
+    ]
+    before = [owner[own] for owner, own, _ in places]
+    for owner, own, value in places:
+        owner[own] = value
     try:
-        graph = make_fx(eager)(at)
-        expected, found = eager(check), graph(check)
-        pairs = zip(expected, found, strict=True)
-        same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True) for a, b in pairs)
-        if not same:
-            raise EngineError("the traced graph and the model disagree at a second point: control flow on values")
-    except Exception as error:  # whatever a user's node does that a tracer cannot follow
-        warnings.warn(f"the model runs eagerly, since it cannot be traced: {error}", stacklevel=2)
-        return eager, False
-    return graph, True
+        yield
+    finally:
+        for (owner, own, _), value in zip(places, before, strict=True):
+            owner[own] = value

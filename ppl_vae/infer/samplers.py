@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.infer.parallel import threads
+from ppl_vae.infer.potential import with_gradient
 from ppl_vae.infer.progress import progress
+from ppl_vae.infer.tracing import Traced
 
-__all__ = ["JITTER", "SAMPLERS", "Target"]
+__all__ = ["JITTER", "SAMPLERS", "Target", "make_target"]
 
 Stats = dict[str, Tensor]
 
@@ -24,11 +26,23 @@ JITTER = 0.1
 
 @dataclass(frozen=True)
 class Target:
-    """What is sampled: value with gradient, the differentiable log density itself, and whether the first is a graph."""
+    """What is sampled: u to log density and gradient, and whether that is a graph, which several threads may call."""
 
     value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
-    log_density: Callable[[Tensor], Tensor]
     traced: bool
+
+
+def make_target(potential: Any, starts: Tensor, mode: str) -> Target:
+    """The potential at its data, traced where it can be, and checked at a second point."""
+    traced = Traced(with_gradient(potential.log_density), "trace" if mode == "auto" else mode, num_threads=1)
+    data = potential.data
+    traced(starts[0], *data)
+    if traced.mode != "off" and traced.verify(starts[-1] + JITTER / 2, *data) > 1e-8:
+        warnings.warn(
+            "the model runs eagerly, since its graph is wrong elsewhere: control flow on values", stacklevel=3
+        )
+        traced.mode = "off"
+    return Target(lambda u: traced(u, *data), traced.mode != "off")
 
 
 class _OutsideError(Exception):

@@ -36,8 +36,8 @@ def test_engines_agree(x, form):
     assert -loss == pytest.approx(objective, rel=1e-12)
 
     potential = Potential(em.model, em.model.check(x), torch.ones(len(x), dtype=torch.float64))
-    u = potential.unconstrain(values)
-    log_jacobian = potential.constrain(u)[1].item()
+    u = potential.layout.unconstrain(values)
+    log_jacobian = potential.layout.constrain(u)[1].item()
     assert potential.log_density(u).item() - log_jacobian == pytest.approx(objective, rel=1e-12)
 
     # Pyro's own NUTS potential, on the same unconstrained point; its bijections are the same ones.
