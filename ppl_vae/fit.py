@@ -32,7 +32,7 @@ class Status:
     Attributes
     ----------
     code : str
-        "converged", "finished", "stopped early", "max_iter", "degenerate" or "failed".
+        "converged", "finished", "stopped early", "interrupted", "max_iter", "degenerate" or "failed".
     message : str
         One sentence for people.
     notes : tuple of str
@@ -259,6 +259,12 @@ class Fit:
         from ppl_vae.diagnostics import to_datatree
 
         return to_datatree(self, data)
+
+    def export(self, path: str | os.PathLike[str], data: Any = None) -> Path:
+        """Write q(z | x) and p(x | z) as programs that run without this package: see ppl_vae.export.export."""
+        from ppl_vae.export import export
+
+        return export(self, path, data)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write parameters, draws and record to one safetensors file; no code, no pickle, no data.

@@ -28,6 +28,7 @@ ROOMS = {
     "coordinates": 3,
     "infer": 4,
     "diagnostics": 5,
+    "export": 5,
     "information": 4,
     "uncertainty": 5,
     "bootstrap": 5,
@@ -57,6 +58,7 @@ NEIGHBOURS = {
 LOOK_UP = {
     ("fit", "evaluate", "diagnostics"),
     ("fit", "to_datatree", "diagnostics"),
+    ("fit", "export", "export"),
     ("fit", "_repr_html_", "report"),
     ("declare", "render", "plots"),
     ("declare", "_repr_html_", "report"),
