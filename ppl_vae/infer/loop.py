@@ -1,25 +1,31 @@
-"""The only epoch loop: shuffle, step, record, stop."""
+"""The only epoch loop: batches, steps, a held-out bound, callbacks, checkpoints."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_vae.fit import Status
+from ppl_vae.infer.batches import Batch, Batches
+from ppl_vae.infer.callbacks import Callbacks
+from ppl_vae.infer.checkpoint import Checkpoint
+from ppl_vae.infer.held_out import HeldOut
+from ppl_vae.infer.interrupts import Interrupt
 from ppl_vae.infer.progress import Update
+from ppl_vae.infer.random_state import random_state, restore_random_state
+from ppl_vae.infer.step import Step, StepResult
+from ppl_vae.infer.stepper import Stepper
 
-__all__ = ["History", "StepResult", "train"]
+__all__ = ["History", "Loop"]
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step saw: sums over its batch, in nats, and the weight they stand for."""
-
-    bound: Tensor
-    objective: Tensor
-    weight: Tensor
+LOOK = 100
+"""Steps between two looks at numbers that a GPU computes, and between two copies of parameters known to be good."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Largest relative difference between a graph and its function that rounding may make."""
 
 
 @dataclass
@@ -36,59 +42,213 @@ class History:
         return {k: torch.tensor(v, dtype=torch.float64) for k, v in vars(self).items() if v}
 
 
-def train(
-    module: nn.Module,
-    step: Callable[[Tensor, float], StepResult],
-    validate: Callable[[], float] | None,
-    *,
-    size: int,
-    batch_size: int,
-    epochs: int,
-    patience: int | None,
-    generator: torch.Generator,
-    update: Update,
-) -> tuple[History, Status]:
-    """Run epochs of shuffled minibatches.
+@dataclass
+class Loop:
+    """Epochs of minibatch steps, from the start or from a checkpoint's state.
 
-    Parameters
+    Attributes
     ----------
     module : Module
         What is trained; its best state is restored when patience runs out.
-    step : callable
-        (rows, epoch as a fraction) to StepResult; it moves the parameters only when its loss is finite.
-    validate : callable, optional
-        Held-out bound in nats per datum, at the end of each epoch.
-    size, batch_size, epochs : int
-        Data, minibatch and passes.
+    step : Step
+        One step on a batch.
+    batches : Batches
+        The data.
+    optimizer : Stepper
+        Whose state goes with the parameters.
+    epochs : int
+        Passes over the data.
+    beta : float or callable
+        Weight of the KL term, or a function of the epoch, fractions allowed.
+    held_out : HeldOut, optional
+        Its bound is recorded at the end of each epoch.
     patience : int, optional
         Epochs without a better held-out bound before the end.
     """
-    history, begin = History(), time.perf_counter()
-    best, best_epoch, best_state = -float("inf"), -1, None
-    for epoch in range(epochs):
-        sums = torch.zeros(3, dtype=torch.float64)
-        rows = torch.randperm(size, generator=generator) if batch_size < size else torch.arange(size)
-        for number, batch in enumerate(rows.split(batch_size)):
-            result = step(batch, epoch + number * batch_size / size)
-            if not bool(torch.isfinite(result.objective)):
-                message = f"the objective became {result.objective.item()} at epoch {epoch}, batch {number}"
-                return history, Status("failed", f"{message}; the parameters before that step are kept")
-            sums += torch.stack([result.bound, result.objective, result.weight]).detach().double().cpu()
-        bound, objective = (sums[:2] / sums[2]).tolist()
-        history.bound.append(bound)
-        history.objective.append(objective)
-        history.seconds.append(time.perf_counter() - begin)
-        text = f"bound {bound:.4f} nats per datum"
-        if validate is not None:
-            held_out = validate()
-            history.validation.append(held_out)
-            text += f", held out {held_out:.4f}"
-            if held_out > best:
-                best, best_epoch = held_out, epoch
-                best_state = {k: v.clone() for k, v in module.state_dict().items()} if patience is not None else None
-            elif patience is not None and epoch - best_epoch >= patience and best_state is not None:
-                module.load_state_dict(best_state)
-                note = f"no better held-out bound in {patience} epochs; the state of epoch {best_epoch} is kept"
-                return history, Status("stopped early", note)
-        update(epoch + 1, text)
-    return history, Status("finished", f"{epochs} epochs")
+
+    module: nn.Module
+    step: Step
+    batches: Batches
+    optimizer: Stepper
+    epochs: int
+    beta: float | Callable[[float], float] = 1.0
+    held_out: HeldOut | None = None
+    patience: int | None = None
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(None))
+    callbacks: Callbacks | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    update: Update = lambda done, text: None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.history, self.notes, self.text = History(), [], ""
+        self.epoch, self.number, self.steps, self.elapsed = 0, 0, 0, 0.0
+        self.sums = self._zeros()
+        self.best_epoch, self.best_state = -1, None
+        self.share, self.begin = self.step.share, time.perf_counter()
+
+    def _zeros(self) -> Tensor:
+        device = self.step.dense[0].device if self.step.dense else None
+        return torch.zeros(3, dtype=torch.float64, device=device)
+
+    def run(self, state: Any = None) -> tuple[History, Status]:
+        """Train until the epochs are over, patience is, a callback or Ctrl-C says so, or a number is not finite."""
+        if state is not None:
+            self._restore(state)
+        self.begin = time.perf_counter()
+        self._remember()
+        status = None
+        while status is None and self.epoch < self.epochs:
+            status = self._one_epoch() or self._close()
+        status = status or Status("finished", f"{self.epochs} epochs")
+        self.checkpoint.keep(self._state(), now=True, step=self.steps)
+        return self.history, Status(status.code, status.message, (*status.notes, *self.notes))
+
+    def _one_epoch(self) -> Status | None:
+        check = self._checked_step()
+        for batch in self.batches.epoch(self.epoch, self.number):
+            if self.steps == check:
+                self._verify(batch)
+            status = self._one_step(batch)
+            if status is not None:
+                return status
+        return None
+
+    def _beta(self) -> float:
+        epoch = self.epoch + self.number / (self.batches.steps or 1)
+        return self.beta(epoch) if callable(self.beta) else self.beta
+
+    def _one_step(self, batch: Batch) -> Status | None:
+        before = torch.get_rng_state()  # so that a step that fails can be looked at again
+        beta = self._beta()
+        if self.callbacks:
+            self.callbacks.begin(self.steps)
+        result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.interrupt.hear()))
+        if not result.moved:
+            return self._failed(batch, beta, before, result)
+        self.sums += torch.stack([result.bound, result.objective, result.weight])
+        self.steps, self.number = self.steps + 1, self.number + 1
+        if self.steps % LOOK == 0 and not self._remember():
+            return self._failed(batch, beta, before, result)
+        self.update(self.steps, self.text)
+        stopped = self.callbacks is not None and self.callbacks.end(self.steps - 1, result.metrics())
+        due, pressed = result.signals
+        if due or pressed:
+            self.checkpoint.keep(self._state(), now=True, step=self.steps)
+        where = f"epoch {self.epoch}, batch {self.number - 1}"
+        if pressed:
+            return Status("interrupted", f"by the user after {where}; {self.checkpoint.advice('this step')}")
+        return self.callbacks.stopped if self.callbacks is not None and stopped else None
+
+    def _close(self) -> Status | None:
+        """End an epoch: record it, look at held-out data, let the learning rate change."""
+        bound, objective = (self.sums[:2] / self.sums[2]).tolist()
+        self.history.bound.append(bound)
+        self.history.objective.append(objective)
+        self.history.seconds.append(self.elapsed + time.perf_counter() - self.begin)
+        self.text = f"bound {bound:.4f} nats per datum"
+        if not math.isfinite(bound + objective):
+            return self._failed(None, self._beta(), None, None)
+        better = self._look()
+        self.optimizer.end_of_epoch((self.history.validation or self.history.bound)[-1])
+        self.epoch, self.number, self.sums = self.epoch + 1, 0, self._zeros()
+        if self.held_out is not None:
+            score = self.history.validation[-1]
+            if better and self.checkpoint.plan is not None:
+                self.checkpoint.keep(self._state(), now=True, score=score, step=self.steps)
+        return self._out_of_patience()
+
+    def _look(self) -> bool:
+        if self.held_out is None:
+            return False
+        values = self.held_out.look()
+        self.history.validation.append(values.mean().item())
+        self.text += f", held out {self.history.validation[-1]:.4f}"
+        better = self.held_out.better(values)
+        if better:
+            self.best_epoch = self.epoch
+            if self.patience is not None:
+                self.best_state = {name: value.clone() for name, value in self.module.state_dict().items()}
+        return better
+
+    def _out_of_patience(self) -> Status | None:
+        if self.patience is None or self.best_state is None or self.epoch - 1 - self.best_epoch < self.patience:
+            return None
+        self.module.load_state_dict(self.best_state)
+        note = f"no better held-out bound in {self.patience} epochs; the state of epoch {self.best_epoch} is kept"
+        return Status("stopped early", note)
+
+    # A graph against the function it was made from.
+
+    def _checked_step(self) -> int:
+        """The step of this epoch at which the graph is compared, drawn at random from `LOOK` steps at least."""
+        span = max(self.batches.steps or LOOK, LOOK)
+        block = self.steps // span
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + block)
+        return block * span + int(torch.randint(span, (1,), generator=generator))
+
+    def _verify(self, batch: Batch) -> None:
+        if self.step.mode == "off":
+            return
+        dtype = self.step.dense[0].dtype if self.step.dense else torch.float32
+        difference = self.step.verify(batch, self._beta())
+        if difference > self.step.tolerance * TOLERANCE[dtype]:
+            self.step.run_eagerly()
+            self.notes.append(
+                f"at step {self.steps} the traced graph differed from the model by {difference:.1e}: something that is "
+                "not a tensor changes between steps; from there on the model ran eagerly"
+            )
+
+    # Numbers that are not finite.
+
+    def _remember(self) -> bool:
+        """Copy the parameters if they, and the sums so far, are finite."""
+        finite = bool(self.sums.isfinite().all()) and all(bool(p.isfinite().all()) for p in self.module.parameters())
+        if finite:
+            self.good = self.steps, {name: value.clone() for name, value in self.module.state_dict().items()}
+        return finite
+
+    def _failed(self, batch: Batch | None, beta: float, before: Tensor | None, result: StepResult | None) -> Status:
+        where = f"step {self.steps}: epoch {self.epoch}, batch {self.number}"
+        node = ""
+        if before is not None:
+            torch.set_rng_state(before)
+            node = self.step.climbed.blame(batch, beta)
+        kept = "the parameters before that step are kept"
+        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+            step, state = self.good
+            self.module.load_state_dict(state)
+            kept = f"the parameters after step {step} are kept"
+        value = "not finite" if result is None else f"{(result.objective / result.weight).item()}"
+        return Status("failed", f"the objective became {value} at {where}{node and f', at {node}'}; {kept}")
+
+    # Checkpoints.
+
+    def _state(self) -> dict[str, Any]:
+        if self.checkpoint.plan is None:
+            return {}
+        module = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        return {
+            "epoch": self.epoch, "number": self.number, "steps": self.steps, "sums": self.sums.clone(),
+            "history": {name: list(column) for name, column in vars(self.history).items()},
+            "elapsed": self.elapsed + time.perf_counter() - self.begin,
+            "module": module, "mode": self.step.mode, "notes": list(self.notes),
+            "optimizer": self.optimizer.state_dict(),
+            "held_out": None if self.held_out is None else self.held_out.state(),
+            "best": {"epoch": self.best_epoch, "state": self.best_state},
+            "random": random_state(), "generators": self.share.stacked(torch.get_rng_state()),
+        }  # fmt: skip
+
+    def _restore(self, state: Any) -> None:
+        self.epoch, self.number, self.steps = state["epoch"], state["number"], state["steps"]
+        self.sums, self.elapsed, self.notes = state["sums"].to(self.sums), state["elapsed"], list(state["notes"])
+        self.history = History(**state["history"])
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.held_out is not None:
+            self.held_out.restore(state["held_out"])
+        self.best_epoch, self.best_state = state["best"]["epoch"], state["best"]["state"]
+        if state["mode"] == "off":
+            self.step.run_eagerly()
+        restore_random_state(state["random"])
+        torch.set_rng_state(state["generators"][self.share.rank].cpu())

@@ -79,6 +79,22 @@ class Share:
         summed = (part.view(leaf.shape).to(leaf) for part, leaf in zip(parts, leaves, strict=True))
         return mapped(tree, lambda _: next(summed))
 
+    def add(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of one dtype summed over the processes, in one message of that dtype: gradients.
+
+        Raises
+        ------
+        LostError
+            As in `sum`.
+        """
+        if self.world == 1:
+            return tensors
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self.device)
+        with _told():
+            dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape).to(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
     def same(self, tree: Tree) -> Tree:
         """The first process's tensors, in every process."""
         return self.sum(tree if self.leads else mapped(tree, torch.zeros_like))

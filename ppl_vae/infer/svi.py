@@ -1,7 +1,8 @@
 """Stochastic variational inference: gradient ascent on the evidence lower bound (000 (39)-(41), 004 s.6)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +11,28 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
-from ppl_vae.fit import Fit
+from ppl_vae.fit import Fit, Status
+from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
+from ppl_vae.infer.batches import Batches, example, make_batches, size_needed
+from ppl_vae.infer.callbacks import Callback, Callbacks, Run
+from ppl_vae.infer.checkpoint import Checkpoint
+from ppl_vae.infer.held_out import HeldOut
+from ppl_vae.infer.identity import described, fingerprint
 from ppl_vae.infer.initial import initial_values
-from ppl_vae.infer.loop import StepResult, train
+from ppl_vae.infer.interrupts import interrupts
+from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam
+from ppl_vae.infer.processes import Share, joined
 from ppl_vae.infer.progress import progress
-from ppl_vae.infer.weights import check_weights
+from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.step import Step, choose
+from ppl_vae.infer.stepper import stepper
+from ppl_vae.infer.tracing import MODES
 from ppl_vae.objectives import Elbo, Objective, elbo
 
-__all__ = ["SVI", "svi_step"]
+__all__ = ["SVI"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,17 @@ class SVI:
         Epochs without a better held-out bound before stopping; the best state is kept.
     start : "auto", None, mapping or Fit
         Where shared latents and family parameters start; "auto" runs a short EM where EM applies.
+    checkpoint : path or Checkpoints, optional
+        Where the state is written, and from where the same call goes on; `checkpoints` says how often.
+    callbacks : sequence of Callback
+        What is told of every step, and may stop the fit.
+    compile : {"auto", "inductor", "trace", "off"}
+        The step as a graph compiled by inductor, as a plain graph, or run through Python each time; "auto" chooses by
+        the size of the model and the number of steps.
+    accumulate : int
+        Pieces into which a batch is cut, one gradient after the other, to save memory.
+    precision : {"full", "bf16"}
+        "bf16": matrix products in bfloat16.
     num_draws : int
         Draws of the shared latents kept in the Fit.
     seed : int
@@ -81,15 +104,27 @@ class SVI:
     validation: Any = None
     patience: int | None = None
     start: Any = "auto"
+    checkpoint: Any = None
+    callbacks: Sequence[Callback] = ()
+    compile: str = "auto"
+    accumulate: int = 1
+    precision: str = "full"
     num_draws: int = 1000
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise EngineError(f"SVI: epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1) or self.accumulate < 1:
+            raise EngineError(
+                f"SVI: epochs, batch_size and accumulate must be at least 1, got {self.epochs}, {self.batch_size} "
+                f"and {self.accumulate}"
+            )
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")
+        if self.compile not in ("auto", *MODES):
+            raise EngineError(f"SVI: compile must be auto, {', '.join(MODES)}; got {self.compile!r}")
+        if self.precision not in PRECISIONS:
+            raise EngineError(f"SVI: precision must be {' or '.join(PRECISIONS)}; got {self.precision!r}")
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.
@@ -98,7 +133,7 @@ class SVI:
         ----------
         model : LatentVariableModel or (model, guide)
             A declaration, which is not changed, or an ordinary Pyro pair.
-        data : Tensor, array, data frame or mapping
+        data : Tensor, array, data frame, mapping, DataLoader, Dataset, Stream or iterable of batches
             Observed values, n rows; for a Pyro pair its argument, or a tuple of arguments.
         weights : Tensor, optional
             [n], non-negative: datum i counts w_i times.
@@ -115,14 +150,14 @@ class SVI:
             return fit_pair(self, program, guide, data)
         begin = time.perf_counter()
         fitted = deepcopy(model).requires_grad_(True)
-        fitted = fitted.to(data_dtype(data, fitted.like.dtype))
-        obs = fitted.check(data)
-        w = check_weights(weights, len(obs)).to(fitted.like)
-        devices = [fitted.like.device] if fitted.like.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), pyro.validation_enabled(False):
-            torch.manual_seed(self.seed)
-            self._prepare(fitted, obs, w if weights is not None else None)
-            history, status = self._train(fitted, obs, w)
+        fitted = fitted.to(data_dtype(example(data), fitted.like.dtype))
+        with joined(fitted.like.device) as share, ExitStack() as stack:
+            fitted = fitted.to(share.place(fitted.like.device))
+            stack.enter_context(own_random(self.seed, [fitted.like.device]))
+            stack.enter_context(pyro.validation_enabled(False))
+            batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
+            self._prepare(fitted, batches)
+            history, status, mode = self._train(fitted, batches, share)
             fitted.eval().requires_grad_(False)
             draws, stats = self._draw(fitted)
         if fitted.shared_laws() and draws and next(iter(draws.values())).shape[1] == 1:
@@ -136,18 +171,20 @@ class SVI:
             status=status,
             seconds=time.perf_counter() - begin,
             seed=self.seed,
-            settings=self._settings(),
-            data=obs,
-            weights=None if weights is None else w,
+            settings={**self._settings(), "compile": mode},
+            data=batches.first if held(batches) else None,
+            weights=None if weights is None else batches.weights,
             sample_stats=stats,
         )
 
     def _settings(self) -> dict[str, Any]:
-        names = ("epochs", "batch_size", "patience", "num_draws", "seed")
+        names = ("epochs", "batch_size", "patience", "accumulate", "precision", "num_draws", "seed")
         spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta")}
         return {**{k: getattr(self, k) for k in names}, **spoken}
 
-    def _prepare(self, model: LatentVariableModel, obs: Observations, weights: Tensor | None) -> None:
+    def _prepare(self, model: LatentVariableModel, batches: Batches) -> None:
+        """Start values, the guide of the shared latents, parameters of each datum."""
+        obs, weights = batches.first, batches.weights if held(batches) else None
         model.adapt(obs, weights)
         start = initial_values(self.start, model, obs, weights, self.seed)
         laws = model.shared_laws()
@@ -157,54 +194,56 @@ class SVI:
             own = None if start is None else {name: start[name] for name in laws}
             model.use_guide(self.guide, own)
         with model.numeric():
-            model.allocate(obs, len(obs))
+            model.allocate(obs, batches.size or len(obs))
         model.train()
 
-    def _train(self, model: LatentVariableModel, obs: Observations, w: Tensor) -> tuple[Any, Any]:
-        dense, sparse = split_parameters(model)
-        if not dense and not sparse:
+    def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
+        annealed = self.beta != 1.0 or not isinstance(self.objective, Elbo)
+        climbed = ModelObjective(model, self.objective, self._total(model, batches), annealed, self.precision)
+        if not climbed.dense and not climbed.sparse:
             raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
-        optimizers = [self.optimizer(dense)] if dense else []
-        if sparse:
-            like = optimizers[0] if dense else self.optimizer([torch.zeros(1)])
-            optimizers.append(torch.optim.SparseAdam(sparse, lr=like.param_groups[0]["lr"]))
-        total = w.sum()
-        objective, size = self.objective, len(obs)
+        optimizer = stepper(self.optimizer(climbed.dense or [torch.zeros(1, device=model.like.device)]))
+        if climbed.sparse:
+            climbed.rows_optimizer = optimizer.follow(climbed.sparse)
+        steps = None if batches.steps is None else self.epochs * batches.steps
+        count = sum(p.numel() for p in climbed.dense)
+        step = Step(climbed, optimizer, choose(self.compile, count, batches.batch_size, steps), self.accumulate, share)
+        held_out = None if self.validation is None else HeldOut(model, model.check(self.validation), self.seed)
+        run = Run("SVI", model, steps, batches.steps, self._settings(), share=share)
+        with (
+            Checkpoint(self.checkpoint, share) as checkpoint,
+            interrupts(share.world == 1 and self.checkpoint is None) as alone,
+            progress("SVI", steps or self.epochs, self.progress and share.leads) as update,
+            model.numeric(),
+        ):
+            state = checkpoint.opened(self._header(model, batches), model.like.device)
+            run.first = 0 if state is None else state["steps"]
+            if share.world > 1 and state is None:
+                torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
+            interrupt = alone if self.checkpoint is None else checkpoint.interrupt
+            hooks = Callbacks(self.callbacks, run)
+            loop = Loop(
+                model, step, batches, optimizer, self.epochs, self.beta, held_out, self.patience, checkpoint,
+                hooks if self.callbacks else None, interrupt, update, self.seed,
+            )  # fmt: skip
+            with hooks:
+                history, status = loop.run(state)
+                hooks.status = status
+        return history, status, step.mode
 
-        def step(rows: Tensor, epoch: float) -> StepResult:
-            beta = self.beta(epoch) if callable(self.beta) else self.beta
-            # Repairing a NaN is impossible, so the step is taken only when everything is finite.
-            return _step(model, optimizers, objective, obs.rows(rows), rows, w[rows], total, beta)
+    def _total(self, model: LatentVariableModel, batches: Batches) -> float:
+        if batches.total is None and model.shared_laws():
+            raise DataError(size_needed(batches))
+        return batches.total or 1.0
 
-        validate = None
-        if self.validation is not None:
-            held_out = model.check(self.validation)
-            validate = lambda: self._validate(model, held_out)  # noqa: E731
-        generator = torch.Generator().manual_seed(self.seed)
-        with progress("SVI", self.epochs, self.progress) as update, model.numeric():
-            return train(
-                model,
-                step,
-                validate,
-                size=size,
-                batch_size=min(self.batch_size or size, size),
-                epochs=self.epochs,
-                patience=self.patience,
-                generator=generator,
-                update=update,
-            )
-
-    def _validate(self, model: LatentVariableModel, obs: Observations) -> float:
-        devices = [model.like.device] if model.like.device.type == "cuda" else []
-        # The same noise every epoch, so that epochs can be compared.
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(self.seed)
-            model.eval()
-            values, _ = model.draw_shared()
-            with model.bind(values):
-                bound = model.elbo(obs).mean().item()
-            model.train()
-        return bound
+    def _header(self, model: LatentVariableModel, batches: Batches) -> dict[str, Any]:
+        shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+        own = {name: described(getattr(self, name)) for name in HEADER}
+        validation = None if self.validation is None else fingerprint(dict(model.check(self.validation).values))
+        return {
+            "engine": "SVI", "model": type(model).__name__, "parameters": shapes, "data": batches.fingerprint(),
+            "validation": validation, **own,
+        }  # fmt: skip
 
     def _draw(self, model: LatentVariableModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not model.shared_laws():
@@ -216,6 +255,18 @@ class SVI:
         draws = {name: torch.stack([values[name] for values, _ in drawn])[None] for name in drawn[0][0]}
         log_q = torch.stack([torch.as_tensor(log_q) for _, log_q in drawn])
         return draws, {"log_q": log_q[None], "log_prior": log_prior[None]}
+
+
+HEADER = (
+    "epochs", "batch_size", "optimizer", "objective", "guide", "beta", "patience", "start", "compile", "accumulate",
+    "precision", "seed",
+)  # fmt: skip
+"""Settings that a resumed run must share."""
+
+
+def held(batches: Batches) -> bool:
+    """Whether all rows are in memory, as `batches.first`."""
+    return len(batches.first) == batches.size
 
 
 def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
@@ -230,98 +281,3 @@ def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
         if dtype is None and not isinstance(value, list | tuple):
             return torch.float64
     return default
-
-
-def split_parameters(model: LatentVariableModel) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters moved at every step, and those with one row per datum, moved only where the batch is."""
-    sparse: list[Tensor] = [p for p in model.local_posteriors.parameters() if p.requires_grad]
-    rows = {id(p) for p in sparse}
-    return [p for p in model.parameters() if p.requires_grad and id(p) not in rows], sparse
-
-
-def _step(
-    model: LatentVariableModel,
-    optimizers: list[torch.optim.Optimizer],
-    objective: Objective,
-    batch: Observations,
-    index: Tensor,
-    w: Tensor,
-    total: Tensor,
-    beta: float,
-) -> StepResult:
-    """One step on -(n/m) sum_i w_i L_i - beta (log p(theta) - log q(theta)), per datum (000 (39))."""
-    particles = objective.num_particles
-    values, log_q = model.draw_shared()
-    with model.bind(values):
-        sites = model.sites(batch.repeat(particles), index.repeat(particles) if model.local_posteriors else None)
-        shared = model.log_prior(values) - log_q
-        share = w.sum() / total
-        value = (w * objective(sites, beta)).sum() + share * beta * shared
-        bound = value if beta == 1.0 and isinstance(objective, Elbo) else _bound(sites, particles, w) + share * shared
-    loss = -value / w.sum()
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
-    if bool(torch.isfinite(loss)):
-        for optimizer in optimizers:
-            optimizer.step()
-    return StepResult(bound.detach(), value.detach(), w.sum())
-
-
-def _bound(sites: Any, particles: int, w: Tensor) -> Tensor:
-    with torch.no_grad():
-        return (w * Elbo(particles)(sites)).sum()
-
-
-def svi_step(
-    model: LatentVariableModel,
-    optimizer: torch.optim.Optimizer,
-    size: int | None = None,
-    objective: Objective | None = None,
-) -> Callable[..., Tensor]:
-    """A function of a batch that takes one step on the given model, for a loop of one's own.
-
-    Parameters
-    ----------
-    model : LatentVariableModel
-        Trained in place.
-    optimizer : torch.optim.Optimizer
-        Over `model.parameters()`.
-    size : int, optional
-        Number of data in the whole set, required when the model has shared latents.
-    objective : Objective, optional
-        `elbo()` by default.
-
-    Returns
-    -------
-    callable
-        (batch, beta=1.0) to the bound of the batch, nats per datum.
-
-    Examples
-    --------
-    >>> import torch, ppl_vae as pv
-    >>> vae = pv.models.VAE(pv.nets.mlp_encoder(4, 8, 1), pv.nets.mlp_decoder(1, 8, 4))
-    >>> step = pv.svi_step(vae, torch.optim.Adam(vae.parameters()))
-    >>> step(torch.zeros(16, 4)).shape
-    torch.Size([])
-    """
-    chosen = objective or elbo()
-    if model.shared_laws():
-        if size is None:
-            raise EngineError("svi_step: shared latents have a share of each batch: pass size=, the number of data")
-        if model.shared_guide is None:
-            raise EngineError("svi_step: shared latents need a q: call model.use_guide(...) before the optimizer")
-
-    def step(batch: Any, beta: float = 1.0) -> Tensor:
-        obs = model.observe(batch)
-        if model.local_posteriors:
-            raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
-        w = torch.ones(len(obs), dtype=model.like.dtype, device=model.like.device)
-        total = w.new_tensor(float(size or len(obs)))
-        with model.numeric():
-            result = _step(model, [optimizer], chosen, obs, torch.arange(len(obs)), w, total, beta)
-        if not bool(torch.isfinite(result.objective)):
-            raise EngineError(f"the objective became {result.objective.item()}; the parameters were not moved")
-        return result.bound / result.weight
-
-    return step

@@ -30,7 +30,7 @@ MODES = ("off", "trace", "inductor")
 """Eager; a graph that Python runs; a graph that inductor compiles."""
 MOST = 8
 """Graphs of one function, one for each set of shapes; more shapes than this run eagerly."""
-OURS = tuple(str(Path(module.__file__ or "").parent) for module in (torch, pyro)) + (str(Path(__file__).parents[1]),)
+OURS = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, Path(__file__).parent))
 
 
 class UntraceableError(EngineError):
@@ -99,7 +99,7 @@ class Traced:
             with threads(count), torch.no_grad(), _quiet():
                 compiled = torch._inductor.compile(graph, list(tensors), options=options)
                 with _kept_generators(tensors):  # compilation itself waits for the first call
-                    compiled(*tensors)
+                    compiled(*[t.clone() for t in tensors])
         except Exception as error:  # no compiler, or one that fails
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"inductor cannot compile here; the plain graph is used ({reason})", stacklevel=4)
@@ -112,10 +112,11 @@ class Traced:
 
         Both draw the same random numbers; the generators are left as they were.
         """
+        # Running statistics, as those of batch normalisation, are changed in place.
         with _kept_generators(tensors):
-            expected = self.function(*tensors)
+            expected = self.function(*[t.clone() for t in tensors])
         with _kept_generators(tensors):
-            found = self(*tensors)
+            found = self(*[t.clone() for t in tensors])
         return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
 
@@ -144,7 +145,7 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     """
     try:
         with traceable(), _kept_generators(tensors):
-            graph = make_fx(function)(*tensors)
+            graph = make_fx(function)(*[t.clone() for t in tensors])
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
     graph.graph.eliminate_dead_code()
@@ -169,6 +170,9 @@ def traceable() -> Iterator[None]:
     """Within the block Pyro neither reads values to check them nor branches on them, as under torch.jit.trace."""
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(warnings.catch_warnings())
+        # torch too, in part: it warns that loops over a tensor are unrolled.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         # Pyro asks this in twenty places, and then takes the way that does not depend on values.
         stack.enter_context(_replaced(torch._C, "_get_tracing_state", lambda: True))
         stack.enter_context(_replaced(pyro.util, "torch_isnan", lambda x: False))

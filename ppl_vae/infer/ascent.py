@@ -1,0 +1,182 @@
+"""What SVI climbs on a declared model: the minibatch estimate of its objective, as a function of parameters and data."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.errors import EngineError
+from ppl_vae.infer.batches import Batch
+from ppl_vae.infer.processes import Share
+from ppl_vae.infer.step import Pieces
+from ppl_vae.objectives import Elbo, Objective
+
+__all__ = ["ModelObjective"]
+
+
+class ModelObjective:
+    """sum_i w_i L_i + (sum_i w_i / n) (log p(theta) - log q(theta)) over a batch, of a data set of weight n (000 (39)).
+
+    Parameters
+    ----------
+    model : LatentVariableModel
+        Its parameters are what is moved.
+    objective : Objective
+        The bound of a datum, or what is maximised in its place.
+    total : float
+        Weight of the whole data set: each batch takes its share of what the shared latents cost.
+    annealed : bool
+        Whether the objective differs from the bound, which is then computed beside it.
+    precision : {"full", "bf16"}
+        "bf16": matrix products in bfloat16, everything else as it is.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        objective: Objective,
+        total: float,
+        annealed: bool = False,
+        precision: str = "full",
+    ) -> None:
+        self.model, self.objective, self.annealed = model, objective, annealed
+        if precision not in PRECISIONS:
+            raise EngineError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+        self.autocast = PRECISIONS[precision]
+        self.total = model.like.new_tensor(total)
+        local = {id(p) for p in model.local_posteriors.parameters()}
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, p in named if id(p) not in local]
+        self.row_names = [name for name, p in named if id(p) in local]
+        self.dense: list[Tensor] = [p for _, p in named if id(p) not in local]
+        self.sparse: list[Tensor] = [p for _, p in named if id(p) in local]
+        self.num_rows = len(self.sparse)
+        self.rows_optimizer: torch.optim.Optimizer | None = None
+        self.buffers: dict[str, Tensor] = {}
+        self.values: list[str] = []
+        self.gaps: list[str] = []
+        self.holder = _Holder(model, self._sums)
+
+    def pieces(self, batch: Batch, beta: float, count: int) -> list[Pieces]:
+        """Values and gaps of the batch, its weights, beta and the total, with the rows of per-datum parameters."""
+        if not self.values:
+            self._look(batch)
+        like = self.model.like
+        shared = [self.total, torch.tensor(beta, dtype=like.dtype, device=like.device), *self.buffers.values()]
+        found = []
+        for part in _cut(batch, count):
+            tensors = [part.obs.values[name] for name in self.values] + [part.obs.missing[name] for name in self.gaps]
+            rows = [p.detach()[part.index] for p in self.sparse]
+            found.append(Pieces(rows, [*tensors, part.weights, *shared], part.weights.sum()))
+        return found
+
+    def _look(self, batch: Batch) -> None:
+        """See what a batch consists of, and which running statistics the networks change."""
+        self.values, self.gaps = list(batch.obs.values), list(batch.obs.missing)
+        before = {name: (b, b._version, b.clone()) for name, b in self.model.named_buffers()}
+        devices = [self.model.like.device] if self.model.like.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self.model.numeric():
+            shared, _ = self.model.draw_shared()
+            with self.model.bind(shared):
+                self.model.sites(batch.obs, batch.index if self.sparse else None)
+        self.buffers = {name: b for name, (b, version, _) in before.items() if b._version != version}
+        with torch.no_grad():
+            for name, b in self.buffers.items():
+                b.copy_(before[name][2])
+
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Objective and bound of a piece, with these tensors in the place of the model's parameters."""
+        buffers = rest[len(rest) - len(self.buffers) :]
+        names = [*self.names, *self.row_names, *self.buffers]
+        given = {f"model.{name}": tensor for name, tensor in zip(names, [*leaves, *buffers], strict=True)}
+        return functional_call(self.holder, given, (rest,))
+
+    def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        values, gaps = len(self.values), len(self.gaps)
+        obs = Observations(
+            dict(zip(self.values, rest, strict=False)), dict(zip(self.gaps, rest[values : values + gaps], strict=True))
+        )
+        w, total, beta = rest[values + gaps : values + gaps + 3]
+        model, particles = self.model, self.objective.num_particles
+        index = torch.arange(len(obs), device=w.device).repeat(particles) if self.sparse else None
+        shared, log_q = model.draw_shared()
+        with model.bind(shared), model.numeric():
+            with self.autocast(w.device.type):
+                sites = model.sites(obs.repeat(particles), index)
+            theta = (w.sum() / total) * (model.log_prior(shared) - log_q)
+            value = (w * self.objective(sites, beta)).sum() + beta * theta
+            if not self.annealed:
+                return value, value
+            with torch.no_grad():
+                return value, (w * Elbo(particles)(sites)).sum() + theta
+
+    def move_rows(self, batch: Batch, gradients: Sequence[Tensor], share: Share) -> None:
+        """A step of SparseAdam on the rows in the batch of all processes."""
+        assert batch.index is not None and self.rows_optimizer is not None
+        real = torch.arange(len(batch.index), device=batch.index.device) < batch.real
+        index = torch.where(real, batch.index, -1)
+        if share.world > 1:
+            index = share.stacked(index).flatten()
+            gradients = [share.stacked(gradient).flatten(0, 1) for gradient in gradients]
+        kept = index >= 0
+        for parameter, gradient in zip(self.sparse, gradients, strict=True):
+            parameter.grad = torch.sparse_coo_tensor(index[kept][None], gradient[kept], parameter.shape)
+        self.rows_optimizer.step()
+
+    def blame(self, batch: Batch, beta: float) -> str:
+        """The first node whose log density is not finite, else the first parameter whose gradient is not."""
+        model, particles = self.model, self.objective.num_particles
+        devices = [model.like.device] if model.like.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
+            shared, _ = model.draw_shared()
+            with model.bind(shared):
+                index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
+                sites = model.sites(batch.obs.repeat(particles), index)
+        for log in (sites.log_p, sites.log_q):
+            for name, density in log.items():
+                if bool((density.isnan() | (density == torch.inf)).any()):
+                    return f"node {name}"
+        part = self.pieces(batch, beta, 1)[0]
+        leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]
+        gradients = torch.autograd.grad(
+            self.sums(leaves, part.rest)[0], leaves, allow_unused=True, materialize_grads=True
+        )
+        named = zip([*self.names, *self.row_names], gradients, strict=True)
+        return next((f"the gradient of {name}" for name, g in named if not bool(g.isfinite().all())), "")
+
+
+class _Holder(nn.Module):
+    """The model under one name, so that its parameters can be replaced while a function of it runs."""
+
+    def __init__(self, model: LatentVariableModel, function: Any) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.function(rest)
+
+
+def _cut(batch: Batch, count: int) -> list[Batch]:
+    if count == 1:
+        return [batch]
+    m = len(batch.weights)
+    if m % count:
+        raise EngineError(f"a batch of {m} data cannot be cut into accumulate={count} pieces of one size")
+    size, parts = m // count, []
+    for low in range(0, m, size):
+        rows = slice(low, low + size)
+        index = None if batch.index is None else batch.index[rows]
+        parts.append(Batch(batch.obs.rows(rows), batch.weights[rows], index, size))
+    return parts
+
+
+def _bf16(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, dtype=torch.bfloat16)
+
+
+PRECISIONS = {"full": lambda device: nullcontext(), "bf16": _bf16}
+"""How matrix products are computed, by name."""

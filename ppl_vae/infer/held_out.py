@@ -1,0 +1,61 @@
+"""The bound on data that are not trained on, and whether it got better by more than its own noise."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.declare import LatentVariableModel, Observations
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """The bound of held-out data, with the same noise at every look, so that looks can be compared datum by datum.
+
+    Parameters
+    ----------
+    model : LatentVariableModel
+        As it is trained.
+    obs : Observations
+        The held-out data.
+    seed : int
+        Of the noise.
+    """
+
+    def __init__(self, model: LatentVariableModel, obs: Observations, seed: int) -> None:
+        self.model, self.obs, self.seed = model, obs, seed
+        self.best: Tensor | None = None
+
+    def look(self) -> Tensor:
+        """The bound of each datum, [n] nats."""
+        model, devices = self.model, []
+        if model.like.device.type == "cuda":
+            devices = [model.like.device]
+        training = model.training
+        model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
+            torch.manual_seed(self.seed)
+            shared, _ = model.draw_shared()
+            with model.bind(shared):
+                bound = model.elbo(self.obs)
+        model.train(training)
+        return bound
+
+    def better(self, bound: Tensor) -> bool:
+        """Whether the mean gain over the best look is larger than its standard error; then this is the best look."""
+        if self.best is not None:
+            gain = (bound - self.best).double()
+            if not gain.mean() > gain.std(correction=0) / math.sqrt(len(gain)):
+                return False
+        self.best = bound
+        return True
+
+    def state(self) -> Any:
+        """For a checkpoint."""
+        return self.best
+
+    def restore(self, state: Any) -> None:
+        """Take a checkpoint's state."""
+        self.best = state

@@ -1,0 +1,103 @@
+"""One traced step at a time, for a loop of one's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.errors import DataError, EngineError
+from ppl_vae.infer.ascent import ModelObjective
+from ppl_vae.infer.batches import Batch
+from ppl_vae.infer.step import Step, StepResult, choose
+from ppl_vae.objectives import Elbo, Objective, elbo
+
+__all__ = ["svi_step"]
+
+
+def svi_step(
+    model: Any,
+    optimizer: Any,
+    size: int | None = None,
+    objective: Objective | None = None,
+    compile: str = "auto",
+) -> Callable[..., Tensor]:
+    """A function of a batch that takes one step on the given model, for a loop of one's own.
+
+    The step is traced at the first batch of each size; keep to one size.
+
+    Parameters
+    ----------
+    model : LatentVariableModel or (model, guide)
+        Trained in place.
+    optimizer : torch.optim.Optimizer or callable
+        Over `model.parameters()`, or a factory such as `adam(1e-3)`.
+    size : int, optional
+        Number of data in the whole set, required when the model has shared latents.
+    objective : Objective, optional
+        `elbo()` by default; for a Pyro pair any `pyro.infer.ELBO`.
+    compile : {"auto", "inductor", "trace", "off"}
+        As in `SVI`; "auto" is the plain graph.
+
+    Returns
+    -------
+    callable
+        (batch, beta=1.0) to the bound of the batch, nats per datum.
+
+    Raises
+    ------
+    EngineError
+        If the model has shared latents and no size or guide; from the step, if the objective is not finite: the
+        parameters are not moved then.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv
+    >>> vae = pv.models.VAE(pv.nets.mlp_encoder(4, 8, 1), pv.nets.mlp_decoder(1, 8, 4))
+    >>> step = pv.svi_step(vae, torch.optim.Adam(vae.parameters()))
+    >>> step(torch.zeros(16, 4)).shape
+    torch.Size([])
+    """
+    if isinstance(model, tuple):
+        from ppl_vae.infer.pairs import pair_step
+
+        return pair_step(model, optimizer, objective, compile)
+    if model.shared_laws():
+        if size is None:
+            raise EngineError("svi_step: shared latents have a share of each batch: pass size=, the number of data")
+        if model.shared_guide is None:
+            raise EngineError("svi_step: shared latents need a q: call model.use_guide(...) before the optimizer")
+    return _OwnStep(model, optimizer, size, objective or elbo(), choose(compile, 0, 0, None))
+
+
+class _OwnStep:
+    """Batches of a user's loop, given to a step made at the first of them."""
+
+    def __init__(
+        self, model: LatentVariableModel, optimizer: Any, size: int | None, objective: Objective, mode: str
+    ) -> None:
+        self.model, self.mode = model, mode
+        self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True)
+        if self.climbed.sparse:
+            raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
+        own = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
+        self.step = Step(self.climbed, own, mode)
+        self.annealed = not isinstance(objective, Elbo)
+        self.ones: dict[int, Tensor] = {}
+
+    def __call__(self, batch: Any, beta: float = 1.0) -> Tensor:
+        """One step; the bound of the batch, nats per datum."""
+        obs = self.model.observe(batch)
+        n = len(obs)
+        if n not in self.ones:
+            self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
+        with pyro.validation_enabled(False):
+            result: StepResult = self.step(Batch(obs, self.ones[n], None, n), beta)
+        if not result.moved:
+            at = self.climbed.blame(Batch(obs, self.ones[n], None, n), beta)
+            raise EngineError(
+                f"the objective became {result.objective.item()}{at and f' at {at}'}; the parameters were not moved"
+            )
+        return result.bound / result.weight

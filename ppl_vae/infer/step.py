@@ -1,0 +1,203 @@
+"""One step of gradient ascent: a traced value and gradient, summed over pieces and processes, and an optimiser."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae.infer.processes import Share
+from ppl_vae.infer.tracing import Traced
+
+__all__ = ["Climbed", "Pieces", "Step", "StepResult", "choose"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step saw: sums over its batch, in nats, and the weight they stand for.
+
+    Attributes
+    ----------
+    moved : bool
+        Whether the parameters were moved.
+    signals : sequence of float
+        What the processes told each other with this step, summed.
+    """
+
+    bound: Tensor
+    objective: Tensor
+    weight: Tensor
+    moved: bool = True
+    signals: Sequence[float] = ()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Bound and objective in nats per datum, not yet read from the device."""
+        return {"bound": self.bound / self.weight, "objective": self.objective / self.weight}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A batch as tensors: rows of per-datum parameters that are moved with it, the rest, and its weight."""
+
+    rows: Sequence[Tensor]
+    rest: Sequence[Tensor]
+    weight: Tensor
+
+
+class Climbed(Protocol):
+    """What a step climbs: the objective of a declared model, or a Pyro pair's ELBO.
+
+    Attributes
+    ----------
+    dense : list of Tensor
+        Parameters moved at every step.
+    num_rows : int
+        Tensors of per-datum parameters, of which a batch moves its rows.
+    """
+
+    dense: list[Tensor]
+    num_rows: int
+
+    def pieces(self, batch: Any, beta: float, count: int) -> list[Pieces]:
+        """A batch in `count` pieces of one shape."""
+        ...
+
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The objective and the bound summed over a piece, in nats, at these parameters and rows."""
+        ...
+
+    def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
+        """One step of the per-datum parameters."""
+        ...
+
+    def blame(self, batch: Any, beta: float) -> str:
+        """The node, or the parameter's gradient, that is not finite on this batch; empty where none is known."""
+        ...
+
+
+class Step:
+    """Move parameters up the objective of a batch, per unit of weight (000 (39)).
+
+    The gradient is traced into one graph at the first call. With several pieces or processes gradients are summed
+    before the optimiser sees them, so that it takes the step of the whole batch.
+
+    Parameters
+    ----------
+    climbed : Climbed
+        What is maximised.
+    optimizer : torch.optim.Optimizer, optional
+        Over `climbed.dense`.
+    mode : {"off", "trace", "inductor"}
+        How the gradient is computed.
+    accumulate : int
+        Pieces that a batch is cut into, one after the other, where it does not fit in memory at once.
+    share : Share
+        Processes that each hold their part of the batch.
+    """
+
+    def __init__(
+        self,
+        climbed: Climbed,
+        optimizer: Any,
+        mode: str = "trace",
+        accumulate: int = 1,
+        share: Share = Share(),  # noqa: B008
+    ) -> None:
+        self.climbed, self.optimizer, self.accumulate, self.share = climbed, optimizer, accumulate, share
+        self.dense, self.tolerance = list(climbed.dense), 1.0
+        self.traced = Traced(self._gradient, mode)
+
+    @property
+    def mode(self) -> str:
+        """How the gradient is computed now."""
+        return self.traced.mode
+
+    def run_eagerly(self) -> None:
+        """Use no graph from here on."""
+        self.traced.mode = "off"
+
+    def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Objective and bound of a piece, and the gradient of minus the objective over the first tensor."""
+        norm, (moved, rest) = tensors[0], self._split(tensors[1:])
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in moved]
+            value, bound = self.climbed.sums(leaves, rest)
+            gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True, materialize_grads=True)
+        return value.detach(), bound.detach(), *gradients
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        count = len(self.dense) + self.climbed.num_rows
+        return tensors[:count], tensors[count:]
+
+    def __call__(self, batch: Any, beta: float = 1.0, signals: Sequence[float] = ()) -> StepResult:
+        """One step; on a CPU, none where the objective is not finite."""
+        result, gradients = self.gradient(batch, beta, signals)
+        if not result.objective.is_cuda and not bool(result.objective.isfinite()):
+            return replace(result, moved=False)
+        self.move(batch, gradients)
+        return result
+
+    def gradient(
+        self, batch: Any, beta: float = 1.0, signals: Sequence[float] = ()
+    ) -> tuple[StepResult, Sequence[Tensor]]:
+        """Sums over the batch of all processes, and the gradient of minus the objective per unit of weight."""
+        parts = self.climbed.pieces(batch, beta, self.accumulate)
+        if len(parts) == 1 and self.share.world == 1:
+            value, bound, *gradients = self._call(parts[0], parts[0].weight)
+            return StepResult(bound, value, parts[0].weight, signals=signals), gradients
+        found = [self._call(part, torch.ones_like(part.weight)) for part in parts]
+        dense = 2 + len(self.dense)
+        sums = [torch.stack(each).sum(0) for each in zip(*[one[:dense] for one in found], strict=True)]
+        rows = [torch.cat(each) for each in zip(*[one[dense:] for one in found], strict=True)]
+        weight = torch.stack([part.weight for part in parts]).sum()
+        heard = [weight.new_tensor(float(signal)) for signal in signals]
+        summed = self.share.add([*sums[:2], weight, *heard, *sums[2:]])
+        (value, bound, weight), heard, gradients = summed[:3], summed[3 : 3 + len(heard)], summed[3 + len(heard) :]
+        gradients = torch._foreach_div([*gradients, *rows], weight)
+        return StepResult(bound, value, weight, signals=[float(signal) for signal in heard]), gradients
+
+    def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
+        return self.traced(norm, *self.dense, *part.rows, *part.rest)
+
+    def move(self, batch: Any, gradients: Sequence[Tensor]) -> None:
+        """The optimiser's step along these gradients."""
+        for parameter, gradient in zip(self.dense, gradients, strict=False):
+            parameter.grad = gradient
+        if self.optimizer is not None:
+            self.optimizer.step()
+        if len(gradients) > len(self.dense):
+            self.climbed.move_rows(batch, gradients[len(self.dense) :], self.share)
+
+    def verify(self, batch: Any, beta: float = 1.0) -> float:
+        """Largest relative difference of the graph from the function it was made from, on this batch."""
+        part = self.climbed.pieces(batch, beta, self.accumulate)[0]
+        return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest)
+
+
+COMPILE_SECONDS = 40.0
+"""What inductor takes, at most, to compile a step."""
+SAVED = 0.2
+"""Share of a step's time that compiling it saves."""
+OPERATIONS = 2e10
+"""Multiplications a second that a step reaches."""
+OVERHEAD = 2e-3
+"""Seconds of a step beside its arithmetic."""
+TOO_FEW = 100
+"""Steps for which even tracing is not worth its second or two."""
+
+
+def choose(compile: str, parameters: int, batch_size: int, steps: int | None) -> str:
+    """How to run: what was asked for, else what pays for a model of this size and so many steps.
+
+    Examples
+    --------
+    >>> choose("auto", parameters=650_000, batch_size=128, steps=40_000), choose("auto", 1000, 100, 10)
+    ('inductor', 'off')
+    """
+    if compile != "auto":
+        return compile
+    if steps is not None and steps < TOO_FEW:
+        return "off"
+    seconds = OVERHEAD + 3 * parameters * batch_size / OPERATIONS
+    return "inductor" if steps is not None and SAVED * seconds * steps > COMPILE_SECONDS else "trace"
