@@ -6,7 +6,7 @@ from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer import EM, NUTS, SVI, VB, adam, linear, sgd, svi_step
+from ppl_vae.infer import EM, NUTS, SVI, VB, Checkpoints, adam, checkpoints, linear, sgd, svi_step
 from ppl_vae.objectives import elbo, iwae
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.select import Selection, select
@@ -18,6 +18,7 @@ __all__ = [
     "NUTS",
     "SVI",
     "VB",
+    "Checkpoints",
     "DataError",
     "DeclarationError",
     "EngineError",
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "adam",
     "bootstrap",
+    "checkpoints",
     "compare",
     "data",
     "elbo",

@@ -1,46 +1,113 @@
-"""Checkpoints: an engine's state between two steps, in a file from which the same call goes on."""
+"""Checkpoints: an engine's state between two steps, in files from which the same call goes on."""
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from ppl_vae.errors import EngineError
-from ppl_vae.fit import Fit
+from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.interrupts import Interrupt, interrupts
 from ppl_vae.infer.processes import Share
-from ppl_vae.records import read_record, write_record
+from ppl_vae.infer.step_files import StepFiles, Written
+from ppl_vae.records import unpacked
 
-__all__ = ["Checkpoint", "described", "fingerprint"]
+__all__ = ["Checkpoint", "Checkpoints", "checkpoints", "described", "fingerprint"]
 
-FILE = "checkpoint.safetensors"
-FORMAT = 1
-KEY = "ppl_vae checkpoint"
-EVERY = 5.0
-"""Seconds between two writes."""
-SOME = 64
-"""Rows of which a fingerprint knows every number, and steps of a schedule that it knows."""
+PART = 0.05
+"""Of a fit's time that goes into writing at most, where the clock says when to write."""
 
 
-class Checkpoint:
-    """The file that holds an engine's last state: a tree of numbers, strings and tensors.
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where an engine keeps its state and how often; made by `checkpoints`, which tells what each field means."""
 
-    The state that was kept last is written when `EVERY` seconds have passed since the last write, when it is asked
-    for, and when the block is left by an exception. A complete file is only ever replaced by a complete one.
+    folder: str | os.PathLike[str]
+    steps: int | None = None
+    seconds: float | None = 5.0
+    keep: int = 2
+    best: bool = True
+    recover: bool = False
+
+    def __post_init__(self) -> None:
+        folder = Path(self.folder)
+        if folder.suffix == ".safetensors" or folder.is_file():
+            raise EngineError(
+                f"a checkpoint is a folder that holds several files, got the file {folder}; name a folder, such as "
+                f"{folder.with_suffix('')}"
+            )
+        if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
+            raise EngineError(f"checkpoints: steps must be at least 1 and seconds above 0, or None, got {self}")
+        if self.keep < 1:
+            raise EngineError(f"checkpoints: keep must be at least 1, got {self.keep}")
+
+
+def checkpoints(
+    folder: str | os.PathLike[str],
+    steps: int | None = None,
+    seconds: float | None = 5.0,
+    keep: int = 2,
+    best: bool = True,
+    recover: bool = False,
+) -> Checkpoints:
+    """Where an engine keeps its state, and how often: the value of `checkpoint=`, for which a path stands for defaults.
+
+    The same call goes on from the last state and ends with the same bits. A state is written after the first step, when
+    `steps` or `seconds` have passed since the last one, at the end, and at Ctrl-C. A file is complete and on the disk
+    before it takes its name, so that a crash while writing loses nothing.
 
     Parameters
     ----------
-    path : path, optional
-        A folder, or a file that ends in .safetensors. None: nothing is written or read.
+    folder : path
+        Where the files step-000000000120.safetensors, ... and best.safetensors are; one folder for one fit.
+    steps : int, optional
+        Write after so many steps: EM iterations or SVI steps.
+    seconds : float, optional
+        Write after so many seconds, but so seldom that it takes at most a twentieth of the time. None: by `steps` only.
+    keep : int
+        Files kept, the last ones.
+    best : bool
+        Keep the state with the best held-out bound too, where there is one.
+    recover : bool
+        Go on from the file before when the last one is damaged, with a warning; otherwise that is an error.
+
+    Raises
+    ------
+    EngineError
+        If `folder` is a file, or a number is out of range.
+
+    Examples
+    --------
+    >>> import tempfile, ppl_vae as pv
+    >>> x = pv.data.faithful().values
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     em = pv.EM(checkpoint=pv.checkpoints(folder, steps=10, keep=1), progress=False)
+    ...     fit = em.fit(pv.models.GaussianMixture(2, 2), x)
+    ...     len(list(Path(folder).iterdir()))
+    1
+    """
+    return Checkpoints(folder, steps, seconds, keep, best, recover)
+
+
+class Checkpoint:
+    """The files that hold an engine's last states: trees of numbers, strings and tensors.
+
+    A state waits until it is due. What waits when the block is left by an exception is written then. Within the block
+    the first Ctrl-C sets `interrupted`, so that the engine can end between two steps.
+
+    Parameters
+    ----------
+    where : Checkpoints or path, optional
+        None: nothing is written or read.
     share : Share
-        Every process reads the file, the first one writes it.
+        Every process reads the files, the first one writes them.
 
     Examples
     --------
@@ -48,166 +115,142 @@ class Checkpoint:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with Checkpoint(folder) as checkpoint:
     ...         checkpoint.opened({"seed": 0})
-    ...         checkpoint.keep({"step": 3, "x": torch.ones(2)}, now=True)
+    ...         checkpoint.keep({"x": torch.ones(2)}, step=3, now=True)
     ...     Checkpoint(folder).opened({"seed": 0})
-    {'step': 3, 'x': tensor([1., 1.])}
+    {'x': tensor([1., 1.])}
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, share: Share = Share()) -> None:  # noqa: B008
-        given = None if path is None else Path(path)
-        self.path = given if given is None or given.suffix == ".safetensors" else given / FILE
+    def __init__(self, where: Checkpoints | str | os.PathLike[str] | None, share: Share = Share()) -> None:  # noqa: B008
+        self.plan = Checkpoints(where) if isinstance(where, str | os.PathLike) else where
+        self.files = None if self.plan is None else StepFiles(Path(self.plan.folder))
         self.share = share
         self.header: dict[str, Any] = {}
-        self.waiting: Any = None
-        self.written = -float("inf")
+        self.step, self.last_step, self.best_score = 0, 0, -float("inf")
+        self.waiting: tuple[int, float, Any] | None = None
+        self.better: Written | None = None
+        self.last_time, self.cost = -float("inf"), 0.0
+        self.interrupt, self.signals = Interrupt(), ExitStack()
 
     @property
     def writes(self) -> bool:
-        """Whether this process has a file to write."""
-        return self.path is not None and self.share.leads
+        """Whether this process has files to write."""
+        return self.plan is not None and self.share.leads
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C asks the engine to end now; only where there are files, and in one process."""
+        return self.interrupt.hear()
 
     def opened(self, header: Mapping[str, Any], device: torch.device | None = None) -> Any:
-        """The state in the file, None where there is none yet; its header must be this one.
+        """The last state, its tensors on `device`, None where there is none yet; its header must be this one.
 
         Raises
         ------
         DataError
-            If the file was cut short or is something else.
+            If the last file was cut short or edited or is something else, and `recover` was not asked for.
         EngineError
             If another call wrote it: the message says what differs.
         """
         self.header = json.loads(json.dumps(header))
-        if self.path is None:
+        if self.plan is None or self.files is None:
             return None
-        record, tensors = read_record(self.path, KEY, "checkpoint") if self.path.is_file() else ({}, {})
-        self.share.agree(f"the checkpoint {self.path}", json.dumps(record, sort_keys=True))
-        if not record:
+        if self.share.leads:
+            self.files.tidy()
+        found = self.files.newest(self.plan.recover)
+        record = {} if found is None else found.record
+        self.share.agree(f"the checkpoint in {self.files.folder}", json.dumps(record, sort_keys=True))
+        if found is None:
             return None
-        stored = {"format": record["format"], **record["header"]}
-        if different := _differences(stored, {"format": FORMAT, **self.header}):
-            raise EngineError(
-                f"{self.path} is the checkpoint of another call: {'; '.join(different[:3])}. Repeat that call, or keep "
-                "this one in another place"
-            )
-        return _unpacked(record["state"], tensors, device)
+        last = found.checked(self.header)
+        if self.share.leads:
+            found.set_aside()
+        self.step, self.last_step, self.best_score = last.step, last.step, last.best
+        return unpacked(last.state, last.tensors, device)
 
-    def keep(self, state: Any, now: bool = False) -> None:
-        """Take the state after a step, which must not be changed afterwards; write it when it is time, or `now`."""
-        if not self.writes:
+    def best(self, device: torch.device | None = None) -> Any:
+        """The state with the best score, None where there is none; it may be of a step after the one resumed from."""
+        if self.files is None:
+            return None
+        self._write_best()
+        found = self.files.best()
+        if found is None:
+            return None
+        best = found.checked(self.header)
+        return unpacked(best.state, best.tensors, device)
+
+    def keep(
+        self,
+        state: Any | Callable[[], Any],
+        now: bool = False,
+        score: float | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Take the state after a step; write it when it is time, or `now`.
+
+        Parameters
+        ----------
+        state : tree or callable
+            A tree must not be changed afterwards: it is also written when an exception ends the fit. A function that
+            makes a tree is called at once, and only if the tree is written, which may hold live tensors then.
+        now : bool
+            Write in any case.
+        score : float, optional
+            Larger is better; the state with the best score is kept in a file of its own.
+        step : int, optional
+            Number of the step, never smaller than the last; one more than the last by default.
+        """
+        if self.plan is None or not self.writes:
             return
-        self.waiting = state
-        if now or time.monotonic() - self.written >= EVERY:
-            self._write()
+        self.step = self.step + 1 if step is None else step
+        made = state if callable(state) else lambda: state
+        if score is not None and self.plan.best and score > self.best_score:
+            self.best_score = score
+            self.better = Written.of(self.step, score, made()).copied()
+        self.waiting = None if callable(state) else (self.step, self.best_score, state)
+        if now or self._due(self.plan, self.step):
+            self._write(Written.of(self.step, self.best_score, made()))
 
-    def _write(self) -> None:
-        assert self.path is not None
-        tensors: dict[str, Tensor] = {}
-        state = _packed(self.waiting, "", tensors)
-        write_record(self.path, {"format": FORMAT, "header": self.header, "state": state}, tensors, KEY)
-        self.waiting, self.written = None, time.monotonic()
+    def due(self, step: int) -> bool:
+        """Whether this process would write a state after this step, for processes that make it together."""
+        return self.plan is not None and self.writes and self._due(self.plan, step)
+
+    def _due(self, plan: Checkpoints, step: int) -> bool:
+        if plan.steps is not None and step - self.last_step >= plan.steps:
+            return True
+        passed = time.monotonic() - self.last_time
+        return plan.seconds is not None and passed >= max(plan.seconds, self.cost / PART)
+
+    def _write(self, state: Written) -> None:
+        assert self.plan is not None
+        assert self.files is not None
+        begin = time.monotonic()
+        # The best first: whoever goes on from this step relies on the best known by then.
+        self._write_best()
+        self.files.write_step(self.header, state, self.plan.keep)
+        self.waiting, self.last_step, self.last_time = None, state.step, time.monotonic()
+        self.cost = self.last_time - begin
+
+    def _write_best(self) -> None:
+        if self.better is not None and self.files is not None:
+            self.files.write_best(self.header, self.better)
+            self.better = None
 
     def advice(self, kept: str) -> str:
         """How to go on after an interruption; `kept` says of when the last state is, which the first process writes."""
-        if self.path is None:
+        if self.files is None:
             return "run the same command again; with a checkpoint it would go on where it was"
-        return f"run the same command again: it resumes from {self.path}" + (f" at {kept}" if self.writes else "")
+        at = f" at {kept}" if self.writes else ""
+        return f"run the same command again: it resumes from {self.files.folder}{at}"
 
     def __enter__(self) -> Self:
+        self.interrupt = self.signals.enter_context(interrupts(self.plan is not None and self.share.world == 1))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        if kind is not None and self.waiting is not None:
-            self._write()
-
-
-# What a call was, in JSON.
-
-
-def described(value: Any) -> Any:
-    """A setting as JSON that is the same in every process which has the same setting.
-
-    Examples
-    --------
-    >>> described((1, "a")), described(lambda i: 2.0 * i) == described(lambda i: i + i)
-    ([1, 'a'], True)
-    """
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Fit):
-        value = value.parameters
-    if isinstance(value, list | tuple):
-        return [described(part) for part in value]
-    if isinstance(value, Mapping):
-        return {str(name): described(part) for name, part in value.items()}
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        return fingerprint({"": torch.as_tensor(value)})
-    if is_dataclass(value):
-        return repr(value)
-    # A schedule is what it gives.
-    return [float(value(i)) for i in range(SOME)] if callable(value) else type(value).__name__
-
-
-def fingerprint(named: Mapping[str, Any]) -> str:
-    """What tells tensors from others: their names, dtypes, shapes, the sum of their bits and some rows.
-
-    Examples
-    --------
-    >>> x = torch.arange(6.0)
-    >>> fingerprint({"x": x}) == fingerprint({"x": x.clone()}) != fingerprint({"x": x.flip(0)})
-    True
-    """
-    digest = hashlib.sha256()
-    for name, value in named.items():
-        tensor = getattr(value, "probabilities", value)  # binary images that are drawn anew
-        if tensor is not None:
-            rows = (
-                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor))).round().long()
-                if tensor.dim()
-                else ...
-            )
-            bits = sum(int(_bits(part).sum(dtype=torch.int64)) for part in tensor.reshape(-1).split(1 << 22))
-            digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape), bits % (1 << 64))).encode())
-            digest.update(_bits(tensor[rows].reshape(-1)).cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _bits(flat: Tensor) -> Tensor:
-    """The numbers of a vector as integers: sums of those are exact, on every machine and in any order."""
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return flat.detach().contiguous().view(sizes[flat.element_size()])
-
-
-def _differences(stored: Any, now: Any, name: str = "") -> list[str]:
-    """In words, what of two headers differs."""
-    if isinstance(stored, dict) and isinstance(now, dict):
-        names = [*stored, *(key for key in now if key not in stored)]
-        nested = [_differences(stored.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]
-        return [words for part in nested for words in part]
-    if stored == now:
-        return []
-    short = all(len(str(value)) < 60 for value in (stored, now))
-    return [f"{name} was {stored!r} there and is {now!r} here" if short else f"{name} differs"]
-
-
-# A state as JSON and tensors.
-
-
-def _packed(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        tensors[path] = tree
-        return {"tensor": path}
-    if isinstance(tree, Mapping):
-        return {name: _packed(part, f"{path}/{name}", tensors) for name, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_packed(part, f"{path}/{number}", tensors) for number, part in enumerate(tree)]
-    return tree
-
-
-def _unpacked(tree: Any, tensors: Mapping[str, Tensor], device: torch.device | None) -> Any:
-    if isinstance(tree, dict):
-        if set(tree) == {"tensor"}:
-            return tensors[tree["tensor"]].to(device)
-        return {name: _unpacked(part, tensors, device) for name, part in tree.items()}
-    return [_unpacked(part, tensors, device) for part in tree] if isinstance(tree, list) else tree
+        with self.signals:
+            self.interrupt.heard |= kind is not None
+            if kind is not None and self.waiting is not None:
+                self._write(Written.of(*self.waiting))
+            self._write_best()

@@ -12,6 +12,7 @@ from ppl_vae.families import Sums
 from ppl_vae.fit import Status
 from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
+from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Parts
@@ -164,7 +165,13 @@ class Climb:
                     run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} {self.unit}")
                     break
             self._advance(plan.finish(e), objective, iteration)
-            self.owner.keep(self)
+            interrupted = self.owner.checkpoint.interrupted
+            self.owner.keep(self, now=interrupted)
+            if interrupted:
+                advice = self.owner.checkpoint.advice(f"{self.unit[:-1]} {self.iteration}")
+                message = f"Ctrl-C after {self.iteration} {self.unit}; {advice}"
+                run.status = Status(INTERRUPTED, message, tuple(self.notes))
+                return run
         run.values = self.parts.share.same(run.values)
         return self._judged(run)
 

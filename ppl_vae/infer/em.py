@@ -1,6 +1,7 @@
 """Expectation maximisation, by hand: exact responsibilities, closed-form updates (000 s.1, 004 s.7)."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.assignment import ASSIGNMENTS
-from ppl_vae.infer.checkpoint import Checkpoint, described, fingerprint
+from ppl_vae.infer.checkpoint import Checkpoint, Checkpoints
 from ppl_vae.infer.climb import Climb, Run
 from ppl_vae.infer.expectation import Plan, Replace, added
+from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
@@ -28,6 +31,8 @@ from ppl_vae.infer.squarem import ACCELERATIONS
 from ppl_vae.infer.starts import first_responsibilities, given_values, take_networks
 
 __all__ = ["EM"]
+
+logger = logging.getLogger("ppl_vae")
 
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
@@ -69,9 +74,9 @@ class EM:
         Extrapolate after every two iterations, where that does not lower the objective.
     frozen : sequence of str
         Parameters that keep their starting values, such as "components.covariance".
-    checkpoint : path, optional
-        A folder, or a file that ends in .safetensors, where the state is kept; the same call goes on from there, and
-        a finished fit is returned as it is.
+    checkpoint : path or Checkpoints, optional
+        A folder where the state is kept, or `pv.checkpoints(...)`; the same call goes on from there, and a finished fit
+        is returned as it is. With it, Ctrl-C ends the fit after an iteration, with the status "interrupted".
     seed : int
         Seed of the starts.
     progress : bool
@@ -104,7 +109,7 @@ class EM:
     decay: float = 0.6
     accelerate: str | None = None
     frozen: tuple[str, ...] = ()
-    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None
     seed: int = 0
     progress: bool = True
 
@@ -182,6 +187,7 @@ class EM:
                 starts = Starts(self, fitted, parts, num_threads, checkpoint)
                 runs = starts.runs()
         best = max(runs, key=lambda run: (run.status.code != "degenerate", run.end))
+        status = next((run.status for run in runs if run.status.code == INTERRUPTED), best.status)
         shared = fitted.shared_laws()
         fitted.fix(best.values)
         starts.release(best.free)
@@ -198,7 +204,7 @@ class EM:
                 "starts": torch.tensor([run.end for run in runs], dtype=torch.float64),
             },
             bound="log p(X | theta) + log p(theta)" if shared and self.estimate == "map" else "log p(X | theta)",
-            status=best.status,
+            status=status,
             seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
@@ -259,6 +265,9 @@ class Starts:
                     self.release(origin)
                     climb = em._climb(self, share.same(self._first(number) if given is None else given), few)
                 self.found.append(self._run(climb, _after(number * em.max_iter, update)))
+                if self.found[-1].status.code == INTERRUPTED:  # the checkpoint holds the run as it was
+                    logger.warning("EM was %s", self.found[-1].status)
+                    break
                 climb = None
                 self.keep(now=True)
         return self.found
@@ -275,12 +284,12 @@ class Starts:
 
     def _opened(self, few: Any) -> Climb | None:
         """The run that was interrupted, if there is one, after what was found before it."""
-        if self.parts.share.world == 1 and self.checkpoint.path is None:
+        if self.parts.share.world == 1 and self.checkpoint.plan is None:
             return None
         parts, header = self.parts, self.em._header(self.model, self.parts)
         parts.share.agree("the call", json.dumps(header))
         parts.share.agree("the data", fingerprint(few.values))
-        data = "" if self.checkpoint.path is None else parts.fingerprint()
+        data = "" if self.checkpoint.plan is None else parts.fingerprint()
         state = self.checkpoint.opened({**header, "data": data}, self.model.like.device)
         if state is None:
             return None
@@ -302,7 +311,7 @@ class Starts:
                 "random": torch.get_rng_state(),
                 "seconds": self.earlier + time.perf_counter() - self.begin,
             }
-            self.checkpoint.keep(state, now)
+            self.checkpoint.keep(state, now, step=len(self.found) * self.em.max_iter + self.iteration)
 
     def free(self) -> list[Tensor]:
         """Copies of the module's parameters that no family owns."""

@@ -11,7 +11,6 @@ import torch
 import ppl_vae as pv
 from ppl_vae import latent, observed
 from ppl_vae.errors import DataError, EngineError
-from ppl_vae.infer import checkpoint
 from ppl_vae.infer.climb import Climb
 from ppl_vae.infer.squarem import Squarem
 
@@ -429,7 +428,6 @@ def test_a_start_by_some_parameters_keeps_the_defaults_of_the_rest(faithful):
     "settings", [{"accelerate": "squarem"}, {"batch_size": 50}, {"temperature": pv.linear(4.0, 1.0, 20)}]
 )
 def test_an_interrupted_variation_goes_on_exactly(faithful, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     model, settings = pv.models.GaussianMixture(3, 2), {"max_iter": 30, "tol": 0, **settings}
     whole = fit(model, faithful, **settings)
     step = Climb.expect
@@ -441,7 +439,7 @@ def test_an_interrupted_variation_goes_on_exactly(faithful, settings, tmp_path, 
 
     monkeypatch.setattr(Climb, "expect", dies)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, faithful, checkpoint=tmp_path, **settings)
+        fit(model, faithful, checkpoint=pv.checkpoints(tmp_path, steps=1), **settings)
     monkeypatch.setattr(Climb, "expect", step)
     resumed = fit(model, faithful, checkpoint=tmp_path, **settings)
     for name in ("bound", "objective", "e_steps", "segment"):

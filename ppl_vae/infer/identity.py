@@ -1,0 +1,101 @@
+"""What a call and its data were, in JSON: what must be the same for a checkpoint to go on, and in every process."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.fit import Fit
+
+__all__ = ["described", "differences", "fingerprint"]
+
+SOME = 64
+"""Rows of which a fingerprint knows every number, and steps of a schedule that it knows."""
+
+
+def described(value: Any) -> Any:
+    """A setting as JSON that is the same in every process which has the same setting.
+
+    Examples
+    --------
+    >>> described((1, "a")), described(lambda i: 2.0 * i) == described(lambda i: i + i)
+    ([1, 'a'], True)
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Fit):
+        value = value.parameters
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(name): described(part) for name, part in value.items()}
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        return fingerprint({"": torch.as_tensor(value)})
+    name = type(value).__qualname__
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: {f.name: described(getattr(value, f.name)) for f in fields(value) if f.compare}}
+    return _of_function(value) if callable(value) else name
+
+
+def _of_function(value: Callable[..., Any]) -> Any:
+    """A schedule is what it gives; another function is its code and what that encloses."""
+    try:
+        return [float(value(i)) for i in range(SOME)]
+    except Exception:
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+    if not hasattr(value, "__code__"):
+        return name
+    inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
+    enclosed = [one if isinstance(one, str | int | float) else type(one).__qualname__ for one in inside]
+    return {name: [hashlib.sha256(repr(_bytecode(value.__code__)).encode()).hexdigest(), enclosed]}
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    inner = [_bytecode(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, inner]
+
+
+def fingerprint(named: Mapping[str, Any]) -> str:
+    """What tells tensors from others: their names, dtypes, shapes, the sum of their bits and some rows.
+
+    Examples
+    --------
+    >>> x = torch.arange(6.0)
+    >>> fingerprint({"x": x}) == fingerprint({"x": x.clone()}) != fingerprint({"x": x.flip(0)})
+    True
+    """
+    digest = hashlib.sha256()
+    for name, value in named.items():
+        tensor = getattr(value, "probabilities", value)  # binary images that are drawn anew
+        if tensor is not None:
+            rows = (
+                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor))).round().long()
+                if tensor.dim()
+                else ...
+            )
+            bits = sum(int(_bits(part).sum(dtype=torch.int64)) for part in tensor.reshape(-1).split(1 << 22))
+            digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape), bits % (1 << 64))).encode())
+            digest.update(_bits(tensor[rows].reshape(-1)).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bits(flat: Tensor) -> Tensor:
+    """The numbers of a vector as integers: sums of those are exact, on every machine and in any order."""
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return flat.detach().contiguous().view(sizes[flat.element_size()])
+
+
+def differences(stored: Any, now: Any, name: str = "") -> list[str]:
+    """In words, what of two headers differs."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        names = [*stored, *(key for key in now if key not in stored)]
+        nested = [differences(stored.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]
+        return [words for part in nested for words in part]
+    if stored == now:
+        return []
+    short = all(len(str(value)) < 60 for value in (stored, now))
+    return [f"{name} was {stored!r} there and is {now!r} here" if short else f"{name} differs"]
