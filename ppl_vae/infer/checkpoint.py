@@ -214,11 +214,14 @@ class Checkpoint:
         """Whether this process would write a state after this step, for processes that make it together."""
         return self.plan is not None and self.writes and self._due(self.plan, step)
 
-    def _due(self, plan: Checkpoints, step: int) -> bool:
-        if plan.steps is not None and step - self.last_step >= plan.steps:
+    def due(self, step: int) -> bool:
+        """Whether `keep` after this step would write; never in a process that does not."""
+        if self.plan is None or not self.writes:
+            return False
+        if self.plan.steps is not None and step - self.last_step >= self.plan.steps:
             return True
         passed = time.monotonic() - self.last_time
-        return plan.seconds is not None and passed >= max(plan.seconds, self.cost / PART)
+        return self.plan.seconds is not None and passed >= max(self.plan.seconds, self.cost / PART)
 
     def _write(self, state: Written) -> None:
         assert self.plan is not None
