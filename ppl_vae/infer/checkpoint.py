@@ -207,12 +207,8 @@ class Checkpoint:
             self.best_score = score
             self.better = Written.of(self.step, score, made()).copied()
         self.waiting = None if callable(state) else (self.step, self.best_score, state)
-        if now or self._due(self.plan, self.step):
+        if now or self.due(self.step):
             self._write(Written.of(self.step, self.best_score, made()))
-
-    def due(self, step: int) -> bool:
-        """Whether this process would write a state after this step, for processes that make it together."""
-        return self.plan is not None and self.writes and self._due(self.plan, step)
 
     def due(self, step: int) -> bool:
         """Whether `keep` after this step would write; never in a process that does not."""
