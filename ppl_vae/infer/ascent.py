@@ -1,6 +1,6 @@
-"""What SVI climbs on a declared model: the minibatch estimate of its objective, as a function of parameters and data."""
+"""What SVI climbs on a declared model: its objective on a minibatch, as a function of parameters and data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -116,7 +116,8 @@ class ModelObjective:
 
     def move_rows(self, batch: Batch, gradients: Sequence[Tensor], share: Share) -> None:
         """A step of SparseAdam on the rows in the batch of all processes."""
-        assert batch.index is not None and self.rows_optimizer is not None
+        assert batch.index is not None
+        assert self.rows_optimizer is not None
         real = torch.arange(len(batch.index), device=batch.index.device) < batch.real
         index = torch.where(real, batch.index, -1)
         if share.world > 1:
@@ -174,9 +175,8 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
     return parts
 
 
-def _bf16(device: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device, dtype=torch.bfloat16)
-
-
-PRECISIONS = {"full": lambda device: nullcontext(), "bf16": _bf16}
+PRECISIONS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
+    "full": lambda device: nullcontext(),
+    "bf16": lambda device: torch.autocast(device, dtype=torch.bfloat16),
+}
 """How matrix products are computed, by name."""

@@ -81,10 +81,12 @@ class Loop:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.history, self.notes, self.text = History(), [], ""
+        self.history, self.text = History(), ""
+        self.notes: list[str] = []
         self.epoch, self.number, self.steps, self.elapsed = 0, 0, 0, 0.0
         self.sums = self._zeros()
-        self.best_epoch, self.best_state = -1, None
+        self.best_epoch = -1
+        self.best_state: dict[str, Tensor] | None = None
         self.share, self.begin = self.step.share, time.perf_counter()
 
     def _zeros(self) -> Tensor:

@@ -11,8 +11,9 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batch
-from ppl_vae.infer.step import Step, StepResult, choose
-from ppl_vae.objectives import Elbo, Objective, elbo
+from ppl_vae.infer.step import Step, choose
+from ppl_vae.infer.stepper import stepper
+from ppl_vae.objectives import Objective, elbo
 
 __all__ = ["svi_step"]
 
@@ -22,7 +23,7 @@ def svi_step(
     optimizer: Any,
     size: int | None = None,
     objective: Objective | None = None,
-    compile: str = "auto",
+    compile: str = "auto",  # noqa: A002
 ) -> Callable[..., Tensor]:
     """A function of a batch that takes one step on the given model, for a loop of one's own.
 
@@ -82,9 +83,8 @@ class _OwnStep:
         self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True)
         if self.climbed.sparse:
             raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
-        own = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
-        self.step = Step(self.climbed, own, mode)
-        self.annealed = not isinstance(objective, Elbo)
+        made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
+        self.step = Step(self.climbed, stepper(made), mode)
         self.ones: dict[int, Tensor] = {}
 
     def __call__(self, batch: Any, beta: float = 1.0) -> Tensor:
@@ -94,7 +94,7 @@ class _OwnStep:
         if n not in self.ones:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
         with pyro.validation_enabled(False):
-            result: StepResult = self.step(Batch(obs, self.ones[n], None, n), beta)
+            result = self.step(Batch(obs, self.ones[n], None, n), beta)
         if not result.moved:
             at = self.climbed.blame(Batch(obs, self.ones[n], None, n), beta)
             raise EngineError(

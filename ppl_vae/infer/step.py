@@ -144,8 +144,8 @@ class Step:
         """Sums over the batch of all processes, and the gradient of minus the objective per unit of weight."""
         parts = self.climbed.pieces(batch, beta, self.accumulate)
         if len(parts) == 1 and self.share.world == 1:
-            value, bound, *gradients = self._call(parts[0], parts[0].weight)
-            return StepResult(bound, value, parts[0].weight, signals=signals), gradients
+            value, bound, *moves = self._call(parts[0], parts[0].weight)
+            return StepResult(bound, value, parts[0].weight, signals=signals), moves
         found = [self._call(part, torch.ones_like(part.weight)) for part in parts]
         dense = 2 + len(self.dense)
         sums = [torch.stack(each).sum(0) for each in zip(*[one[:dense] for one in found], strict=True)]
@@ -153,8 +153,8 @@ class Step:
         weight = torch.stack([part.weight for part in parts]).sum()
         heard = [weight.new_tensor(float(signal)) for signal in signals]
         summed = self.share.add([*sums[:2], weight, *heard, *sums[2:]])
-        (value, bound, weight), heard, gradients = summed[:3], summed[3 : 3 + len(heard)], summed[3 + len(heard) :]
-        gradients = torch._foreach_div([*gradients, *rows], weight)
+        (value, bound, weight), heard, moves = summed[:3], summed[3 : 3 + len(heard)], summed[3 + len(heard) :]
+        gradients = torch._foreach_div([*moves, *rows], weight)
         return StepResult(bound, value, weight, signals=[float(signal) for signal in heard]), gradients
 
     def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
@@ -187,7 +187,7 @@ TOO_FEW = 100
 """Steps for which even tracing is not worth its second or two."""
 
 
-def choose(compile: str, parameters: int, batch_size: int, steps: int | None) -> str:
+def choose(asked: str, parameters: int, batch_size: int, steps: int | None) -> str:
     """How to run: what was asked for, else what pays for a model of this size and so many steps.
 
     Examples
@@ -195,8 +195,8 @@ def choose(compile: str, parameters: int, batch_size: int, steps: int | None) ->
     >>> choose("auto", parameters=650_000, batch_size=128, steps=40_000), choose("auto", 1000, 100, 10)
     ('inductor', 'off')
     """
-    if compile != "auto":
-        return compile
+    if asked != "auto":
+        return asked
     if steps is not None and steps < TOO_FEW:
         return "off"
     seconds = OVERHEAD + 3 * parameters * batch_size / OPERATIONS

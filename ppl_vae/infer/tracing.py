@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.parallel import threads
@@ -144,13 +145,29 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     (tensor([2., 2.]),)
     """
     try:
-        with traceable(), _kept_generators(tensors):
+        with traceable(), _Unchecked(), _kept_generators(tensors):
             graph = make_fx(function)(*[t.clone() for t in tensors])
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+class _Unchecked(TorchFunctionMode):
+    """Functions of torch that read values only to check them, without the check."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return UNCHECKED.get(func, func)(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 1:
+        return torch.nn.functional.one_hot(tensor, num_classes)  # their number depends on the values
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+
+
+UNCHECKED: dict[Any, Callable[..., Any]] = {torch.nn.functional.one_hot: _one_hot}
 
 
 def _where(error: Exception) -> str:
