@@ -15,7 +15,18 @@ from ppl_vae.data.blocks import Block, Choice, to_block
 from ppl_vae.data.tables import Table
 from ppl_vae.errors import DataError
 
-__all__ = ["CUT_SHORT", "Gap", "Memory", "Reader", "Restartable", "Wanted", "file_stamp", "is_mapped", "spans"]
+__all__ = [
+    "CUT_SHORT",
+    "Gap",
+    "Memory",
+    "Reader",
+    "Restartable",
+    "Wanted",
+    "file_stamp",
+    "is_mapped",
+    "spans",
+    "starter",
+]
 
 CUT_SHORT = "It may be cut short or damaged: copy it or write it again."
 
@@ -100,13 +111,7 @@ class Restartable:
     num_rows: int | None = None
 
     def __init__(self, source: Any, choice: Choice) -> None:
-        if isinstance(source, Iterator):
-            raise DataError(
-                f"{choice.source}: this iterator can be read only once, and a fit reads its data many times. Give what "
-                "makes it: the generator function itself, not called, or an object whose __iter__ starts anew."
-            )
-        self._start: Callable[[], Iterator[Any]] = source.__iter__ if isinstance(source, Iterable) else source
-        self._choice = choice
+        self._start, self._choice = starter(source, choice.source), choice
 
     def pieces(self, rows: int, wanted: Wanted) -> Iterator[Block | Gap]:
         """Its batches."""
@@ -117,6 +122,27 @@ class Restartable:
     def stamp(self) -> tuple[Any, ...]:
         """Nothing."""
         return ()
+
+
+def starter(source: Any, name: str) -> Callable[[], Iterator[Any]]:
+    """What starts a pass over an iterable, or calls a callable that returns an iterator.
+
+    Raises
+    ------
+    DataError
+        If there can be one pass only.
+    """
+    if isinstance(source, Iterator):
+        raise only_once(name)
+    return source.__iter__ if isinstance(source, Iterable) else source
+
+
+def only_once(name: str) -> DataError:
+    """What to say of an iterator where a pass has to start anew."""
+    return DataError(
+        f"{name}: this iterator can be read only once, and a fit reads its data many times. Give what makes it: the "
+        "generator function itself, not called, or an object whose __iter__ starts anew."
+    )
 
 
 def is_mapped(source: Any) -> bool:

@@ -57,9 +57,8 @@ class Observations:
         """Floating values in the dtype and on the device of `like`; integers only moved."""
 
         def cast(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(like) if value.is_floating_point() else value.to(like.device)
+            whole = isinstance(value, Tensor) and not value.is_floating_point()
+            return value.to(like.device if whole else like)
 
         return Observations(
             {name: cast(value) for name, value in self.values.items()},
