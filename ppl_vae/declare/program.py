@@ -61,6 +61,8 @@ class Program(PyroModule):
     def __init__(self) -> None:
         super().__init__()
         self._bound: dict[str, Tensor] = {}
+        # What a model without a single number of its own computes in, so that .double() reaches it too.
+        self.register_buffer("_blank", torch.empty(0), persistent=False)
         self.local_posteriors = nn.ModuleDict()
         self.shared_guide: PyroModule | None = None
         self.guide_name: str | None = None
@@ -90,9 +92,9 @@ class Program(PyroModule):
     def like(self) -> Tensor:
         """An empty tensor with the dtype and device that the nodes compute in."""
         for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor is not self._blank:
                 return tensor.new_empty(0)
-        return torch.empty(0)
+        return self._blank.new_empty(0)
 
     @contextmanager
     def numeric(self) -> Iterator[None]:
