@@ -6,7 +6,30 @@ from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer import EM, NUTS, SVI, VB, Checkpoints, adam, checkpoints, linear, sgd, svi_step
+from ppl_vae.infer import (
+    EM,
+    NUTS,
+    SVI,
+    VB,
+    Callback,
+    Checkpoints,
+    CSVTracker,
+    TensorBoardTracker,
+    adam,
+    adamw,
+    checkpoints,
+    clipped,
+    clipped_adam,
+    constant,
+    cyclical,
+    linear,
+    optimizer,
+    rmsprop,
+    scheduled,
+    sgd,
+    svi_step,
+    track,
+)
 from ppl_vae.objectives import elbo, iwae
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.select import Selection, select
@@ -18,6 +41,8 @@ __all__ = [
     "NUTS",
     "SVI",
     "VB",
+    "CSVTracker",
+    "Callback",
     "Checkpoints",
     "DataError",
     "DeclarationError",
@@ -29,11 +54,17 @@ __all__ = [
     "StandardErrors",
     "Status",
     "Table",
+    "TensorBoardTracker",
     "__version__",
     "adam",
+    "adamw",
     "bootstrap",
     "checkpoints",
+    "clipped",
+    "clipped_adam",
     "compare",
+    "constant",
+    "cyclical",
     "data",
     "elbo",
     "families",
@@ -46,8 +77,12 @@ __all__ = [
     "models",
     "nets",
     "observed",
+    "optimizer",
+    "rmsprop",
+    "scheduled",
     "select",
     "sgd",
     "standard_errors",
     "svi_step",
+    "track",
 ]

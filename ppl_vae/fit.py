@@ -46,7 +46,7 @@ class Status:
     @property
     def ok(self) -> bool:
         """Whether the answer can be used as it is."""
-        return self.code in ("converged", "finished", "stopped early")
+        return self.code in ("converged", "finished", "stopped early", "stopped by a callback")
 
     def __str__(self) -> str:
         return "; ".join([f"{self.code}: {self.message}", *self.notes])

@@ -118,7 +118,8 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
     """Train a variational autoencoder by SVI, evaluate it on held-out data, and write a report."""
     options = options or Train()
     prepare(options)
-    from ppl_vae.infer.optimizers import adam, linear
+    from ppl_vae.infer.optimizers import adam
+    from ppl_vae.infer.schedules import linear
     from ppl_vae.infer.svi import SVI
     from ppl_vae.report import write_training
 

@@ -1,10 +1,48 @@
 """The engines: one declaration, several ways of fitting it."""
 
+from ppl_vae.infer.callbacks import Callback, Run
 from ppl_vae.infer.checkpoint import Checkpoints, checkpoints
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.nuts import NUTS
-from ppl_vae.infer.optimizers import adam, linear, sgd
-from ppl_vae.infer.svi import SVI, svi_step
+from ppl_vae.infer.optimizers import (
+    adam,
+    adamw,
+    clipped,
+    clipped_adam,
+    optimizer,
+    rmsprop,
+    scheduled,
+    sgd,
+)
+from ppl_vae.infer.own_loop import svi_step
+from ppl_vae.infer.schedules import constant, cyclical, linear
+from ppl_vae.infer.svi import SVI
+from ppl_vae.infer.trackers import CSVTracker, TensorBoardTracker, Tracker, track
 from ppl_vae.infer.vb import VB
 
-__all__ = ["EM", "NUTS", "SVI", "VB", "Checkpoints", "adam", "checkpoints", "linear", "sgd", "svi_step"]
+__all__ = [
+    "EM",
+    "NUTS",
+    "SVI",
+    "VB",
+    "CSVTracker",
+    "Callback",
+    "Checkpoints",
+    "Run",
+    "TensorBoardTracker",
+    "Tracker",
+    "adam",
+    "adamw",
+    "checkpoints",
+    "clipped",
+    "clipped_adam",
+    "constant",
+    "cyclical",
+    "linear",
+    "optimizer",
+    "rmsprop",
+    "scheduled",
+    "sgd",
+    "svi_step",
+    "track",
+]

@@ -82,6 +82,7 @@ class Climb:
         self.plan: Plan | None = None
         self.update: Update = lambda done, text: None
         self.said = "first E-step"
+        self.begun = -1
         self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
         self.unit = "iterations" if self.em.batch_size is None else "epochs"
         status = Status("max_iter", f"{self.em.max_iter} {self.unit} did not reach tol {self.em.tol:g}")
@@ -141,6 +142,7 @@ class Climb:
         begin = time.perf_counter() - (run.seconds[-1] if run.seconds else 0.0)
         for iteration in range(self.iteration, em.max_iter):
             self.iteration, values = iteration + 1, self.values
+            self._begin()
             try:
                 e, plan = self.expect(values, self.assign(iteration))
             except torch.linalg.LinAlgError:  # an extrapolated covariance may be singular to rounding
@@ -161,19 +163,43 @@ class Climb:
                 run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
                 self.said = f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps"
                 update(iteration, self.said)
+                stopped = self._end(values, bound, objective)
                 if self._converged(run, iteration):
                     run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} {self.unit}")
+                run.status = stopped or run.status
+                if run.status.code != "max_iter":
                     break
             self._advance(plan.finish(e), objective, iteration)
             interrupted = self.owner.checkpoint.interrupted
             self.owner.keep(self, now=interrupted)
             if interrupted:
                 advice = self.owner.checkpoint.advice(f"{self.unit[:-1]} {self.iteration}")
-                message = f"Ctrl-C after {self.iteration} {self.unit}; {advice}"
-                run.status = Status(INTERRUPTED, message, tuple(self.notes))
+                run.status = Status(
+                    INTERRUPTED, f"Ctrl-C after {self.iteration} {self.unit}; {advice}", tuple(self.notes)
+                )
                 return run
         run.values = self.parts.share.same(run.values)
         return self._judged(run)
+
+    # A step of the callbacks is an iteration that is recorded; points that are tried on the way to it belong to it.
+
+    def _begin(self) -> None:
+        """Tell the callbacks of the iteration to come."""
+        step = self.owner.steps + len(self.record.bound)
+        if step != self.begun:
+            self.begun = step
+            self.owner.hooks.begin(step)
+
+    def _end(self, values: Values, bound: float, objective: float) -> Status | None:
+        """Tell the callbacks of the iteration just recorded; how the fit ends if they end it."""
+        hooks = self.owner.hooks
+        if not hooks:
+            return None
+        each = {"bound": bound / self.total, "objective": objective / self.total}
+        metrics = {**each, "e_steps": self.e_steps, "start": len(self.owner.found)}
+        with self.model.bind(values):
+            hooks.end(self.begun, metrics)
+        return hooks.stopped
 
     def _go_back(self) -> None:
         """Leave an extrapolated point, and what gradient steps have made of the networks since the last record."""

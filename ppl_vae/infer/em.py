@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
-from ppl_vae.fit import Fit
+from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.assignment import ASSIGNMENTS
+from ppl_vae.infer.callbacks import STOPPED, Callback, Callbacks, checked
+from ppl_vae.infer.callbacks import Run as Told
 from ppl_vae.infer.checkpoint import Checkpoint, Checkpoints
 from ppl_vae.infer.climb import Climb, Run
 from ppl_vae.infer.expectation import Plan, Replace, added
@@ -37,7 +39,10 @@ logger = logging.getLogger("ppl_vae")
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
 
-FOR_DECLARED = ("start", "assignment", "temperature", "batch_size", "accelerate", "frozen", "checkpoint", "n_init")
+FOR_DECLARED = (
+    *("start", "assignment", "temperature", "batch_size", "accelerate"),
+    *("frozen", "checkpoint", "callbacks", "n_init"),
+)
 """Settings that an ordinary Pyro model cannot have."""
 
 
@@ -77,6 +82,8 @@ class EM:
     checkpoint : path or Checkpoints, optional
         A folder where the state is kept, or `pv.checkpoints(...)`; the same call goes on from there, and a finished fit
         is returned as it is. With it, Ctrl-C ends the fit after an iteration, with the status "interrupted".
+    callbacks : sequence of Callback
+        Told of every iteration; one of them may end the fit.
     seed : int
         Seed of the starts.
     progress : bool
@@ -110,10 +117,12 @@ class EM:
     accelerate: str | None = None
     frozen: tuple[str, ...] = ()
     checkpoint: str | os.PathLike[str] | Checkpoints | None = None
+    callbacks: Sequence[Callback] = ()
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "callbacks", checked(self.callbacks))
         if self.estimate not in ("map", "ml"):
             raise EngineError(f'EM: estimate must be "map" or "ml", got {self.estimate!r}')
         if self.assignment not in ASSIGNMENTS:
@@ -186,8 +195,7 @@ class EM:
             with Checkpoint(self.checkpoint, share) as checkpoint:
                 starts = Starts(self, fitted, parts, num_threads, checkpoint)
                 runs = starts.runs()
-        best = max(runs, key=lambda run: (run.status.code != "degenerate", run.end))
-        status = next((run.status for run in runs if run.status.code == INTERRUPTED), best.status)
+        best = starts.best
         shared = fitted.shared_laws()
         fitted.fix(best.values)
         starts.release(best.free)
@@ -204,7 +212,7 @@ class EM:
                 "starts": torch.tensor([run.end for run in runs], dtype=torch.float64),
             },
             bound="log p(X | theta) + log p(theta)" if shared and self.estimate == "map" else "log p(X | theta)",
-            status=status,
+            status=starts.status,
             seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
@@ -219,12 +227,14 @@ class EM:
     def _settings(self) -> dict[str, Any]:
         start = self.start if isinstance(self.start, str) else type(self.start).__name__
         temperature = self.temperature if isinstance(self.temperature, int | float) else repr(self.temperature)
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "start": start, "temperature": temperature}
+        callbacks = [type(one).__name__ for one in self.callbacks]
+        spoken = {"start": start, "temperature": temperature, "callbacks": callbacks}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, **spoken}
 
     def _header(self, model: LatentVariableModel, parts: Parts) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on, and in every process."""
         shapes = {name: list(value.shape) for name, value in {**model.family_defaults(), **model.state_dict()}.items()}
-        settings = [f.name for f in fields(self) if f.name not in ("progress", "checkpoint")]
+        settings = [f.name for f in fields(self) if f.name not in ("progress", "checkpoint", "callbacks")]
         return {
             "engine": type(self).__name__,
             "settings": {name: described(getattr(self, name)) for name in settings},
@@ -243,12 +253,29 @@ class Starts:
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
         self.found: list[Run] = []
+        self.hooks, self.ended = Callbacks(), False
         self.begin, self.earlier = time.perf_counter(), 0.0
         unknown = [
             name for name in em.frozen if name not in self.defaults and name not in dict(model.named_parameters())
         ]
         if unknown:
             raise EngineError(f"EM: frozen names {unknown[0]!r}; the model has {', '.join(self.defaults)}")
+
+    @property
+    def steps(self) -> int:
+        """Iterations of the runs that have ended."""
+        return sum(len(run.bound) for run in self.found)
+
+    @property
+    def best(self) -> Run:
+        """The run with the best end, not a degenerate one where there is another."""
+        return max(self.found, key=lambda run: (run.status.code != "degenerate", run.end))
+
+    @property
+    def status(self) -> Status:
+        """How the fit ended: as the run that was ended from outside, else as the best one."""
+        early = (run.status for run in self.found if run.status.code in (INTERRUPTED, STOPPED))
+        return next(early, self.best.status)
 
     def runs(self) -> list[Run]:
         """Every run, in order; those of the checkpoint are not made again."""
@@ -259,8 +286,13 @@ class Starts:
         few, _ = self.parts.sample(SAMPLE, em.seed)
         few, origin = few.rows(slice(0, 4)), self.free()
         climb = self._opened(few)
-        with progress("EM", count * em.max_iter, em.progress and share.leads) as update:
-            for number in range(len(self.found), count):
+        first = self.steps + (0 if climb is None else len(climb.record.bound))
+        about = Told("EM", self.model, count * em.max_iter, settings=em._settings(), first=first, share=share)
+        with (
+            progress("EM", count * em.max_iter, em.progress and share.leads) as update,
+            Callbacks(em.callbacks, about) as self.hooks,
+        ):
+            for number in range(len(self.found), 0 if self.ended else count):
                 if climb is None:
                     self.release(origin)
                     climb = em._climb(self, share.same(self._first(number) if given is None else given), few)
@@ -268,8 +300,11 @@ class Starts:
                 if self.found[-1].status.code == INTERRUPTED:  # the checkpoint holds the run as it was
                     logger.warning("EM was %s", self.found[-1].status)
                     break
-                climb = None
+                climb, self.ended = None, self.hooks.stopped is not None
                 self.keep(now=True)
+                if self.ended:
+                    break
+            self.hooks.status = self.status
         return self.found
 
     def _run(self, climb: Climb, update: Update) -> Run:
@@ -295,6 +330,7 @@ class Starts:
             return None
         torch.set_rng_state(state["random"].cpu())
         self.found, self.earlier = [Run.restored(run) for run in state["found"]], state["seconds"]
+        self.ended = state["ended"]
         if state["climb"] is None:
             return None
         climb = self.em._climb(self, state["climb"]["values"], few)
@@ -308,6 +344,7 @@ class Starts:
             state = {
                 "found": [run.state() for run in self.found],
                 "climb": None if climb is None else climb.state(),
+                "ended": self.ended,
                 "random": torch.get_rng_state(),
                 "seconds": self.earlier + time.perf_counter() - self.begin,
             }
