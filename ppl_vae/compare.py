@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Row", "Table", "compare"]
 
-RHAT_LIMIT, ESS_LIMIT, K_LIMIT, WEIGHT_SHARE = 1.01, 400, 0.7, 0.05
+K_LIMIT, WEIGHT_SHARE = 0.7, 0.05
 
 Total = tuple[float, float, float]
 """Bound on log p(X), its importance-weighted estimate, and the share of draws that the weights are worth."""
@@ -324,10 +324,8 @@ def _warnings(fit: Fit, row: Row, total: Total | None) -> list[str]:
     found = [] if fit.status.ok else [str(fit.status)]
     if fit.status.ok:
         found += list(fit.status.notes)
-    if row.rhat is not None and row.rhat > RHAT_LIMIT:
-        found.append(f"R-hat is {row.rhat:.3f}, above {RHAT_LIMIT}: the chains disagree; run longer")
-    if row.ess is not None and row.ess < ESS_LIMIT:
-        found.append(f"the smallest effective sample size is {row.ess:.0f}, below {ESS_LIMIT}: run longer")
+    if (chains := convergence(fit)) is not None:
+        found += [said for said in chains.warnings() if said not in found]
     if row.bad_k:
         found.append(f"{row.bad_k} data have a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
     if total is not None and total[2] < WEIGHT_SHARE:

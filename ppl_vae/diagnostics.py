@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
@@ -251,36 +252,7 @@ def _coords(fit: Fit, obs: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return coords, dims
 
 
-# Convergence and cross-validation.
-
-
-@dataclass(frozen=True)
-class Convergence:
-    """Worst R-hat and smallest effective sample size over all scalar parameters, and where they are."""
-
-    rhat: float
-    ess: float
-    divergences: int
-
-
-def convergence(fit: Fit) -> Convergence | None:
-    """R-hat (rank-normalised) and bulk and tail ESS by ArviZ; None without several chains of draws."""
-    if fit.is_point or next(iter(fit.draws.values())).shape[0] < 2:
-        return None
-    from arviz_stats.base import array_stats
-
-    rhat, ess = [], []
-    for value in fit.draws.values():
-        flat = value.flatten(2).numpy() if value.dim() > 2 else value[..., None].numpy()
-        for j in range(flat.shape[2]):
-            column = flat[:, :, j]
-            if np.ptp(column) > 0:
-                rhat.append(float(array_stats.rhat(column, chain_axis=0, draw_axis=1)))
-                ess.append(float(array_stats.ess(column, chain_axis=0, draw_axis=1, method="bulk")))
-                tails = array_stats.ess(column, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
-                ess.append(float(tails))
-    diverging = fit.sample_stats.get("diverging")
-    return Convergence(max(rhat), min(ess), 0 if diverging is None else int(diverging.sum()))
+# Cross-validation.
 
 
 def leave_one_out(fit: Fit, data: Any = None) -> Any:

@@ -22,6 +22,7 @@ ROOMS = {
     "objectives": 1,
     "evidence": 1,
     "criteria": 1,
+    "convergence": 1,
     "declare": 2,
     "models": 3,
     "align": 3,

@@ -31,18 +31,12 @@ __all__ = [
 
 def failed_fits(table: "Comparison") -> list[str]:
     """Give what --strict does not accept."""
-    from ppl_vae.compare import ESS_LIMIT, RHAT_LIMIT
-    from ppl_vae.diagnostics import convergence
+    from ppl_vae.convergence import convergence
 
     failed = [f"{name}: {fit.status}" for name, fit in table.fits.items() if not fit.status.ok]
     for name, fit in table.fits.items():
         found = convergence(fit)
-        if found is not None and found.rhat > RHAT_LIMIT:
-            failed.append(f"{name}: R-hat {found.rhat:.3f} is above {RHAT_LIMIT}")
-        if found is not None and found.ess < ESS_LIMIT:
-            failed.append(f"{name}: effective sample size {found.ess:.0f} is below {ESS_LIMIT}")
-        if found is not None and found.divergences:
-            failed.append(f"{name}: {found.divergences} divergences")
+        failed += [f"{name}: {said}" for said in found.warnings()] if found is not None else []
         if table.rows[name].bad_k:
             failed.append(f"{name}: {table.rows[name].bad_k} data have a bad Pareto k")
     return failed

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.compare import ESS_LIMIT, RHAT_LIMIT, Table
+from ppl_vae.compare import Table
 from ppl_vae.diagnostics import Evaluation, convergence
 from ppl_vae.fit import Fit
 
@@ -18,9 +18,7 @@ NARROW, WIDE = 0.8, 1.25
 def healthy(fit: Fit) -> bool:
     """Whether the chains of a fit agree and say enough."""
     found = convergence(fit)
-    if found is None:
-        return False
-    return found.rhat <= RHAT_LIMIT and found.ess >= ESS_LIMIT and not found.divergences
+    return found is not None and found.ok
 
 
 def reference(table: Table) -> str | None:
