@@ -17,7 +17,7 @@ from ppl_vae.infer.processes import Share
 from ppl_vae.infer.resident import Resident
 from ppl_vae.infer.streamed import Streamed
 
-__all__ = ["Batch", "Batches", "example", "make_batches", "size_needed"]
+__all__ = ["Batch", "Batches", "example", "index_needed", "make_batches", "size_needed"]
 
 ALONE = Share()
 
@@ -101,6 +101,14 @@ def size_needed(batches: Batches) -> str:
     return (
         f"{batches.name} does not say how many rows it has, and shared latents count once for all rows, so that each "
         "batch has its share of them: pass size=, the number of rows of an epoch"
+    )
+
+
+def index_needed(batches: Batches, latents: str) -> str:
+    """What to say when latents with parameters for every datum get data whose rows have no numbers."""
+    return (
+        f"{batches.name} gives rows without their numbers, and {latents} has no posterior, so that every datum has "
+        "parameters of its own: give a tensor, a Dataset or a pv.data.stream, or declare a posterior"
     )
 
 

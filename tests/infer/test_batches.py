@@ -1,6 +1,7 @@
 """Batches: every row once an epoch with its weight, the same whenever asked for, cut and shared out, for each kind."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 import ppl_vae as pv
-from ppl_vae.infer.batches import example, make_batches, size_needed
+from ppl_vae.infer import batch
+from ppl_vae.infer.batches import example, index_needed, make_batches, size_needed
 from ppl_vae.infer.processes import Share
 
 N, SIZE = 11, 4
@@ -176,7 +178,7 @@ def test_without_shuffling_rows_come_in_their_order(model, kind):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "workers" not in kind])
 def test_processes_share_every_batch(model, kind, world):
     make, size = KINDS[kind]
     whole = plain(make_batches(model, make(), batch_size=size, seed=3), 1)
@@ -228,6 +230,11 @@ def test_a_stream_that_does_not_know_its_rows_counts_them(model):
     assert batches.steps is None
     assert (batches.total, batches.size, batches.steps) == (11.0, 11, 5)
     assert len(plain(batches)) == 5
+
+
+def test_a_data_set_is_cut_as_a_tensor_is(model):
+    tensor, items = (make_batches(model, data, batch_size=SIZE, seed=3) for data in (X, Items()))
+    assert [b.index.tolist() for b in tensor.epoch(2)] == [b.index.tolist() for b in items.epoch(2)]
 
 
 def test_without_a_batch_size_all_rows_are_one_batch_in_their_order(model):
@@ -303,9 +310,9 @@ def test_loaded_batches_have_masks_if_the_first_or_they_themselves_have_gaps(mod
     assert [set(b.obs.missing) for b in last] == [set(), set(), {"x"}]
 
 
-@pytest.mark.parametrize("batch", [lambda x, y: (x, y), lambda x, y: {"label": y, "x": x}, lambda x, y: [x, y, None]])
-def test_labels_by_name_or_by_place(batch):
-    data = [batch(x, x[:, 0]) for x in X.split(SIZE)]
+@pytest.mark.parametrize("put", [lambda x, y: (x, y), lambda x, y: {"label": y, "x": x}, lambda x, y: [x, y, None]])
+def test_labels_by_name_or_by_place(put):
+    data = [put(x, x[:, 0]) for x in X.split(SIZE)]
     for found in make_batches(Labelled(), data).epoch(0):
         assert torch.equal(found.obs.values["label"], found.obs.values["x"][:, 0])
 
@@ -414,7 +421,7 @@ def test_a_bad_batch_is_named_when_it_comes(model, case):
         list(batches.epoch(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "workers" not in kind])
 def test_an_epoch_may_start_at_its_end_and_for_iterables_not_beyond(model, kind):
     make, size = KINDS[kind]
     batches = make_batches(model, make(), batch_size=size)
@@ -432,8 +439,39 @@ def test_grey_pixels_of_a_later_batch_are_refused():
         list(batches.epoch(0))
 
 
-def test_what_is_said_of_an_unknown_size(model):
-    assert "generator_function does not say how many rows" in size_needed(make_batches(model, generator_function))
+def test_what_is_said_of_unknown_sizes_and_numbers(model):
+    batches = make_batches(model, generator_function)
+    assert size_needed(batches).startswith("generator_function does not say how many rows")
+    assert "numbers, and z has no posterior" in index_needed(batches, "z")
+
+
+def test_on_a_gpu_the_next_batch_is_made_while_the_last_one_is_used(monkeypatch):
+    """The order of events only, with stand-ins for CUDA's streams."""
+    told = []
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def wait_stream(self, other):
+            told.append("wait")
+
+    @contextmanager
+    def entered(_):
+        told.append("in")
+        yield
+        told.append("out")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(batch, "_tensors", lambda ready: ())
+    source = (told.append(f"make {i}") or i for i in range(1, 3))
+    for number in batch.ahead(source, torch.device("cuda")):
+        told.append(f"use {number}")
+    assert told == [
+        "in", "make 1", "out", "wait", "in", "make 2", "out", "use 1", "wait", "in", "out", "use 2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
