@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.errors import DataError
 
-__all__ = ["packed", "read_record", "unpacked", "write_record"]
+__all__ = ["packed", "read_record", "replacing", "unpacked", "write_record"]
 
 CHECKSUM = "sha256"
 
@@ -34,7 +34,7 @@ def write_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Te
     ({'n': 3}, {'x': tensor([1., 1.])})
     """
     own, text = _apart(tensors), json.dumps(record, default=str)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(own, temporary, {key: text, CHECKSUM: _checksum(text, own)})
 
 
@@ -84,7 +84,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which takes its place when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Status
 from ppl_vae.infer.callbacks import Callback, Metrics, Run
+from ppl_vae.records import replacing
 
 __all__ = ["CSVTracker", "TensorBoardTracker", "Tracker", "track"]
 
@@ -21,8 +21,8 @@ __all__ = ["CSVTracker", "TensorBoardTracker", "Tracker", "track"]
 class Tracker(Protocol):
     """What keeps a run's numbers.
 
-    Steps only grow within a run. A run that goes on from a checkpoint may be told once more of steps that the
-    interrupted one had told it; what came at or after its first step is then to be forgotten.
+    `parameters` begins a run, in which steps only grow. A run that goes on from a checkpoint may tell once more of
+    steps that the interrupted one told of: what was kept of its first step and later ones is then to be forgotten.
     """
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -42,7 +42,7 @@ class CSVTracker:
     """Metrics as the rows of a CSV file.
 
     A row is written whole or not at all, and a column that a later step brings is added to the file. The first row of
-    a tracker drops those of its step and later ones, which an interrupted run left: a run that goes on from its
+    a run drops those of its step and later ones, which an interrupted run left: a run that goes on from its
     checkpoint continues the file, one that starts anew replaces it. Settings go to `<stem>.json` beside it, figures to
     `<stem>-<name>-<step>.png`.
 
@@ -94,7 +94,8 @@ class CSVTracker:
             os.close(handle)
 
     def parameters(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings as JSON beside the file."""
+        """Write the settings as JSON beside the file, and begin a run."""
+        self.columns = None
         _replace(self.path.with_suffix(".json"), json.dumps(dict(settings), indent=2, default=str) + "\n")
 
     def figure(self, name: str, figure: Any, step: int) -> None:
@@ -135,17 +136,8 @@ def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], header: bo
 
 def _replace(path: Path, text: str) -> None:
     """Put a complete file in the place of another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class TensorBoardTracker:
@@ -186,7 +178,10 @@ class TensorBoardTracker:
             writer.add_scalar(name, value, step)
 
     def parameters(self, settings: Mapping[str, Any]) -> None:
-        """A table under "settings"."""
+        """A table under "settings", and the beginning of a run."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(v))}</td></tr>" for name, v in settings.items())
         self.table = f"<table>{rows}</table>"
 
