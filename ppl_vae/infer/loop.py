@@ -1,9 +1,10 @@
 """The only epoch loop: batches, steps, a held-out bound, callbacks, checkpoints."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from ppl_vae.infer.batches import Batch, Batches
 from ppl_vae.infer.callbacks import Callbacks
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
-from ppl_vae.infer.interrupts import Interrupt
+from ppl_vae.infer.interrupts import INTERRUPTED, Interrupt
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.random_state import random_state, restore_random_state
 from ppl_vae.infer.step import Step, StepResult
 from ppl_vae.infer.stepper import Stepper
 
 __all__ = ["History", "Loop"]
+
+logger = logging.getLogger("ppl_vae")
 
 LOOK = 100
 """Steps between two looks at numbers that a GPU computes, and between two copies of parameters known to be good."""
@@ -83,6 +86,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.history, self.text = History(), ""
         self.notes: list[str] = []
+        self.ended: Status | None = None
         self.epoch, self.number, self.steps, self.elapsed = 0, 0, 0, 0.0
         self.sums = self._zeros()
         self.best_epoch = -1
@@ -97,13 +101,16 @@ class Loop:
         """Train until the epochs are over, patience is, a callback or Ctrl-C says so, or a number is not finite."""
         if state is not None:
             self._restore(state)
-        self.begin = time.perf_counter()
-        self._remember()
-        status = None
-        while status is None and self.epoch < self.epochs:
-            status = self._one_epoch() or self._close()
-        status = status or Status("finished", f"{self.epochs} epochs")
-        self.checkpoint.keep(self._state(), now=True, step=self.steps)
+        status = self.ended
+        if status is None:
+            self.begin = time.perf_counter()
+            self._remember()
+            while status is None and self.epoch < self.epochs:
+                status = self._one_epoch() or self._close()
+            status = self.ended = status or Status("finished", f"{self.epochs} epochs")
+            self.checkpoint.keep(self._state(), now=True, step=self.steps)
+        if status.code == INTERRUPTED and self.share.leads:
+            logger.warning("SVI was %s", status)
         return self.history, Status(status.code, status.message, (*status.notes, *self.notes))
 
     def _one_epoch(self) -> Status | None:
@@ -139,7 +146,7 @@ class Loop:
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
         where = f"epoch {self.epoch}, batch {self.number - 1}"
         if pressed:
-            return Status("interrupted", f"by the user after {where}; {self.checkpoint.advice('this step')}")
+            return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice('this step')}")
         return self.callbacks.stopped if self.callbacks is not None and stopped else None
 
     def _close(self) -> Status | None:
@@ -157,7 +164,8 @@ class Loop:
         if self.held_out is not None:
             score = self.history.validation[-1]
             if better and self.checkpoint.plan is not None:
-                self.checkpoint.keep(self._state(), now=True, score=score, step=self.steps)
+                state = self._state()
+                self.checkpoint.keep(lambda: state, score=score, step=self.steps)  # written when a step is due
         return self._out_of_patience()
 
     def _look(self) -> bool:
@@ -238,6 +246,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "held_out": None if self.held_out is None else self.held_out.state(),
             "best": {"epoch": self.best_epoch, "state": self.best_state},
+            "ended": None if self.ended is None or self.ended.code == INTERRUPTED else asdict(self.ended),
             "random": random_state(), "generators": self.share.stacked(torch.get_rng_state()),
         }  # fmt: skip
 
@@ -250,6 +259,7 @@ class Loop:
         if self.held_out is not None:
             self.held_out.restore(state["held_out"])
         self.best_epoch, self.best_state = state["best"]["epoch"], state["best"]["state"]
+        self.ended = None if state["ended"] is None else Status(**state["ended"])
         if state["mode"] == "off":
             self.step.run_eagerly()
         restore_random_state(state["random"])
