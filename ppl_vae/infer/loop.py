@@ -140,7 +140,7 @@ class Loop:
         if self.steps % LOOK == 0 and not self._remember():
             return self._failed(batch, beta, before, result)
         self.update(self.steps, self.text)
-        stopped = self.callbacks is not None and self.callbacks.end(self.steps - 1, result.metrics())
+        stopped = self.callbacks is not None and self.callbacks.end(self.steps - 1, self._metrics(result, beta))
         due, pressed = result.signals
         if due or pressed:
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
@@ -148,6 +148,11 @@ class Loop:
         if pressed:
             return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice('this step')}")
         return self.callbacks.stopped if self.callbacks is not None and stopped else None
+
+    def _metrics(self, result: StepResult, beta: float) -> dict[str, Tensor | float]:
+        """What callbacks are told of a step; the held-out bound is that of the last epoch that has ended."""
+        held_out = {"validation": self.history.validation[-1]} if self.history.validation else {}
+        return {**result.metrics(), "beta": beta, **held_out}
 
     def _close(self) -> Status | None:
         """End an epoch: record it, look at held-out data, let the learning rate change."""

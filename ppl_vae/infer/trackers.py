@@ -231,7 +231,7 @@ class _Track(Callback):
     def _due(self, run: Run, step: int) -> bool:
         if self.every is not None:
             return step % self.every == 0
-        return (step + 1) % (run.steps_per_epoch or 1) == 0
+        return step % (run.steps_per_epoch or 1) == 0
 
     def _tell(self, run: Run) -> None:
         if self.waiting is not None and run.leads:
@@ -249,7 +249,8 @@ def track(tracker: Tracker, every: int | None = None) -> Callback:
         `CSVTracker(path)`, `TensorBoardTracker(folder)`, or any object with their four methods.
     every : int, optional
         Steps from one row to the next; the last step always has one. None: every EM iteration and every draw, and for
-        SVI the last step of every epoch. On a GPU, reading SVI's metrics waits until they are computed.
+        SVI the first step of every epoch, whose bound is taken at the same parameters as the held-out one beside it.
+        On a GPU, reading SVI's metrics waits until they are computed.
 
     Raises
     ------

@@ -52,7 +52,7 @@ def driven(run, callback, steps, metrics=None):
     ("every", "per_epoch", "expected"),
     [
         (None, None, list(range(10))),
-        (None, 4, [3, 7, 9]),
+        (None, 4, [0, 4, 8, 9]),
         (3, None, [0, 3, 6, 9]),
         (4, 5, [0, 4, 8, 9]),
         (100, None, [0, 9]),
@@ -240,6 +240,19 @@ def test_svi_s_rows_are_its_steps(tmp_path):
     bound = torch.tensor([row["bound"] for row in rows(path)], dtype=torch.float64)
     assert len(bound) == 12
     torch.testing.assert_close(bound.reshape(3, 4).mean(1), fit.trace["bound"], rtol=1e-6, atol=0)
+
+
+def test_a_row_of_an_epoch_has_the_held_out_bound_before_it(tmp_path):
+    path = tmp_path / "svi.csv"
+    fit = svi(pv.track(pv.CSVTracker(path)), validation=PIXELS[:7], beta=pv.linear(0, 1, 2)).fit(small_vae(), PIXELS)
+    found = rows(path)
+    assert [row["step"] for row in found] == [0, 4, 8, 11]
+    assert [row["beta"] for row in found] == [0, 0.5, 1, 1]
+    assert [row.get("validation") for row in found] == [
+        None,
+        *fit.trace["validation"].tolist()[:2],
+        found[2]["validation"],
+    ]
 
 
 class LeaveAt(pv.Callback):
