@@ -7,7 +7,7 @@ make them directly, `trace_sites` makes them from an ordinary Pyro pair.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -96,27 +96,69 @@ class Objective(Protocol):
         """Draws of the latents per datum."""
         ...
 
-    def __call__(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
-        """[n] nats: the annealed objective for beta other than 1."""
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is the ELBO itself for beta = 1."""
+        ...
+
+    def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
+        """[n] nats: the annealed objective for beta other than 1; weights [n] are for means over the batch."""
         ...
 
 
 @dataclass(frozen=True)
 class Elbo:
-    """L_i = E_q[log p(x_i | z)] - beta KL(q(z | x_i) || p(z)), [n] nats; beta = 1 is the bound (000 (25), (43))."""
+    """L_i = E_q[log p(x_i | z)] - beta KL(q(z | x_i) || p(z)), [n] nats; beta = 1 is the bound (000 (25), (43)).
+
+    With free bits lambda the KL of unit j is max(lambda, its mean over the batch) (Kingma et al. 2016, eq. 15).
+    """
 
     num_particles: int = 1
     kl: str = "sampled"
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kl not in ("sampled", "analytic"):
             raise ValueError(f'elbo: kl must be "sampled" or "analytic", got {self.kl!r}')
         if self.num_particles < 1:
             raise ValueError(f"elbo: num_particles must be at least 1, got {self.num_particles}")
+        if not self.free_bits >= 0:
+            raise ValueError(f"elbo: free_bits are nats per unit, at least 0, got {self.free_bits}")
 
-    def __call__(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is the bound itself for beta = 1."""
+        return self.free_bits == 0
+
+    def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
         """Mean over particles of the bound."""
-        return self.particles(sites, beta).mean(0)
+        if self.is_bound:
+            return self.particles(sites, beta).mean(0)
+        return self.floored(sites, beta, weights)
+
+    def floored(self, sites: Sites, beta: Tensor | float, weights: Tensor | None) -> Tensor:
+        """The objective with free bits for every drawn latent, [n]."""
+        drawn = [name for name in sites.log_q if name not in sites.enumerated]
+        rest = _total(value for name, value in sites.log_p.items() if name not in sites.log_q)
+        rest = rest + beta * _total(self.divergence(sites, name) for name in sites.enumerated)
+        value = sites.expect(sites.marginal(rest))
+        for name in drawn:
+            units = self.by_unit(sites, name)
+            w = units.new_ones(len(units)) if weights is None else weights.repeat(self.num_particles)
+            mean = (w / w.sum()) @ units
+            value = value - beta * mean.clamp_min(self.free_bits).sum()
+        return (value + _score(sites, value)).reshape(self.num_particles, -1).mean(0)
+
+    def by_unit(self, sites: Sites, name: str) -> Tensor:
+        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units]."""
+        q, p, z = sites.q[name], sites.p[name], sites.values[name]
+        independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
+        if not independent or len(q.batch_shape) > 1:
+            return -sites.expect(self.divergence(sites, name))[:, None]
+        q, p = q.base_dist, p.base_dist
+        known = self.kl == "analytic" and has_analytic_kl(q, p)
+        each = dist.kl.kl_divergence(q, p) if known else q.log_prob(z) - p.log_prob(z)
+        return each.expand(z.shape).flatten(1)
 
     def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
         """The bound at each particle, [num_particles, n]."""
@@ -148,8 +190,9 @@ class Iwae:
     """log (1/S) sum_s p(x_i, z_s) / q(z_s | x_i), z_s ~ q: tighter than the ELBO for S > 1 (Burda et al. 2016)."""
 
     num_particles: int = 8
+    is_bound: ClassVar[bool] = False
 
-    def __call__(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
+    def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
         """Log of the mean weight over particles."""
         log_w = Elbo().values(sites, beta).reshape(self.num_particles, -1)
         value = torch.logsumexp(log_w, 0) - math.log(self.num_particles)
@@ -157,7 +200,7 @@ class Iwae:
         return value + _score(sites, value.repeat(self.num_particles)).reshape(self.num_particles, -1).sum(0)
 
 
-def elbo(num_particles: int = 1, kl: str = "sampled") -> Elbo:
+def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) -> Elbo:
     """The evidence lower bound as an objective.
 
     Parameters
@@ -166,13 +209,15 @@ def elbo(num_particles: int = 1, kl: str = "sampled") -> Elbo:
         Draws of z per datum (V of 000 (40)).
     kl : {"sampled", "analytic"}
         Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
+    free_bits : float
+        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse.
 
     Examples
     --------
     >>> elbo(num_particles=2, kl="analytic")
-    Elbo(num_particles=2, kl='analytic')
+    Elbo(num_particles=2, kl='analytic', free_bits=0.0)
     """
-    return Elbo(num_particles, kl)
+    return Elbo(num_particles, kl, free_bits)
 
 
 def iwae(num_particles: int = 8) -> Iwae:

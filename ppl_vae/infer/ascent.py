@@ -47,7 +47,8 @@ class ModelObjective:
         if precision not in PRECISIONS:
             raise EngineError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.autocast = PRECISIONS[precision]
-        self.total = model.like.new_tensor(total)
+        self.like = model.like
+        self.total = self.like.new_tensor(total)
         local = {id(p) for p in model.local_posteriors.parameters()}
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, p in named if id(p) not in local]
@@ -65,8 +66,7 @@ class ModelObjective:
         """Values and gaps of the batch, its weights, beta and the total, with the rows of per-datum parameters."""
         if not self.values:
             self._look(batch)
-        like = self.model.like
-        shared = [self.total, torch.tensor(beta, dtype=like.dtype, device=like.device), *self.buffers.values()]
+        shared = [self.total, self.like.new_tensor(beta), *self.buffers.values()]
         found = []
         for part in _cut(batch, count):
             tensors = [part.obs.values[name] for name in self.values] + [part.obs.missing[name] for name in self.gaps]
@@ -77,16 +77,17 @@ class ModelObjective:
     def _look(self, batch: Batch) -> None:
         """See what a batch consists of, and which running statistics the networks change."""
         self.values, self.gaps = list(batch.obs.values), list(batch.obs.missing)
-        before = {name: (b, b._version, b.clone()) for name, b in self.model.named_buffers()}
-        devices = [self.model.like.device] if self.model.like.device.type == "cuda" else []
+        before = {name: (b, b.clone()) for name, b in self.model.named_buffers()}
+        devices = [self.like.device] if self.like.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), self.model.numeric():
             shared, _ = self.model.draw_shared()
             with self.model.bind(shared):
                 self.model.sites(batch.obs, batch.index if self.sparse else None)
-        self.buffers = {name: b for name, (b, version, _) in before.items() if b._version != version}
-        with torch.no_grad():
-            for name, b in self.buffers.items():
-                b.copy_(before[name][2])
+            changed = {name.rpartition(".")[0] for name, (b, old) in before.items() if not torch.equal(b, old)}
+            for b, old in before.values():
+                b.copy_(old)
+        # What a network changes in one of its buffers it may change in the others.
+        self.buffers = {name: b for name, (b, _) in before.items() if name.rpartition(".")[0] in changed}
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Objective and bound of a piece, with these tensors in the place of the model's parameters."""
@@ -108,7 +109,7 @@ class ModelObjective:
             with self.autocast(w.device.type):
                 sites = model.sites(obs.repeat(particles), index)
             theta = (w.sum() / total) * (model.log_prior(shared) - log_q)
-            value = (w * self.objective(sites, beta)).sum() + beta * theta
+            value = (w * self.objective(sites, beta, w)).sum() + beta * theta
             if not self.annealed:
                 return value, value
             with torch.no_grad():
@@ -125,7 +126,9 @@ class ModelObjective:
             gradients = [share.stacked(gradient).flatten(0, 1) for gradient in gradients]
         kept = index >= 0
         for parameter, gradient in zip(self.sparse, gradients, strict=True):
-            parameter.grad = torch.sparse_coo_tensor(index[kept][None], gradient[kept], parameter.shape)
+            parameter.grad = torch.sparse_coo_tensor(
+                index[kept][None], gradient[kept], parameter.shape, check_invariants=False
+            )
         self.rows_optimizer.step()
 
     def blame(self, batch: Batch, beta: float) -> str:

@@ -100,7 +100,7 @@ def size_needed(batches: Batches) -> str:
     """What to say when a model with shared latents gets data whose number nobody knows."""
     return (
         f"{batches.name} does not say how many rows it has, and shared latents count once for all rows, so that each "
-        "batch has its share of them: pass size=, the number of rows of an epoch"
+        "batch has its share of them: give a tensor, a Dataset, or pv.data.stream(...), which counts its rows"
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.infer.batches import Batches
 
 __all__ = ["HeldOut"]
 
@@ -18,14 +19,14 @@ class HeldOut:
     ----------
     model : LatentVariableModel
         As it is trained.
-    obs : Observations
-        The held-out data.
+    batches : Batches
+        The held-out data, in their order.
     seed : int
         Of the noise.
     """
 
-    def __init__(self, model: LatentVariableModel, obs: Observations, seed: int) -> None:
-        self.model, self.obs, self.seed = model, obs, seed
+    def __init__(self, model: LatentVariableModel, batches: Batches, seed: int) -> None:
+        self.model, self.batches, self.seed = model, batches, seed
         self.best: Tensor | None = None
 
     def look(self) -> Tensor:
@@ -39,9 +40,9 @@ class HeldOut:
             torch.manual_seed(self.seed)
             shared, _ = model.draw_shared()
             with model.bind(shared):
-                bound = model.elbo(self.obs)
+                parts = [model.elbo(batch.obs)[: batch.real] for batch in self.batches.epoch(0)]
         model.train(training)
-        return bound
+        return torch.cat(parts)
 
     def better(self, bound: Tensor) -> bool:
         """Whether the mean gain over the best look is larger than its standard error; then this is the best look."""

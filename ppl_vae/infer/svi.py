@@ -15,22 +15,22 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
-from ppl_vae.infer.batches import Batches, example, make_batches, size_needed
-from ppl_vae.infer.callbacks import Callback, Callbacks, Run
+from ppl_vae.infer.batches import Batches, example, index_needed, make_batches, size_needed
+from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
-from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.identity import described
 from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.loop import History, Loop
-from ppl_vae.infer.optimizers import OptimizerFactory, adam
+from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.processes import Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.step import Step, choose
-from ppl_vae.infer.stepper import stepper
 from ppl_vae.infer.tracing import MODES
-from ppl_vae.objectives import Elbo, Objective, elbo
+from ppl_vae.objectives import Objective, elbo
 
 __all__ = ["SVI"]
 
@@ -114,6 +114,8 @@ class SVI:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "callbacks", checked(self.callbacks))
+        schedule(self.beta)
         if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1) or self.accumulate < 1:
             raise EngineError(
                 f"SVI: epochs, batch_size and accumulate must be at least 1, got {self.epochs}, {self.batch_size} "
@@ -195,20 +197,22 @@ class SVI:
             model.use_guide(self.guide, own)
         with model.numeric():
             model.allocate(obs, batches.size or len(obs))
+        if model.local_posteriors and not batches.indexed:
+            raise DataError(index_needed(batches, ", ".join(model.local_posteriors)))
         model.train()
 
     def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
-        annealed = self.beta != 1.0 or not isinstance(self.objective, Elbo)
+        annealed = self.beta != 1.0 or not self.objective.is_bound
         climbed = ModelObjective(model, self.objective, self._total(model, batches), annealed, self.precision)
         if not climbed.dense and not climbed.sparse:
             raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
-        optimizer = stepper(self.optimizer(climbed.dense or [torch.zeros(1, device=model.like.device)]))
+        optimizer = build(self.optimizer, climbed.dense or [torch.zeros(1, device=model.like.device)])
         if climbed.sparse:
             climbed.rows_optimizer = optimizer.follow(climbed.sparse)
         steps = None if batches.steps is None else self.epochs * batches.steps
         count = sum(p.numel() for p in climbed.dense)
         step = Step(climbed, optimizer, choose(self.compile, count, batches.batch_size, steps), self.accumulate, share)
-        held_out = None if self.validation is None else HeldOut(model, model.check(self.validation), self.seed)
+        held_out = None if self.validation is None else self._held_out(model)
         run = Run("SVI", model, steps, batches.steps, self._settings(), share=share)
         with (
             Checkpoint(self.checkpoint, share) as checkpoint,
@@ -216,7 +220,7 @@ class SVI:
             progress("SVI", steps or self.epochs, self.progress and share.leads) as update,
             model.numeric(),
         ):
-            state = checkpoint.opened(self._header(model, batches), model.like.device)
+            state = checkpoint.opened(self._header(model, batches, held_out), model.like.device)
             run.first = 0 if state is None else state["steps"]
             if share.world > 1 and state is None:
                 torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
@@ -232,14 +236,23 @@ class SVI:
         return history, status, step.mode
 
     def _total(self, model: LatentVariableModel, batches: Batches) -> float:
-        if batches.total is None and model.shared_laws():
+        """Weight of all data, of which shared latents count their share."""
+        if not model.shared_laws():
+            return 1.0
+        total = batches.total
+        if total is None:
             raise DataError(size_needed(batches))
-        return batches.total or 1.0
+        return total
 
-    def _header(self, model: LatentVariableModel, batches: Batches) -> dict[str, Any]:
+    def _held_out(self, model: LatentVariableModel) -> HeldOut | None:
+        if self.validation is None:
+            return None
+        return HeldOut(model, make_batches(model, self.validation, shuffle=False), self.seed)
+
+    def _header(self, model: LatentVariableModel, batches: Batches, held_out: HeldOut | None) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in model.named_parameters()}
         own = {name: described(getattr(self, name)) for name in HEADER}
-        validation = None if self.validation is None else fingerprint(dict(model.check(self.validation).values))
+        validation = None if held_out is None else held_out.batches.fingerprint()
         return {
             "engine": "SVI", "model": type(model).__name__, "parameters": shapes, "data": batches.fingerprint(),
             "validation": validation, **own,
