@@ -1,8 +1,9 @@
 """The No-U-Turn sampler on the model's own log joint, finite latents summed out."""
 
 import time
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import align
+from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
+from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.potential import Potential
-from ppl_vae.infer.samplers import JITTER, SAMPLERS, make_target
+from ppl_vae.infer.samplers import SAMPLERS
+from ppl_vae.infer.target import COMPILE, JITTER, Density, make_target
+from ppl_vae.infer.watch import Chains, Plan
 from ppl_vae.infer.weights import check_weights
 
 __all__ = ["NUTS"]
@@ -32,19 +37,29 @@ class NUTS:
     num_chains : int
         Chains.
     sampler : {"auto", "nutpie", "pyro"}
-        "nutpie" drives the traced potential from Rust, "pyro" is Pyro's kernel on the same potential; "auto" takes
-        nutpie where the model can be traced.
+        "nutpie" drives the traced potential from Rust, a chain on every core; "pyro" is Pyro's kernel on the same
+        potential, one chain after the other; "auto" takes nutpie where the model can be traced.
     start : "auto", None, mapping or Fit
         Where chains start; "auto" is the best of short EM runs where EM applies, else a draw from the prior.
     seed : int
         Seed of everything random.
     progress : bool
         Show progress.
+    compile : {"auto", "inductor", "trace", "off"}
+        The potential with its gradient as a graph that inductor compiles (5 to 15 seconds), as a plain graph, or run
+        through Python each time; "auto" compiles where so many draws are worth it.
+    callbacks : sequence of Callback
+        Told of every draw, those of the warm-up included; one of them may end the fit, which keeps what was drawn.
 
     Raises
     ------
     EngineError
         If the model has free parameters, which no prior gives a posterior, naming them; or nothing to sample.
+
+    Notes
+    -----
+    The status's notes say what speaks against the draws: R-hat above 1.01, fewer than 100 effective draws per chain
+    (Vehtari et al. 2021), divergences.
 
     Examples
     --------
@@ -63,10 +78,14 @@ class NUTS:
     seed: int = 0
     progress: bool = True
     compile: str = "auto"
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "callbacks", checked(self.callbacks))
         if self.sampler not in ("auto", *SAMPLERS):
             raise EngineError(f"NUTS: sampler must be auto, {' or '.join(SAMPLERS)}; got {self.sampler!r}")
+        if self.compile not in COMPILE:
+            raise EngineError(f"NUTS: compile must be one of {', '.join(COMPILE)}; got {self.compile!r}")
         if min(self.num_samples, self.num_chains) < 1 or self.warmup < 0:
             raise EngineError(f"NUTS: num_samples and num_chains must be at least 1, got {self}")
 
@@ -80,48 +99,62 @@ class NUTS:
         data : Tensor, array, data frame or mapping
             Observed values, n rows; for a Pyro model its argument, or a tuple of arguments.
         weights : Tensor, optional
-            [n], non-negative: datum i counts w_i times.
+            [n], non-negative: datum i counts w_i times; for declared models.
         """
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.nuts_pair import sample_pair
 
-            return sample_pair(self, model, data)
+            return sample_pair(self, model, data, weights)
         begin = time.perf_counter()
         fitted = deepcopy(model).double()
         _refuse_free_parameters(fitted)
         obs = fitted.check(data)
-        w = check_weights(weights, len(obs)).to(fitted.like)
+        w = None if weights is None else check_weights(weights, len(obs)).to(fitted.like)
         with torch.random.fork_rng([]), pyro.validation_enabled(False):
             torch.manual_seed(self.seed)
-            fitted.adapt(obs, None if weights is None else w)
-            potential = Potential(fitted, obs, w)
+            fitted.adapt(obs, w)
+            potential = Potential(fitted, obs, torch.ones(len(obs)).to(fitted.like) if w is None else w)
             if not potential.layout.size:
                 raise EngineError(f"{type(model).__name__} has nothing to sample: no prior, no continuous latent")
-            starts = self._starts(fitted, potential, obs, None if weights is None else w)
-            target = make_target(potential, starts, self.compile)
-            name = self.sampler if self.sampler != "auto" else ("nutpie" if target.traced else "pyro")
-            u, stats = SAMPLERS[name](target, starts, self.num_samples, self.warmup, self.seed, self.progress)
-            draws = potential.layout.draws(u)
-        shared = {name: draws[name] for name in fitted.shared_laws()}
-        aligned, note = align(fitted, obs, shared)
-        divergences = int(stats["diverging"].sum())
-        notes: tuple[str, ...] = (note,) if note else ()
-        if divergences:
-            notes += (f"{divergences} of {stats['diverging'].numel()} transitions diverged: do not trust the tails",)
-        return Fit(
-            model=fitted,
+            chains, how = self.sample(fitted, potential, self._starts(fitted, potential, obs, w))
+            draws = potential.layout.draws(chains.u)
+        aligned, note = align(fitted, obs, {name: draws[name] for name in fitted.shared_laws()})
+        fit = self.record(fitted, {**draws, **aligned}, chains, how, (note,) if note else ())
+        return replace(fit, seconds=time.perf_counter() - begin, data=obs, weights=w)
+
+    def sample(self, model: Any, density: Density, starts: Tensor) -> tuple[Chains, dict[str, str]]:
+        """The chains, and which sampler and mode of compilation made them."""
+        length = self.warmup + self.num_samples
+        target = make_target(density, starts[0], self.num_chains * length, self.compile)
+        name = self.sampler if self.sampler != "auto" else ("pyro" if target.mode == "off" else "nutpie")
+        run = Run("NUTS", model, self.num_chains * length, settings=self._settings())
+        with Callbacks(self.callbacks, run) as hooks:
+            chains = SAMPLERS[name](
+                target, starts, Plan(self.num_samples, self.warmup, self.seed, self.progress, hooks)
+            )
+            hooks.status = chains.ended
+        return chains, {"sampler": name, "compile": target.mode}
+
+    def record(
+        self, model: Any, draws: dict[str, Tensor], chains: Chains, how: dict[str, str], notes: tuple[str, ...] = ()
+    ) -> Fit:
+        """A Fit of these draws, whose status says what speaks against them."""
+        length = chains.u.shape[1]
+        status = chains.ended or Status("finished", f"{len(chains.u)} chains of {self.warmup} + {length}")
+        fit = Fit(
+            model=model,
             engine="NUTS",
-            draws={**draws, **aligned},
+            draws=draws,
             trace={},
             bound="none: draws from the posterior",
-            status=Status("finished", f"{self.num_chains} chains of {self.warmup} + {self.num_samples}", notes),
-            seconds=time.perf_counter() - begin,
+            status=status,
+            seconds=0.0,
             seed=self.seed,
-            settings={**self._settings(), "sampler": name},
-            data=obs,
-            weights=None if weights is None else w,
-            sample_stats=stats,
+            settings={**self._settings(), **how},
+            sample_stats=chains.stats,
         )
+        found = convergence(fit)
+        return replace(fit, status=replace(status, notes=(*notes, *(found.warnings() if found else ()))))
 
     def _settings(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}

@@ -1,6 +1,6 @@
 """The log joint of everything that NUTS samples from a declared model, on one flat unconstrained vector."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.infer.layout import Layout
 
-__all__ = ["Potential", "with_gradient"]
+__all__ = ["Potential"]
 
 
 class Potential:
@@ -82,22 +82,9 @@ class Potential:
             return (weights * per_datum).sum() + self.model.log_prior(values) + log_jacobian
 
 
-def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(u, *data) to the log density and its gradient at u."""
-
-    def value_and_gradient(u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            value = log_density(u, *data)
-            (gradient,) = torch.autograd.grad(value, u)
-        return value.detach(), gradient
-
-    return value_and_gradient
-
-
 def _buffers(model: LatentVariableModel) -> dict[str, Tensor]:
     """What families took from the data, such as the scale of a weak prior; flags decide what is computed and stay."""
-    return {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+    return {name: value for name, value in model.named_buffers() if value.is_floating_point() and value.numel()}
 
 
 @contextmanager

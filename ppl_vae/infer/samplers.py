@@ -1,9 +1,9 @@
-"""The samplers that drive a potential: nutpie's and Pyro's."""
+"""The samplers that drive a target: nutpie's and Pyro's."""
 
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,38 +11,16 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.parallel import threads
-from ppl_vae.infer.potential import with_gradient
 from ppl_vae.infer.progress import progress
-from ppl_vae.infer.tracing import Traced
+from ppl_vae.infer.target import JITTER, Target
+from ppl_vae.infer.watch import Chains, Plan, Watch, complete
 
-__all__ = ["JITTER", "SAMPLERS", "Target", "make_target"]
-
-Stats = dict[str, Tensor]
-
-JITTER = 0.1
-"""Standard deviation, in unconstrained coordinates, by which starts differ."""
+__all__ = ["SAMPLERS"]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is sampled: u to log density and gradient, and whether that is a graph, which several threads may call."""
-
-    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
-    traced: bool
-
-
-def make_target(potential: Any, starts: Tensor, mode: str) -> Target:
-    """The potential at its data, traced where it can be, and checked at a second point."""
-    traced = Traced(with_gradient(potential.log_density), "trace" if mode == "auto" else mode, num_threads=1)
-    data = potential.data
-    traced(starts[0], *data)
-    if traced.mode != "off" and traced.verify(starts[-1] + JITTER / 2, *data) > 1e-8:
-        warnings.warn(
-            "the model runs eagerly, since its graph is wrong elsewhere: control flow on values", stacklevel=3
-        )
-        traced.mode = "off"
-    return Target(lambda u: traced(u, *data), traced.mode != "off")
+# nutpie.
 
 
 class _OutsideError(Exception):
@@ -51,17 +29,51 @@ class _OutsideError(Exception):
     is_recoverable = True
 
 
-def sample_nutpie(
-    target: Target, starts: Tensor, num_samples: int, warmup: int, seed: int, show: bool
-) -> tuple[np.ndarray, Stats]:
-    """Chains [chain, draw, size] by nutpie, as many at once as there are cores."""
+STATS = {
+    "diverging": "diverging",
+    "n_steps": "n_steps",
+    "step_size": "step_size",
+    "energy": "energy",
+    "tree_depth": "depth",
+    "acceptance_rate": "mean_tree_accept",
+}
+"""Our names (ArviZ's) of nutpie's statistics."""
+
+
+def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
+    """Chains by nutpie, as many at once as there are cores."""
     with warnings.catch_warnings():
         # arviz 0.23, which nutpie imports, announces its successor once a day.
         warnings.filterwarnings("ignore", "(?s).*ArviZ is undergoing a major refactor.*", FutureWarning)
         import nutpie
-        from nutpie import compiled_pyfunc
+    chains = len(starts)
+    # Chains share the cores, not one chain's small kernels. Pyro's handlers are global: an eager model has one thread.
+    cores = 1 if target.mode == "off" else min(chains, os.cpu_count() or 1)
+    with threads(1), progress("NUTS", chains * plan.length, plan.show) as update, interrupts() as interrupt:
+        watch = Watch(plan, chains, update, interrupt)
+        sampler = nutpie.sample(
+            _nutpie_model(target, starts, watch),
+            draws=plan.num_samples,
+            tune=plan.warmup,
+            chains=chains,
+            cores=cores,
+            seed=plan.seed,
+            progress_bar=False,
+            blocking=False,
+            save_warmup=False,
+        )
+        trace = _wait(sampler, watch)
+    record, u = trace["sample_stats"], np.array(trace["posterior"]["u"].values)
+    stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in STATS.items() if own in record}
+    ended = watch.ended()
+    return Chains(u, stats) if ended is None else complete(u, stats, ended)
+
+
+def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
+    from nutpie import compiled_pyfunc
 
     chains, size = starts.shape
+    begun: list[int] = []
 
     def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
@@ -73,11 +85,12 @@ def sample_nutpie(
 
         return logp
 
-    drawn = [0] * chains
-
     def make_expand(seed1: int, seed2: int, chain: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        begun.append(len(begun))
+        number, made = begun[-1], iter(range(watch.total))  # nutpie calls every chain 0
+
         def expand(u: np.ndarray) -> dict[str, np.ndarray]:
-            drawn[chain % chains] += 1
+            watch.note(number, next(made))
             return {"u": u}
 
         return expand
@@ -87,68 +100,84 @@ def sample_nutpie(
         generator = np.random.default_rng(chain_seed)
         return starts[generator.integers(chains)].numpy() + JITTER * generator.normal(size=size)
 
-    model = compiled_pyfunc.from_pyfunc(
+    return compiled_pyfunc.from_pyfunc(
         size, make_logp, make_expand, [np.dtype("float64")], [(size,)], ["u"], make_initial_point_fn=initial
     )
-    cores = 1 if not target.traced else min(chains, os.cpu_count() or 1)
-    # Chains share the cores, not one chain's small kernels.
-    with threads(1), progress("NUTS", chains * (num_samples + warmup), show) as update:
-        sampler = nutpie.sample(
-            model,
-            draws=num_samples,
-            tune=warmup,
-            chains=chains,
-            cores=cores,
-            seed=seed,
-            progress_bar=False,
-            blocking=False,
-            save_warmup=False,
-        )
-        trace = _wait(sampler, lambda: update(sum(drawn), "draws of all chains"))
-    record = trace["sample_stats"]
-    names = {"diverging": "diverging", "n_steps": "n_steps", "step_size": "step_size", "energy": "energy",
-             "tree_depth": "depth", "acceptance_rate": "mean_tree_accept"}  # fmt: skip
-    stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in names.items() if own in record}
-    return np.array(trace["posterior"]["u"].values), stats
 
 
-def _wait(sampler: Any, update: Callable[[], None]) -> Any:
+def _wait(sampler: Any, watch: Watch) -> Any:
+    """The trace, when the sampler is done or was told to stop."""
+    said, pauses = "draws of all chains", 0
     try:
         while True:
             try:
-                return sampler.wait(timeout=0.5)
+                return sampler.wait(timeout=0.1)
             except TimeoutError:
-                update()
-    except KeyboardInterrupt:
-        sampler.abort()
-        raise
+                pauses += 1
+                if watch.plan.show and pauses % 20 == 0:
+                    diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
+                    said = f"draws of all chains, {diverged} diverged"
+                if not watch.told(said):
+                    return sampler.abort()
+    finally:
+        watch.told(said)
+        if not sampler.is_finished:
+            sampler.cancel()
 
 
-def sample_pyro(
-    target: Target, starts: Tensor, num_samples: int, warmup: int, seed: int, show: bool
-) -> tuple[np.ndarray, Stats]:
-    """Chains [chain, draw, size] by Pyro's kernel, one after the other."""
-    draws, stats = [], []
-    total = len(starts) * (num_samples + warmup)
-    with progress("NUTS", total, show) as update:
+# Pyro.
+
+
+def sample_pyro(target: Target, starts: Tensor, plan: Plan) -> Chains:
+    """Chains by Pyro's kernel, one after the other."""
+    draws: list[np.ndarray] = []
+    diverging: list[Tensor] = []
+    with progress("NUTS", len(starts) * plan.length, plan.show) as update, interrupts() as interrupt:
+        watch = Watch(plan, len(starts), update, interrupt)
         for chain, start in enumerate(starts):
-            torch.manual_seed(seed + chain)
-            kernel = pyro.infer.NUTS(potential_fn=_PyroPotential(target))
-            done = chain * (num_samples + warmup)
+            torch.manual_seed(plan.seed + chain)
+            u, diverged = _pyro_chain(target, start, plan, watch, chain, sum(int(d.sum()) for d in diverging))
+            draws.append(u)
+            diverging.append(diverged)
+            if watch.ended() is not None:
+                break
+    short = np.full((len(draws), plan.num_samples, starts.shape[1]), np.nan)
+    flags = torch.zeros(short.shape[:2], dtype=torch.bool)
+    for chain, (u, diverged) in enumerate(zip(draws, diverging, strict=True)):
+        short[chain, : len(u)], flags[chain, : len(u)] = u, diverged[: len(u)]
+    ended = watch.ended()
+    stats = {"diverging": flags}
+    return Chains(short, stats) if ended is None else complete(short, stats, ended)
 
-            def hook(_k: object, _p: object, stage: str, i: int, done: int = done, chain: int = chain) -> None:
-                offset = i if stage.lower().startswith("warm") else warmup + i
-                update(done + offset + 1, f"chain {chain + 1}, {stage}")
 
-            mcmc = pyro.infer.MCMC(
-                kernel, num_samples, warmup, initial_params={"u": start.clone()}, disable_progbar=True, hook_fn=hook
-            )
-            mcmc.run()
-            draws.append(mcmc.get_samples()["u"].numpy())
-            diverging = torch.zeros(num_samples, dtype=torch.bool)
-            diverging[mcmc.diagnostics()["divergences"]["chain 0"]] = True
-            stats.append(diverging)
-    return np.stack(draws), {"diverging": torch.stack(stats)}
+class _EndedError(Exception):
+    """A callback or Ctrl-C ended a chain of Pyro's."""
+
+
+def _pyro_chain(
+    target: Target, start: Tensor, plan: Plan, watch: Watch, chain: int, diverged: int
+) -> tuple[np.ndarray, Tensor]:
+    """Draws [draw, size], and which of them diverged."""
+    kept: list[Tensor] = []
+    kernel = pyro.infer.NUTS(potential_fn=_PyroPotential(target))
+
+    def hook(_kernel: Any, params: dict[str, Tensor], stage: str, i: int) -> None:
+        warming = stage.lower().startswith("warm")
+        if not warming:
+            kept.append(params["u"].detach().clone())
+        watch.note(chain, i if warming else plan.warmup + i)
+        if not watch.told(f"chain {chain + 1}, {stage.lower()}, {diverged + len(kernel._divergences)} diverged"):
+            raise _EndedError
+
+    mcmc = pyro.infer.MCMC(
+        kernel, plan.num_samples, plan.warmup, initial_params={"u": start.clone()}, disable_progbar=True, hook_fn=hook
+    )
+    with suppress(_EndedError):
+        mcmc.run()
+    flags = torch.zeros(plan.num_samples, dtype=torch.bool)
+    flags[[i for i in kernel._divergences if 0 <= i < plan.num_samples]] = True
+    u = torch.stack(kept).numpy() if kept else np.empty((0, len(start)))
+    return u, flags
 
 
 class _PyroPotential:
@@ -158,17 +187,17 @@ class _PyroPotential:
         self.target = target
 
     def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
-        return -_Traced.apply(parameters["u"], self.target.value_and_gradient)
+        return -_Given.apply(parameters["u"], self.target.value_and_gradient)
 
 
-class _Traced(torch.autograd.Function):
+class _Given(torch.autograd.Function):
     """A scalar function whose gradient comes with its value."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         value, gradient = function(u.detach())
         ctx.save_for_backward(gradient)
-        return value
+        return value.double()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -176,4 +205,4 @@ class _Traced(torch.autograd.Function):
         return grad * gradient, None
 
 
-SAMPLERS: dict[str, Callable[..., tuple[np.ndarray, Stats]]] = {"nutpie": sample_nutpie, "pyro": sample_pyro}
+SAMPLERS: dict[str, Callable[[Target, Tensor, Plan], Chains]] = {"nutpie": sample_nutpie, "pyro": sample_pyro}

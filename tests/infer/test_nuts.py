@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.infer.samplers import SAMPLERS, Target
+from ppl_vae.infer.samplers import SAMPLERS
+from ppl_vae.infer.target import Target
+from ppl_vae.infer.watch import Plan
 
 
 class NormalMean(pv.LatentVariableModel):
@@ -42,11 +44,10 @@ def test_a_step_out_of_the_domain_is_a_divergence_not_a_crash():
             raise torch.linalg.LinAlgError("not positive definite")
         return -0.5 * u.square().sum(), -u
 
-    target = Target(value_and_gradient, traced=True)
-    draws, stats = SAMPLERS["nutpie"](target, torch.zeros(2, 1), 200, 100, 0, False)
-    assert draws.shape == (2, 200, 1)
-    assert abs(draws).max() <= 1.5
-    assert int(stats["diverging"].sum()) > 0
+    chains = SAMPLERS["nutpie"](Target(value_and_gradient, "trace"), torch.zeros(2, 1), Plan(200, 100, seed=0))
+    assert chains.u.shape == (2, 200, 1)
+    assert abs(chains.u).max() <= 1.5
+    assert int(chains.stats["diverging"].sum()) > 0
 
 
 def test_free_parameters_are_named():

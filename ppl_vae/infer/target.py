@@ -1,0 +1,87 @@
+"""A potential at its data as one fast function of u: eager, a graph, or compiled code."""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae.infer.layout import Layout
+from ppl_vae.infer.tracing import MODES, Traced
+
+__all__ = ["COMPILE", "JITTER", "Density", "Target", "make_target"]
+
+COMPILE = ("auto", *MODES)
+JITTER = 0.1
+"""Standard deviation, in unconstrained coordinates, by which starts differ."""
+LEAPFROGS = 7
+"""Gradients of a draw, about: a tree of depth 3."""
+SAVED = 2.5e-6
+"""Seconds that inductor saves at every operation of a graph, at small data."""
+COMPILE_SECONDS = 10.0
+
+
+class Density(Protocol):
+    """What is sampled: its parameters as a vector u, and the log density with the data as arguments."""
+
+    layout: Layout
+    data: tuple[Tensor, ...]
+
+    def log_density(self, u: Tensor, *data: Tensor) -> Tensor:
+        """Of u, in nats, total."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """U [size], float64, to log density and gradient; `mode` as of Traced: only a graph may be called from threads."""
+
+    value_and_gradient: Callable[[Tensor], tuple[Tensor, ...]]
+    mode: str
+
+
+def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
+    """The density as fast as `mode` has it; "auto" compiles where so many draws are worth the seconds it takes."""
+    function = with_gradient(density.log_density)
+    traced, data = Traced(function, "trace" if mode == "auto" else mode, num_threads=1), density.data
+    traced(at, *data)
+    if mode == "auto" and traced.mode == "trace" and _worth_compiling(traced, draws):
+        traced = Traced(function, "inductor", num_threads=1)
+        traced(at, *data)
+    # Control flow that the tracer did not notice shows at another point.
+    if traced.mode != "off" and not traced.verify(at + JITTER / 2, *data) < _tolerance(density):
+        warnings.warn(
+            "the model runs eagerly, since its graph is wrong elsewhere: control flow on values", stacklevel=2
+        )
+        traced.mode = "off"
+    return Target(lambda u: traced(u, *data), traced.mode)
+
+
+def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(u, *data) to the log density and its gradient at u."""
+
+    def value_and_gradient(u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = log_density(u, *data)
+            (gradient,) = torch.autograd.grad(value, u)
+        return value.detach(), gradient
+
+    return value_and_gradient
+
+
+def _worth_compiling(traced: Traced, draws: int) -> bool:
+    """Whether a compiler is there and would save more than it takes; it depends on nothing that is measured."""
+    (graph,) = traced.graphs.values()
+    operations = len(graph.graph.nodes)  # type: ignore[attr-defined]
+    return draws * LEAPFROGS * operations * SAVED > COMPILE_SECONDS and any(
+        map(shutil.which, ("g++", "clang++", "c++"))
+    )
+
+
+def _tolerance(density: Density) -> float:
+    dtypes = [site.dtype for site in density.layout.sites]
+    return 1e3 * max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.75
