@@ -55,6 +55,7 @@ class PyroPair:
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> None:
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
+        self.reached: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
     @contextmanager
@@ -71,8 +72,20 @@ class PyroPair:
             return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
     def free(self) -> list[Tensor]:
-        """Unconstrained parameters, for an optimiser."""
+        """Unconstrained parameters, for an optimiser: of `pyro.param`, `pyro.module` and of PyroModules."""
         return [p for p in self.store["params"].values() if p.requires_grad]
+
+    def first_run(self, run: Callable[[], Any]) -> None:
+        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches."""
+        with self.parameters_in_place():
+            run()
+        self.reached = [p for p in self.free() if p.grad is not None]
+        for p in self.reached:
+            p.grad = None
+
+    def parameters(self) -> list[Tensor]:
+        """Unconstrained parameters, as of a module."""
+        return self.free()
 
     def sites(self, data: Any) -> Sites:
         """Factors at one draw of the guide, minibatch scales removed."""
@@ -165,8 +178,9 @@ class PyroPair:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take unconstrained parameters; the pair must have run once, so that their constraints are known."""
-        for name, p in self.store["params"].items():
-            p.data = state[name].clone()
+        with torch.no_grad():
+            for name, p in self.store["params"].items():
+                p.copy_(state[name])
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -198,7 +198,7 @@ class Program(PyroModule):
         self.shared_guide = make(self.shared_program, **options)
         devices = [self.like.device] if self.like.device.type == "cuda" else []
         # The first call makes the parameters and draws numbers for it, which must not shift later ones.
-        with torch.random.fork_rng(devices), pyro.get_param_store().scope(), self.numeric():
+        with torch.random.fork_rng(devices), pyro.get_param_store().scope(), self.numeric(), poutine.block():
             self.shared_guide()
 
     def rebuild(self, guide: str | None, local: int | None, shapes: Mapping[str, list[int]]) -> None:
@@ -419,7 +419,7 @@ class Program(PyroModule):
         with self._pyro_context, self.numeric():
             shared = dict(self._shared_guide()()) if self.shared_laws() else {}
             with self.bind(shared):
-                if not self.local_posteriors:
+                if not self.local_posteriors and not torch._C._get_tracing_state():  # a run before made them
                     self.allocate(obs, size or len(obs))
                 with self._plate(obs, index, size):
                     return {**shared, **self._infer(obs, index)}

@@ -1,69 +1,143 @@
 """The engines on ordinary Pyro programs: Pyro's own losses and kernels, this package's records."""
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import pyro.infer
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.loop import StepResult, train
+from ppl_vae.infer.callbacks import Callbacks, Run
+from ppl_vae.infer.checkpoint import Checkpoint
+from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.interrupts import interrupts
+from ppl_vae.infer.loop import History, Loop
+from ppl_vae.infer.optimizers import build
+from ppl_vae.infer.pair_step import PairObjective, PairStep
 from ppl_vae.infer.progress import progress
+from ppl_vae.infer.pyro_losses import own_copy
+from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.step import Step, choose
+from ppl_vae.infer.stepper import Stepper
 from ppl_vae.objectives import max_plate_nesting, trace_sites
 
 if TYPE_CHECKING:
     from ppl_vae.infer.em import EM
     from ppl_vae.infer.svi import SVI
 
-__all__ = ["fit_pair", "maximize_pair"]
+__all__ = ["fit_pair", "maximize_pair", "pair_step"]
 
 
 def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Fit:
     """SVI of a Pyro pair with the Pyro loss that its sites ask for; one epoch is one step on the arguments."""
     begin = time.perf_counter()
+    _refuse_settings(engine)
     pair, args = PyroPair(model, guide), Arguments(data)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(engine.seed)
+    n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
+    with own_random(engine.seed, {a.device for a in tensors}):
         with pair.parameters_in_place():
-            loss = pyro_loss(engine, model, guide, args)
-            loss.differentiable_loss(model, guide, *args)  # the first run makes the parameters
-        optimizer = engine.optimizer(pair.free())
-        n = args.count()
-
-        def step(rows: Tensor, epoch: float) -> StepResult:
-            with pair.parameters_in_place():
-                optimizer.zero_grad()
-                value = loss.differentiable_loss(model, guide, *args)
-                value.backward()
-            if bool(torch.isfinite(value)):
-                optimizer.step()
-            return StepResult(-value.detach(), -value.detach(), torch.tensor(float(n)))
-
-        with progress("SVI", engine.epochs, engine.progress) as update:
-            history, status = train(
-                torch.nn.Module(), step, None, size=n, batch_size=n, epochs=engine.epochs, patience=None,
-                generator=torch.Generator(), update=update,
-            )  # fmt: skip
+            loss = own_copy(pyro_loss(engine, model, guide, args))
+        climbed = PairObjective(pair, loss, args, weight=float(n))
+        optimizer = build(engine.optimizer, climbed.dense)
+        count = sum(p.numel() for p in climbed.dense)
+        step = Step(climbed, optimizer, choose(engine.compile, count, n, engine.epochs))
+        history, status = _trained(engine, pair, step, optimizer, tensors)
         draws = _shared_draws(pair, args, engine.num_draws)
     return Fit(
-        model=pair, engine="SVI", draws=draws, trace=history.tensors(), bound="ELBO, nats per datum", status=status,
-        seconds=time.perf_counter() - begin, seed=engine.seed, settings=engine._settings(), data=args,
+        model=pair, engine="SVI", draws=draws, trace=history.tensors(), bound=f"{type(loss).__name__}, nats per datum",
+        status=status, seconds=time.perf_counter() - begin, seed=engine.seed,
+        settings={**engine._settings(), "compile": step.mode}, data=args,
     )  # fmt: skip
+
+
+def _trained(
+    engine: "SVI", pair: PyroPair, step: Step, optimizer: Stepper, tensors: list[Tensor]
+) -> tuple[History, Status]:
+    run = Run("SVI", pair, engine.epochs, 1, engine._settings())
+    module, whole = cast(Any, pair), cast(Any, _Whole(tensors))  # what the loop asks of a module and of batches
+    header = {
+        "engine": "SVI", "model": "a Pyro pair", "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
+        "parameters": {name: list(p.shape) for name, p in pair.state_dict().items()},
+        **{name: described(getattr(engine, name)) for name in ("epochs", "optimizer", "objective", "compile", "seed")},
+    }  # fmt: skip
+    with (
+        Checkpoint(engine.checkpoint) as checkpoint,
+        interrupts(engine.checkpoint is None) as alone,
+        progress("SVI", engine.epochs, engine.progress) as update,
+    ):
+        state = checkpoint.opened(header)
+        run.first = 0 if state is None else state["steps"]
+        hooks = Callbacks(engine.callbacks, run)
+        loop = Loop(
+            module, step, whole, optimizer, engine.epochs, checkpoint=checkpoint,
+            callbacks=hooks if engine.callbacks else None, update=update, seed=engine.seed,
+            interrupt=alone if engine.checkpoint is None else checkpoint.interrupt,
+        )  # fmt: skip
+        with hooks:
+            history, status = loop.run(state)
+            hooks.status = status
+    return history, status
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """All arguments at every step."""
+
+    tensors: list[Tensor]
+    steps: int = 1
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[Tensor]]:
+        """One batch."""
+        return iter([self.tensors][start:])
+
+
+WHOLE: dict[str, Any] = {
+    "batch_size": None, "beta": 1.0, "validation": None, "patience": None, "accumulate": 1, "precision": "full",
+}  # fmt: skip
+"""Settings that only a declaration gives a meaning, at the values that do nothing."""
+
+
+def _refuse_settings(engine: "SVI") -> None:
+    given = [
+        name for name, none in WHOLE.items() if getattr(engine, name) is not none and getattr(engine, name) != none
+    ]
+    if given:
+        raise EngineError(f"a Pyro pair is fitted whole: {', '.join(given)} are for declared models")
+
+
+def pair_step(
+    pair: tuple[Callable[..., Any], Callable[..., Any]],
+    optimizer: Any,
+    objective: Any = None,
+    compile: str = "auto",  # noqa: A002
+) -> PairStep:
+    """One traced step of SVI on (model, guide), for a loop of one's own; `PairStep` says what it takes.
+
+    Raises
+    ------
+    EngineError
+        If the objective is none of Pyro's.
+    """
+    model, guide = pair
+    chosen = pyro.infer.Trace_ELBO() if objective is None else objective
+    if not isinstance(chosen, pyro.infer.ELBO):
+        raise EngineError(f"a step on a Pyro pair takes one of Pyro's losses, such as Trace_ELBO(); got {chosen!r}")
+    return PairStep(model, guide, optimizer, chosen, compile)
 
 
 def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any], args: Arguments) -> pyro.infer.ELBO:
     """TraceEnum_ELBO where something is enumerated, TraceMeanField_ELBO for an analytic KL, else Trace_ELBO."""
     if isinstance(engine.objective, pyro.infer.ELBO):
         return engine.objective
-    if engine.beta != 1.0 or engine.batch_size is not None or engine.validation is not None:
-        raise EngineError("a Pyro pair is fitted whole: beta, batch_size and validation are for declared models")
-    particles, kl = engine.objective.num_particles, getattr(engine.objective, "kl", None)
-    if kl is None:
+    kl = getattr(engine.objective, "kl", None)
+    if kl is None or not engine.objective.is_bound:
         raise EngineError(f"a Pyro pair is fitted by its ELBO; {engine.objective} is for declared models")
     nesting = max_plate_nesting(model, guide, args)
     with pyro.poutine.block():
@@ -73,7 +147,7 @@ def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any
     enum = pyro.infer.TraceEnum_ELBO
     kinds: dict[tuple[bool, str], type] = {(True, "sampled"): enum, (True, "analytic"): enum}
     kinds |= {(False, "sampled"): pyro.infer.Trace_ELBO, (False, "analytic"): pyro.infer.TraceMeanField_ELBO}
-    return kinds[bool(marked), kl](num_particles=particles, max_plate_nesting=nesting)
+    return kinds[bool(marked), kl](num_particles=engine.objective.num_particles, max_plate_nesting=nesting)
 
 
 def _shared_draws(pair: PyroPair, args: Arguments, count: int) -> dict[str, Tensor]:

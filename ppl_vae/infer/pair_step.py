@@ -1,0 +1,258 @@
+"""Gradient steps on a Pyro pair: its loss as something to climb, and one traced step for a loop of one's own."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro.infer
+import pyro.optim
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ppl_vae.declare.pair import PyroPair
+from ppl_vae.errors import EngineError
+from ppl_vae.infer.processes import Share
+from ppl_vae.infer.pyro_losses import loss_at, own_copy
+from ppl_vae.infer.step import Pieces, Step, choose
+from ppl_vae.infer.stepper import Stepper, stepper
+
+__all__ = ["PairObjective", "PairStep"]
+
+MOST = 8
+"""Values of the arguments that are not tensors, each with a graph of its own; further ones run eagerly."""
+CHECK = 1000
+"""Steps from one comparison of graph and program to the next."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Largest relative difference between the two that rounding may make."""
+
+
+class PairObjective:
+    """Minus a Pyro loss, as a function of the pair's parameters and of the tensors among its arguments.
+
+    Parameters
+    ----------
+    pair : PyroPair
+        If it has no parameters yet, its programs run once, which makes them.
+    loss : pyro.infer.ELBO
+        Any Pyro loss; it changes itself as it does in Pyro.
+    args, kwargs : sequence, mapping
+        Arguments of the programs. Tensors in them may change from step to step, everything else stays.
+    weight : float
+        What the total is divided by for the optimiser.
+
+    Attributes
+    ----------
+    dense : list of Tensor
+        Unconstrained parameters.
+
+    Raises
+    ------
+    EngineError
+        If the programs have no parameter.
+    """
+
+    num_rows = 0
+
+    def __init__(
+        self,
+        pair: PyroPair,
+        loss: pyro.infer.ELBO,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        self.pair, self.loss = pair, loss
+        self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
+        if not pair.free():
+            pair.first_run(lambda: loss.loss_and_grads(pair.program, pair.guide, *args, **(kwargs or {})))
+        self.dense = pair.free()
+        if not self.dense:
+            raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
+        self.weight = torch.tensor(weight, dtype=self.dense[0].dtype, device=self.dense[0].device)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments it was made with."""
+        return [a for a in self.leaves if isinstance(a, Tensor)]
+
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = iter(tensors)
+        found: Any = tree_unflatten([next(given) if isinstance(a, Tensor) else a for a in self.leaves], self.spec)
+        return found
+
+    def pieces(self, batch: Sequence[Tensor], beta: float = 1.0, count: int = 1) -> list[Pieces]:
+        """The tensors of a step; what one datum is only the programs know, so there is but one piece."""
+        if count != 1:
+            raise EngineError(f"the arguments of a Pyro pair cannot be cut into accumulate={count} pieces")
+        return [Pieces((), list(batch), self.weight)]
+
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Minus the loss, total, in nats, at these parameters and tensor arguments; twice."""
+        args, kwargs = self._arguments(rest)
+        given = list(zip(self.dense, leaves, strict=True))
+        pair = self.pair
+        with pair.parameters_in_place():
+            value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, pair.reached)
+            self._check_store()
+        return value, value.detach()
+
+    def _check_store(self) -> None:
+        before, now = self.pair.store["params"], dict(pyro.get_param_store().named_parameters())
+        new = sorted(set(now) - set(before))
+        if new:
+            raise EngineError(f"the parameters {', '.join(new)} appeared after the first run; make them in every run")
+        written = sorted(name for name, p in before.items() if now.get(name) is not p)
+        if written and get_innermost_proxy_mode() is not None:
+            raise EngineError(f"the program itself writes its parameters {', '.join(written)}")
+
+    def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
+        """A pair has no rows that are moved with a batch."""
+
+    def blame(self, batch: Sequence[Tensor], beta: float = 1.0) -> str:
+        """The first site whose log density is not finite; empty where all are."""
+        args, kwargs = self._arguments(batch)
+        pair = self.pair
+        with torch.no_grad(), pyro.validation_enabled(False), pair.parameters_in_place():
+            for traces in self.loss._get_traces(pair.program, pair.guide, args, kwargs):
+                for trace in traces:
+                    trace.compute_log_prob()
+                    for name, site in trace.nodes.items():
+                        if site["type"] == "sample" and bool((site["log_prob"] - site["log_prob"]).isnan().any()):
+                            return f"site {name}"
+        return ""
+
+
+class PairStep:
+    """One step of SVI on an ordinary Pyro pair, traced: what `pyro.infer.SVI(...).step` does, without Pyro's cost.
+
+    Parameters
+    ----------
+    model, guide : callable
+        Ordinary Pyro programs of the same arguments. Modules in them are trained in place.
+    optimizer : callable, torch.optim.Optimizer or pyro.optim.PyroOptim
+        A factory such as `adam(1e-3)`, an optimiser over all the parameters, or Pyro's wrapper of one.
+    loss : pyro.infer.ELBO
+        Any Pyro loss.
+    compile : {"auto", "inductor", "trace", "off"}
+        "auto" is the plain graph.
+
+    Attributes
+    ----------
+    pair : PyroPair
+        `pair.values` are the parameters; within `pair.parameters_in_place()` Pyro's store holds them.
+
+    Examples
+    --------
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0).expand([3]).to_event(1), obs=x)
+    >>> step = PairStep(model, lambda x: None, lambda p: torch.optim.SGD(p, lr=0.1), pyro.infer.Trace_ELBO())
+    >>> step(torch.ones(3)).item()  # 3 log N(1; 0, 1)
+    -4.256815433502197
+    >>> round(step.pair.values["loc"].item(), 4)  # its gradient was 3
+    0.3
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optimizer: Any,
+        loss: pyro.infer.ELBO,
+        compile: str = "auto",  # noqa: A002
+    ) -> None:
+        self.pair, self.loss = PyroPair(model, guide), own_copy(loss)
+        self.mode = choose(compile, 0, 0, None)
+        self.optimizer: Any = optimizer
+        self.steps: dict[Any, Step] = {}
+        self.count = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step on these arguments; the bound, minus Pyro's loss, total, in nats.
+
+        Raises
+        ------
+        EngineError
+            If the bound is not finite: the parameters are not moved then.
+        """
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = [a.detach() for a in leaves if isinstance(a, Tensor)]
+        step = self._step(leaves, spec, args, kwargs)
+        self.count += 1
+        if self.count % CHECK == 2:
+            self._verify(step, tensors)
+        result = step(tensors)
+        if not result.moved:
+            at = step.climbed.blame(tensors, 1.0)
+            raise EngineError(
+                f"the bound became {result.bound.item()}{at and f' at {at}'}; the parameters were not moved"
+            )
+        return result.bound
+
+    def _step(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        """The step for these arguments: of those that are no tensors, each set of values has its own."""
+        still = [a for a in leaves if not isinstance(a, Tensor)]
+        key = (spec, tuple([Tensor if isinstance(a, Tensor) else (type(a), a) for a in leaves]))
+        try:
+            if key not in self.steps and len(self.steps) < MOST:
+                self.steps[key] = self._made(args, kwargs, self.mode)
+            found = self.steps.get(key)
+        except TypeError:  # an array, say: its numbers may change unseen
+            found = None
+        if found is None:
+            warnings.warn(
+                f"arguments of the types {sorted({type(a).__name__ for a in still})} change between steps, or may "
+                f"change unseen, and a graph holds them as they were: pass tensors; after {MOST} such changes, or "
+                "where they cannot be compared, steps run eagerly",
+                stacklevel=4,
+            )
+            return self._made(args, kwargs, "off")
+        return found
+
+    def _made(self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: str) -> Step:
+        devices = sorted({a.device.index or 0 for a in tree_flatten(args)[0] if isinstance(a, Tensor) and a.is_cuda})
+        with torch.random.fork_rng(devices):  # so that noise starts where pyro.infer.SVI's does
+            objective = PairObjective(self.pair, self.loss, args, kwargs)
+        if not isinstance(self.optimizer, Stepper):
+            self.optimizer = _stepper(self.optimizer, self.pair)
+        return Step(objective, self.optimizer, mode)
+
+    def _verify(self, step: Step, tensors: list[Tensor]) -> None:
+        if step.mode == "off":
+            return
+        difference = step.verify(tensors)
+        if difference > step.tolerance * TOLERANCE.get(step.dense[0].dtype, 1e-1):
+            step.run_eagerly()
+            warnings.warn(
+                f"the graph differed from the program by {difference:.1e}: something that is no argument changes "
+                "between steps; from here on it runs eagerly",
+                stacklevel=3,
+            )
+
+
+def _stepper(optimizer: Any, pair: PyroPair) -> Stepper:
+    """The optimiser over the pair's parameters, from a factory, from Pyro's wrapper, or as it was given."""
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        return _from_pyro(optimizer, pair)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return stepper(optimizer(pair.free()))
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in pair.store["params"].items() if id(p) not in own]
+    if missing:
+        raise EngineError(
+            f"the optimiser does not have the parameters {', '.join(missing)}: pass a factory such as pv.adam(1e-3)"
+        )
+    return stepper(optimizer)
+
+
+def _from_pyro(optimizer: pyro.optim.PyroOptim, pair: PyroPair) -> Stepper:
+    """One optimiser of torch's in the place of Pyro's one for each parameter."""
+    options = optimizer.pt_optim_args
+    if isinstance(optimizer, pyro.optim.PyroLRScheduler) or optimizer.pt_clip_args or callable(options):
+        raise EngineError(
+            "of Pyro's optimisers those with one set of options are taken; for schedules and clipping pass "
+            "pv.scheduled(...) or pv.clipped(...)"
+        )
+    return stepper(optimizer.pt_optim_constructor(pair.free(), **options))
