@@ -14,7 +14,7 @@ FEW = {
     "compare_mixture": {"draws": 150, "epochs": 400},
     "train_vae": {"epochs": 25},
     "train_resume": {"epochs": 6},
-    "custom_loop": {"epochs": 25},
+    "custom_loop": {},
     "export_model": {"epochs": 2},
     "new_model": {"draws": 150},
     "plain_pyro_pair": {},
