@@ -291,3 +291,54 @@ def test_a_number_is_a_schedule():
     assert schedule(0.5)(3) == pv.constant(0.5)(7) == 0.5
     own = lambda epoch: epoch  # noqa: E731
     assert schedule(own) is own
+
+
+class LeaveAt(pv.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def end(self, run, step, metrics):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+PIXELS = (torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+
+CHAINS = {
+    "steps": lambda: pv.scheduled(pv.adam(0.1), lr_scheduler.LambdaLR, per="step", lr_lambda=lambda step: 0.9**step),
+    "plateau": lambda: pv.scheduled(
+        pv.clipped(pv.clipped_adam(0.1, lrd=0.99), norm=0.5), lr_scheduler.ReduceLROnPlateau, mode="max", patience=0
+    ),
+    "own": lambda: lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_an_interrupted_fit_goes_on_with_its_optimiser(name, tmp_path):
+    def fit(*callbacks, folder=None):
+        where = None if folder is None else pv.checkpoints(folder, steps=3, seconds=None)
+        torch.manual_seed(0)
+        vae = pv.models.VAE(pv.nets.mlp_encoder(4, 8, 2), pv.nets.mlp_decoder(2, 8, 4))
+        engine = pv.SVI(
+            4, 10, CHAINS[name](), validation=PIXELS[:7], callbacks=callbacks, checkpoint=where, progress=False
+        )
+        return engine.fit(vae, PIXELS)
+
+    straight = fit()
+    with pytest.raises(KeyboardInterrupt):
+        fit(LeaveAt(10), folder=tmp_path)
+    again = fit(folder=tmp_path)
+    assert torch.equal(again.trace["bound"], straight.trace["bound"])
+    for a, b in zip(again.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_svi_steps_as_the_optimiser_does():
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(4, 8, 2), pv.nets.mlp_decoder(2, 8, 4))
+    still = pv.SVI(2, 10, pv.scheduled(pv.sgd(0.1), lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 0.0), progress=False)
+    clipped = pv.SVI(1, None, pv.clipped(pv.sgd(1.0), norm=1e-3), progress=False)
+    before = torch.nn.utils.parameters_to_vector(vae.parameters())
+    assert torch.equal(torch.nn.utils.parameters_to_vector(still.fit(vae, PIXELS).model.parameters()), before)
+    moved = torch.nn.utils.parameters_to_vector(clipped.fit(vae, PIXELS).model.parameters()) - before
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
