@@ -95,7 +95,8 @@ class Traced:
     def _compiled(self, graph: Any, tensors: Sequence[Tensor]) -> Function:
         count = self.num_threads or torch.get_num_threads()
         # Inductor has random numbers of its own, and writes the number of threads into its code.
-        options = {"fallback_random": True, "cpp.threads": count}
+        # Without its trials of the compiler on every vector instruction set, 9 seconds: the processor knows its own.
+        options = {"fallback_random": True, "cpp.threads": count, "cpp.vec_isa_ok": True}
         try:
             with threads(count), torch.no_grad(), _quiet():
                 compiled = torch._inductor.compile(graph, list(tensors), options=options)
