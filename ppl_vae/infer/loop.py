@@ -268,4 +268,4 @@ class Loop:
         if state["mode"] == "off":
             self.step.run_eagerly()
         restore_random_state(state["random"])
-        torch.set_rng_state(state["generators"][self.share.rank].cpu())
+        torch.set_rng_state(state["generators"][self.share.rank].cpu().clone())  # a view would not do

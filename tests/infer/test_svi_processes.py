@@ -1,0 +1,79 @@
+"""SVI in several processes: the gradient of one, the same bits in all, a clear end and a resumed one."""
+
+import os
+import signal
+
+import pytest
+import torch
+from test_processes import clusters, in_processes
+
+import ppl_vae as pv
+
+
+def numbers(fit):
+    """Parameters by name and the bound, without tensors: those would travel by shared memory."""
+    named = {**dict(fit.model.named_parameters()), "bound": fit.trace["bound"]}
+    return {name: value.tolist() for name, value in named.items()}, str(fit.status)
+
+
+def mixture(**options):
+    """A mixture climbs its likelihood itself: an objective without noise."""
+    torch.manual_seed(0)
+    apart = {"components.loc": torch.tensor([[0.5, 0.0], [2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)}
+    engine = pv.SVI(3, batch_size=48, optimizer=pv.adam(2e-2), start=apart, progress=False, **options)
+    return numbers(engine.fit(pv.models.GaussianMixture(3, 2), clusters(200)))
+
+
+def vae(*callbacks, checkpoint=None):
+    torch.manual_seed(0)
+    x = (torch.rand(150, 8, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    model = pv.models.VAE(pv.nets.mlp_encoder(8, 8, 2), pv.nets.mlp_decoder(2, 8, 8))
+    engine = pv.SVI(5, batch_size=32, compile="trace", checkpoint=checkpoint, callbacks=callbacks, progress=False,
+                    validation=x[:20])  # fmt: skip
+    return numbers(engine.fit(model, x))
+
+
+class Dies(pv.Callback):
+    def end(self, run, step, metrics):
+        if step == 13 and run.share.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lost(folder):
+    return vae(Dies(), checkpoint=pv.checkpoints(folder, steps=5))
+
+
+def resumed(folder):
+    return vae(checkpoint=folder)
+
+
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_two_processes_climb_as_one(mode):
+    """Every global batch is the same, so every step is, to rounding."""
+    alone, _ = mixture(compile=mode)
+    for found, status in in_processes(2, mixture_in, mode):
+        assert status.startswith("finished")
+        for name, value in alone.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(value), rtol=1e-9, atol=1e-11)
+
+
+def mixture_in(mode):
+    return mixture(compile=mode)
+
+
+def test_every_process_ends_with_the_same_bits():
+    """Each has noise of its own, and the same parameters; the bound is near that of one process."""
+    (first, _), (second, _) = in_processes(2, vae)
+    assert first == second
+    alone, _ = vae()
+    assert first["bound"] != alone["bound"]
+    # The mean over 150 data of bounds with a standard deviation of about 1, five epochs of Adam's small steps.
+    assert first["bound"][-1] == pytest.approx(alone["bound"][-1], abs=0.4)
+
+
+def test_a_lost_process_ends_the_others_and_the_job_goes_on_from_its_checkpoint(tmp_path):
+    whole = in_processes(2, vae)
+    (left,) = in_processes(2, lost, str(tmp_path), heard=1)
+    assert "another process has ended or does not answer" in left
+    assert sorted(path.name for path in tmp_path.glob("step-*"))[-1] == "step-000000000011.safetensors"
+    assert in_processes(2, resumed, str(tmp_path)) == whole
