@@ -21,7 +21,7 @@ from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.squarem import ACCELERATIONS
 
 if TYPE_CHECKING:
-    from ppl_vae.infer.em import Starts
+    from ppl_vae.infer.runs import Starts
 
 __all__ = ["Climb", "Run"]
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 
 import ppl_vae as pv
-from ppl_vae.infer import em as runs
+from ppl_vae.infer import runs
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.identity import described, fingerprint
 from ppl_vae.records import write_record

@@ -17,8 +17,7 @@ import torch
 from torch import distributed
 
 import ppl_vae as pv
-from ppl_vae.infer import em as runs
-from ppl_vae.infer import processes
+from ppl_vae.infer import processes, runs
 from ppl_vae.infer.processes import Share
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "em_torchrun.py"
