@@ -14,6 +14,8 @@ import pyro.infer
 import pyro.util
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -146,13 +148,25 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     (tensor([2., 2.]),)
     """
     try:
-        with traceable(), _Unchecked(), _kept_generators(tensors):
+        # Shapes are noted down within one mode: a mode for every operation takes as long again as tracing.
+        once = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+        with traceable(), _Unchecked(), _kept_generators(tensors), once:
             graph = make_fx(function)(*[t.clone() for t in tensors])
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
     graph.graph.eliminate_dead_code()
+    _write_dtypes(graph)
     graph.recompile()
     return graph
+
+
+def _write_dtypes(graph: GraphModule) -> None:
+    """Constants such as torch.ones(2) keep the dtype they were traced in, whatever the default is when they run."""
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        makes = schema is not None and not node.all_input_nodes and any(a.name == "dtype" for a in schema.arguments)
+        if makes and node.kwargs.get("dtype") is None:
+            node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
 
 
 class _Unchecked(TorchFunctionMode):
