@@ -146,7 +146,7 @@ class Loop:
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
         where = f"epoch {self.epoch}, batch {self.number - 1}"
         if pressed:
-            return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice('this step')}")
+            return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice(f'step {self.steps}')}")
         return self.callbacks.stopped if self.callbacks is not None and stopped else None
 
     def _metrics(self, result: StepResult, beta: float) -> dict[str, Tensor | float]:
