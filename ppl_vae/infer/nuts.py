@@ -132,7 +132,7 @@ class NUTS:
             chains = SAMPLERS[name](
                 target, starts, Plan(self.num_samples, self.warmup, self.seed, self.progress, hooks)
             )
-            hooks.status = chains.ended
+            hooks.status = chains.ended  # None: as planned
         return chains, {"sampler": name, "compile": target.mode}
 
     def record(

@@ -11,6 +11,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import EngineError
 from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.progress import progress
@@ -62,7 +63,12 @@ def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
             blocking=False,
             save_warmup=False,
         )
-        trace = _wait(sampler, watch)
+        try:
+            trace = _wait(sampler, watch)
+        except BaseException as error:  # nutpie's own is no Exception, and says nothing to a user
+            if not watch.failures:
+                raise
+            raise EngineError(f"the log density failed while it was sampled: {watch.failures[0]}") from error
     record, u = trace["sample_stats"], np.array(trace["posterior"]["u"].values)
     stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in STATS.items() if own in record}
     ended = watch.ended()
@@ -81,6 +87,9 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
                 value, gradient = target.value_and_gradient(torch.from_numpy(u))
             except torch.linalg.LinAlgError as error:
                 raise _OutsideError(str(error)) from error
+            except Exception as error:
+                watch.failures.append(error)
+                raise
             return value.item(), gradient.numpy()
 
         return logp
@@ -108,21 +117,27 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
 def _wait(sampler: Any, watch: Watch) -> Any:
     """The trace, when the sampler is done or was told to stop."""
     said, pauses = "draws of all chains", 0
+    while True:
+        try:
+            trace = sampler.wait(timeout=0.1)
+        except TimeoutError:
+            pauses += 1
+            if watch.plan.show and pauses % 20 == 0:
+                diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
+                said = f"draws of all chains, {diverged} diverged"
+            if not _told(sampler, watch, said):
+                return sampler.abort()
+        else:
+            watch.told(said)
+            return trace
+
+
+def _told(sampler: Any, watch: Watch, said: str) -> bool:
     try:
-        while True:
-            try:
-                return sampler.wait(timeout=0.1)
-            except TimeoutError:
-                pauses += 1
-                if watch.plan.show and pauses % 20 == 0:
-                    diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
-                    said = f"draws of all chains, {diverged} diverged"
-                if not watch.told(said):
-                    return sampler.abort()
-    finally:
-        watch.told(said)
-        if not sampler.is_finished:
-            sampler.cancel()
+        return watch.told(said)
+    except BaseException:  # of a callback, or a second Ctrl-C
+        sampler.cancel()
+        raise
 
 
 # Pyro.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
 
-__all__ = ["COMPILE", "JITTER", "Density", "Target", "make_target"]
+__all__ = ["COMPILE", "JITTER", "Density", "Target", "make_target", "with_gradient", "worth_compiling"]
 
 COMPILE = ("auto", *MODES)
 JITTER = 0.1
@@ -48,7 +48,7 @@ def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
     function = with_gradient(density.log_density)
     traced, data = Traced(function, "trace" if mode == "auto" else mode, num_threads=1), density.data
     traced(at, *data)
-    if mode == "auto" and traced.mode == "trace" and _worth_compiling(traced, draws):
+    if mode == "auto" and traced.mode == "trace" and worth_compiling(traced, draws):
         traced = Traced(function, "inductor", num_threads=1)
         traced(at, *data)
     # Control flow that the tracer did not notice shows at another point.
@@ -73,7 +73,7 @@ def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Ten
     return value_and_gradient
 
 
-def _worth_compiling(traced: Traced, draws: int) -> bool:
+def worth_compiling(traced: Traced, draws: int) -> bool:
     """Whether a compiler is there and would save more than it takes; it depends on nothing that is measured."""
     (graph,) = traced.graphs.values()
     operations = len(graph.graph.nodes)  # type: ignore[attr-defined]

@@ -47,6 +47,7 @@ class Watch:
         self.plan, self.update, self.interrupt = plan, update, interrupt
         self.total = chains * plan.length
         self.noted: deque[tuple[int, int]] = deque()
+        self.failures: list[Exception] = []
         self.step = 0
 
     def note(self, chain: int, draw: int) -> None:
