@@ -29,7 +29,7 @@ from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.step import Step, choose
-from ppl_vae.infer.tracing import MODES
+from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.objectives import Objective, elbo
 
 __all__ = ["SVI"]
@@ -259,15 +259,23 @@ class SVI:
         }  # fmt: skip
 
     def _draw(self, model: LatentVariableModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws of the shared latents from their q, [1, num_draws, *event], with log q and the log prior of each."""
         if not model.shared_laws():
             return {}, {}
+
+        names = list(model.shared_laws())
+
+        def one() -> tuple[Tensor, ...]:
+            values, log_q = model.draw_shared()
+            return torch.as_tensor(log_q), model.log_prior(values), *(values[name] for name in names)
+
         count = 1 if model.guide_name == "delta" else self.num_draws
+        draw = Traced(one, choose("off" if self.compile == "off" else "auto", 0, 0, count))
         with torch.no_grad(), model.numeric():
-            drawn = [model.draw_shared() for _ in range(count)]
-            log_prior = torch.stack([model.log_prior(values) for values, _ in drawn])
-        draws = {name: torch.stack([values[name] for values, _ in drawn])[None] for name in drawn[0][0]}
-        log_q = torch.stack([torch.as_tensor(log_q) for _, log_q in drawn])
-        return draws, {"log_q": log_q[None], "log_prior": log_prior[None]}
+            log_q, log_prior, *values = (
+                torch.stack(each)[None] for each in zip(*[draw() for _ in range(count)], strict=True)
+            )
+        return dict(zip(names, values, strict=True)), {"log_q": log_q, "log_prior": log_prior}
 
 
 HEADER = (
