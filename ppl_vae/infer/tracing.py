@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ppl_vae.errors import EngineError
+from ppl_vae.infer.lean import lean, quick
 from ppl_vae.infer.parallel import threads
 
 __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
@@ -85,13 +86,13 @@ class Traced:
         if len(self.graphs) >= MOST:
             return self.function
         try:
-            graph: Function = graph_of(self.function, *tensors)
+            graph: Any = graph_of(self.function, *tensors)
         except UntraceableError as error:
             warnings.warn(f"runs eagerly, step by step, since it cannot be traced: {error}", stacklevel=3)
             self.mode, graph = "off", self.function
         if self.mode == "inductor":
             graph = self._compiled(graph, tensors)
-        self.graphs[key] = graph
+        self.graphs[key] = quick(graph) if self.mode == "trace" else graph
         return graph
 
     def _compiled(self, graph: Any, tensors: Sequence[Tensor]) -> Function:
@@ -154,10 +155,8 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
             graph = make_fx(function)(*[t.clone() for t in tensors])
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
-    graph.graph.eliminate_dead_code()
     _write_dtypes(graph)
-    graph.recompile()
-    return graph
+    return lean(graph)
 
 
 def _write_dtypes(graph: GraphModule) -> None:

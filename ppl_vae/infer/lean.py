@@ -1,0 +1,147 @@
+"""A traced graph that Python runs faster: without operations that change nothing, each called by its shortest way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+__all__ = ["lean", "quick"]
+
+aten = torch.ops.aten
+
+SAME_MEMORY = {aten.alias.default, aten.detach.default, aten.view.default, aten.expand.default}
+"""Operations that give another name to their argument where the shape stays."""
+COPIES = {aten.lift_fresh_copy.default, aten._unsafe_view.default}
+NEUTRAL: dict[Any, float] = {
+    aten.add.Tensor: 0.0,
+    aten.sub.Tensor: 0.0,
+    aten.mul.Tensor: 1.0,
+    aten.mul.Scalar: 1.0,
+    aten.div.Tensor: 1.0,
+    aten.div.Scalar: 1.0,
+    aten.pow.Tensor_Scalar: 1.0,
+}
+"""What an operation leaves its first argument as it is with."""
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+
+FUNCTIONS = (
+    "abs", "acos", "add", "addmm", "all", "amax", "amin", "any", "argmax", "asin", "atan", "baddbmm", "bernoulli",
+    "bmm", "cat", "clamp", "clamp_min", "cos", "cumsum", "diag_embed", "diagonal", "digamma", "div", "eq", "erf",
+    "exp", "expm1", "flip", "gather", "ge", "gt", "index_select", "isfinite", "isnan", "le", "lgamma",
+    "log", "log1p", "logical_and", "logical_not", "logsumexp", "lt", "masked_fill", "maximum", "mean", "minimum", "mm",
+    "mul", "ne", "neg", "permute", "pow", "reciprocal", "relu", "rsqrt", "select", "sigmoid", "sign", "sin", "sqrt",
+    "squeeze", "stack", "sub", "sum", "t", "tanh", "transpose", "tril", "triu", "unbind", "unsqueeze", "where",
+)  # fmt: skip
+"""Operations that torch itself offers under their name, with their arguments in their order."""
+METHODS = ("expand", "view")
+
+
+def lean(graph: GraphModule) -> GraphModule:
+    """Take out of a graph what leaves its argument as it is, and what is computed twice; the numbers stay the same.
+
+    A graph that changes tensors in place, such as the running statistics of batch normalisation, only loses
+    operations that give another name to the same memory.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda x: x.view(3) * 1.0 + x.exp() + x.exp())(torch.zeros(3))
+    >>> [node.name for node in lean(graph).graph.nodes if node.op == "call_function"]
+    ['exp', 'add', 'add_1']
+    """
+    pure = not any(_mutates(node) for node in _calls(graph))
+    for node in _calls(graph):
+        same = _unchanged(node, pure)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
+    if pure:
+        _once(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def quick(graph: GraphModule) -> GraphModule:
+    """Call torch's own functions in place of aten's overloads, which cost Python twice as much.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> quick(make_fx(lambda x: (x + 1).exp())(torch.zeros(2)))(torch.tensor([-1.0, -1.0]))
+    tensor([1., 1.])
+    """
+    for node in _calls(graph):
+        node.target = QUICK.get(getattr(node.target, "overloadpacket", None), node.target)
+    graph.recompile()
+    return graph
+
+
+QUICK: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten, name): getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
+    **{getattr(aten, name): getattr(Tensor, name) for name in METHODS},
+    aten.softplus: torch.nn.functional.softplus,
+}
+
+
+def _calls(graph: GraphModule) -> list[Node]:
+    return [node for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def _mutates(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _unchanged(node: Node, pure: bool) -> Node | None:
+    """The argument that a node gives back as it is, if it does."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node):
+        return None
+    if node.target is aten.t.default and first.target is aten.t.default:
+        return first.args[0]  # type: ignore[return-value]
+    if not _alike(node, first):
+        return None
+    if node.target in SAME_MEMORY:
+        return first
+    return first if pure and not _is_output(node) and _is_neutral(node) else None
+
+
+def _is_output(node: Node) -> bool:
+    """Outputs that had memory of their own keep it."""
+    return any(user.op == "output" for user in node.users)
+
+
+def _is_neutral(node: Node) -> bool:
+    if node.target in COPIES:
+        return True
+    if node.target not in NEUTRAL:
+        return False
+    other, neutral = node.args[1], NEUTRAL[node.target]
+    if isinstance(other, Node):
+        return neutral == 0.0 and other.target in ZEROS
+    return bool(other == neutral)
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Whether two nodes' values have one shape and dtype."""
+    x, y = a.meta.get("val"), b.meta.get("val")
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def _once(graph: GraphModule) -> None:
+    """Compute what has the same operation and arguments once; random numbers are drawn anew each time."""
+    seen: dict[Any, Node] = {}
+    for node in _calls(graph):
+        if _random(node) or _is_output(node):
+            continue
+        first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.graph.erase_node(node)
