@@ -24,6 +24,7 @@ from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
+from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.processes import Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
@@ -159,6 +160,8 @@ class SVI:
             stack.enter_context(pyro.validation_enabled(False))
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
             self._prepare(fitted, batches)
+            products = batches.batch_size * sum(p.numel() for p in fitted.parameters())
+            stack.enter_context(threads(1 if products < SMALL else torch.get_num_threads()))
             history, status, mode = self._train(fitted, batches, share)
             fitted.eval().requires_grad_(False)
             draws, stats = self._draw(fitted)
@@ -278,6 +281,8 @@ class SVI:
         return dict(zip(names, values, strict=True)), {"log_q": log_q, "log_prior": log_prior}
 
 
+SMALL = 1_000_000
+"""Products of a step, at most, that are not worth a second thread."""
 HEADER = (
     "epochs", "batch_size", "optimizer", "objective", "guide", "beta", "patience", "start", "compile", "accumulate",
     "precision", "seed",
