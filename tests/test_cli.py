@@ -199,6 +199,18 @@ def test_train_on_images(binarize, tmp_path, capsys):
     assert len(found["evaluation"]["kl_per_unit"]) == 3
 
 
+def test_a_training_that_ended_is_reported_again_from_its_checkpoint(tmp_path, capsys):
+    command = ["train", "--checkpoint", str(tmp_path / "run"), "--json", "--output", str(tmp_path / "r.html"), *SHORT]
+    found = []
+    for _ in range(2):
+        assert main(command) in (0, 3)
+        found.append(json.loads(capsys.readouterr().out))
+    assert list((tmp_path / "run").glob("step-*.safetensors"))
+    assert found[0]["evaluation"] == found[1]["evaluation"]
+    assert main([*command, "--seed", "3"]) == 1
+    assert "checkpoint of another call" in capsys.readouterr().err
+
+
 def test_train_prints_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["train", "--output", str(tmp_path / "r.html"), *SHORT]) == 0

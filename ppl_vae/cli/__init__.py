@@ -130,6 +130,8 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
         optimizer=adam(options.learning_rate),
         beta=linear(0, 1, epochs=max(1, options.epochs // 10)),
         validation=data.validation,
+        checkpoint=options.checkpoint,
+        compile=options.compile,
         seed=options.seed,
         progress=not options.quiet,
     )

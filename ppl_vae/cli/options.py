@@ -84,6 +84,10 @@ class Train(Common):
     "Adam's step."
     particles: int = 1000
     "Draws per datum for the importance-weighted log p(x)."
+    checkpoint: Path | None = None
+    "Folder for the state of the training: the same command goes on from it after an interruption."
+    compile: Literal["auto", "inductor", "trace", "off"] = "auto"
+    "The training step as a compiled graph, a plain graph, or run through Python; auto weighs what pays."
 
 
 # Before: what can be refused in a moment must not be found out after minutes.
