@@ -1,6 +1,5 @@
 """Checkpoints: an interrupted fit goes on bit for bit, what is not the same is refused, no good file is lost."""
 
-import multiprocessing
 import os
 import signal
 import stat
@@ -20,9 +19,6 @@ from ppl_vae.infer import runs
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.identity import described, fingerprint
 from ppl_vae.records import write_record
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["ppl_vae", "sklearn.cluster", "torch._dynamo"])
 
 
 def clusters(n=300, seed=0):
@@ -134,23 +130,6 @@ def test_an_interrupted_fit_ends_where_it_would_have_ended(case, part, tmp_path)
     # The iterations before the one that was interrupted are not made again.
     assert calls[0] == total - (iteration - 1)
     same(again, straight)
-
-
-def killed(case, iteration, folder):
-    torch.set_num_threads(1)
-    with at_call(iteration, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        fit(case, folder)
-
-
-def test_a_killed_fit_ends_where_it_would_have_ended(tmp_path):
-    process = FORKS.Process(target=killed, args=("priors", 20, tmp_path))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    with at_call(0, interrupt) as calls:
-        again = fit("priors", tmp_path)
-    assert 0 < calls[0] < 3 * 14 - 13, "the first start is not made again"
-    same(again, fit("priors"))
 
 
 def test_a_finished_fit_is_returned_as_it_is(tmp_path):
