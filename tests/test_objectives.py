@@ -186,3 +186,29 @@ def test_a_value_that_q_rules_out_costs_nothing():
 def test_wrong_objectives_are_refused(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+def test_free_bits_put_a_floor_under_the_mean_divergence_of_each_unit(kl):
+    """Below every unit's divergence the floor is nothing; above, it is what all units cost, and no gradient is left."""
+    model, x = make("linear vae")
+    sites = model.sites(model.check(x))
+    plain = elbo(kl=kl)(sites).mean()
+    each = elbo(kl=kl, free_bits=1.0).by_unit(sites, "z")
+    assert each.shape == (len(x), 2)
+    torch.testing.assert_close(elbo(kl=kl, free_bits=each.mean(0).min().item() / 2)(sites).mean(), plain)
+    floor = each.mean(0).max().item() + 1.0
+    costly = elbo(kl=kl, free_bits=floor)(sites)
+    torch.testing.assert_close(costly.mean(), sites.log_p["x"].mean() - 2 * floor)
+    (slope,) = torch.autograd.grad(costly.sum() - sites.log_p["x"].sum(), model.encoder.loc.weight, allow_unused=True,
+                                   materialize_grads=True)  # fmt: skip
+    assert not slope.any()
+
+
+def test_free_bits_weigh_data_in_their_mean():
+    model, x = make("linear vae")
+    sites = model.sites(model.check(x))
+    objective, w = elbo(free_bits=0.3), torch.arange(float(len(x)), dtype=x.dtype)
+    mean = (w / w.sum()) @ objective.by_unit(sites, "z")
+    expected = (w * sites.log_p["x"]).sum() - w.sum() * mean.clamp_min(0.3).sum()
+    torch.testing.assert_close((w * objective(sites, 1.0, w)).sum(), expected)

@@ -142,7 +142,8 @@ class ModelObjective:
                 sites = model.sites(batch.obs.repeat(particles), index)
         for log in (sites.log_p, sites.log_q):
             for name, density in log.items():
-                if bool((density.isnan() | (density == torch.inf)).any()):
+                impossible = (density == -torch.inf) & (density.dim() == 1)  # along a finite latent that may well be
+                if bool((density.isnan() | (density == torch.inf) | impossible).any()):
                     return f"node {name}"
         part = self.pieces(batch, beta, 1)[0]
         leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]

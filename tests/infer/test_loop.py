@@ -1,0 +1,120 @@
+"""The epoch loop: numbers that are not finite, patience that knows its noise, the true bound beside the objective."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.infer.held_out import HeldOut
+
+
+class Line(pv.LatentVariableModel):
+    """x ~ N(w sqrt(t), 1): at t = 0 the gradient of sqrt(t + 0 w) is not a number, though its value is."""
+
+    t = pv.given()
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5))
+
+    @pv.observed
+    def x(self, t):
+        return dist.Normal(self.w * torch.sqrt(t + 0 * self.w), 1.0)
+
+
+def points(n=400):
+    t = 1 + torch.arange(n).remainder(5).float()
+    return {"x": 2 * t.sqrt(), "t": t}
+
+
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_a_value_that_is_not_finite_ends_the_fit_before_the_step(mode):
+    data = points()
+    data["x"][7] = 1e30  # its square is no float32
+    fit = pv.SVI(4, batch_size=10, compile=mode, progress=False).fit(Line(), data)
+    assert fit.status.code == "failed"
+    assert not fit.status.ok
+    assert "became -inf at step" in fit.status.message
+    assert "epoch 0, batch" in fit.status.message
+    assert "at node x" in fit.status.message
+    assert "the parameters before that step are kept" in fit.status.message
+    assert fit.model.w.isfinite()
+    assert 0.4 < fit.model.w.item() < 0.7
+
+
+def test_a_gradient_that_is_not_finite_brings_back_the_last_good_parameters():
+    data = points(2000)
+    data["t"][11] = 0.0
+    steps = []
+
+    class Notes(pv.Callback):
+        def end(self, run, step, metrics):
+            steps.append((step, run.model.w.item()))
+
+    engine = pv.SVI(3, batch_size=10, optimizer=pv.adam(1e-3), compile="trace", progress=False, callbacks=[Notes()])
+    fit = engine.fit(Line(), data)
+    assert fit.status.code == "failed"
+    assert "node x" in fit.status.message or "gradient" in fit.status.message
+    kept = int(fit.status.message.partition("the parameters after step ")[2].split()[0])
+    assert kept % 100 == 0
+    assert fit.model.w.item() == (0.5 if kept == 0 else dict(steps)[kept - 1])
+
+
+def test_a_run_that_fails_says_so_to_callbacks_and_gives_a_usable_fit():
+    seen = []
+
+    class Sees(pv.Callback):
+        def tear_down(self, run, status):
+            seen.append(status.code)
+
+    data = points()
+    data["x"][0] = 1e30
+    fit = pv.SVI(2, progress=False, callbacks=[Sees()]).fit(Line(), data)
+    assert seen == ["failed"]
+    assert fit.log_prob({"x": torch.ones(1), "t": torch.ones(1)}).isfinite().all()
+
+
+def test_better_means_by_more_than_its_noise():
+    """A gain is judged by the standard error of the differences, datum by datum."""
+    held_out = HeldOut(None, None, 0)
+    base = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    assert held_out.better(base)
+    assert not held_out.better(base + 1e-4 + 0.1 * (noise - noise.mean()))  # the noise of the mean is 0.003
+    assert held_out.better(base + 1e-4)  # the same gain without noise
+    assert not held_out.better(base)
+    assert torch.equal(held_out.state(), base + 1e-4)
+
+
+def test_patience_ends_when_the_held_out_bound_no_longer_rises():
+    train, held = points(40), points(20)
+    engine = pv.SVI(500, optimizer=pv.adam(0.05), validation=held, patience=5, compile="trace", progress=False)
+    fit = engine.fit(Line(), train)
+    assert fit.status.code == "stopped early"
+    assert fit.model.w.item() == pytest.approx(2.0, abs=0.02)
+    best = fit.trace["validation"].argmax()
+    assert len(fit.trace["validation"]) - 1 - best <= 6
+
+
+def test_the_true_bound_stands_beside_every_other_objective():
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(8, 16, 3), pv.nets.mlp_decoder(3, 16, 8))
+    x = (torch.rand(200, 8) < 0.5).float()
+    traces = {}
+    for name, options in {
+        "elbo": {},
+        "beta": {"beta": 0.1},
+        "schedule": {"beta": pv.linear(0, 1, epochs=2)},
+        "free": {"objective": pv.elbo(free_bits=0.5)},
+        "iwae": {"objective": pv.iwae(4)},
+    }.items():
+        traces[name] = pv.SVI(1, compile="trace", progress=False, optimizer=pv.sgd(0.0), **options).fit(vae, x).trace
+    bound = traces["elbo"]["bound"].item()
+    assert traces["elbo"]["objective"].item() == bound
+    for name in ("beta", "schedule", "free"):
+        # Parameters do not move, and the noise is that of the same seed.
+        assert traces[name]["bound"].item() == pytest.approx(bound, rel=1e-6)
+    assert traces["schedule"]["objective"].item() > traces["beta"]["objective"].item() > bound
+    assert traces["free"]["objective"].item() < bound
+    assert traces["iwae"]["objective"].item() > traces["iwae"]["bound"].item()
