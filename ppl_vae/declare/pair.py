@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.declare.model import class_probabilities, log_weights
 from ppl_vae.errors import EngineError
@@ -56,6 +56,7 @@ class PyroPair:
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
         self.reached: list[Tensor] = []
+        self.buffers: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
     @contextmanager
@@ -76,12 +77,29 @@ class PyroPair:
         return [p for p in self.store["params"].values() if p.requires_grad]
 
     def first_run(self, run: Callable[[], Any]) -> None:
-        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches."""
-        with self.parameters_in_place():
-            run()
+        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches.
+
+        Running statistics that modules change, as those of batch normalisation, are put back and remembered.
+        """
+        before: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def look(module: nn.Module, _: Any) -> None:
+            for b in module.buffers(recurse=False):
+                before.setdefault(id(b), (b, b.clone()))
+
+        hook = nn.modules.module.register_module_forward_pre_hook(look)
+        try:
+            with self.parameters_in_place():
+                run()
+        finally:
+            hook.remove()
         self.reached = [p for p in self.free() if p.grad is not None]
         for p in self.reached:
             p.grad = None
+        changed = [(b, value) for b, value in before.values() if not torch.equal(b, value)]
+        for b, value in changed:
+            b.copy_(value)
+        self.buffers = [b for b, _ in changed]
 
     def parameters(self) -> list[Tensor]:
         """Unconstrained parameters, as of a module."""

@@ -86,13 +86,14 @@ class PairObjective:
         """The tensors of a step; what one datum is only the programs know, so there is but one piece."""
         if count != 1:
             raise EngineError(f"the arguments of a Pyro pair cannot be cut into accumulate={count} pieces")
-        return [Pieces((), list(batch), self.weight)]
+        return [Pieces((), [*batch, *self.pair.buffers], self.weight)]
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Minus the loss, total, in nats, at these parameters and tensor arguments; twice."""
-        args, kwargs = self._arguments(rest)
-        given = list(zip(self.dense, leaves, strict=True))
         pair = self.pair
+        inputs, buffers = rest[: len(rest) - len(pair.buffers)], rest[len(rest) - len(pair.buffers) :]
+        args, kwargs = self._arguments(inputs)
+        given = list(zip([*self.dense, *pair.buffers], [*leaves, *buffers], strict=True))
         with pair.parameters_in_place():
             value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, pair.reached)
             self._check_store()

@@ -136,7 +136,7 @@ def loss_at(
     loss : pyro.infer.ELBO
         Any; one that only takes gradients itself is run with its own backward pass.
     given : sequence of (Tensor, Tensor)
-        Parameters, each with the value that stands for it.
+        Parameters and other tensors that the programs keep, each with the value that stands for it.
     used : iterable of Tensor
         Parameters that the loss is known to depend on.
 
@@ -159,7 +159,7 @@ def loss_at(
         with Following(given) as following:
             value: Tensor = loss.differentiable_loss(model, guide, *args, **(kwargs or {}))
     else:
-        leaves = [tensor.detach().requires_grad_() for _, tensor in given]
+        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for _, tensor in given]
         with Following(zip([parameter for parameter, _ in given], leaves, strict=True)) as following:
             found = loss.loss_and_grads(model, guide, *args, **(kwargs or {}))
         value = torch.as_tensor(sum(found) if isinstance(found, tuple) else found).detach()
