@@ -121,6 +121,8 @@ class Checkpoint:
     """
 
     def __init__(self, where: Checkpoints | str | os.PathLike[str] | None, share: Share = Share()) -> None:  # noqa: B008
+        if not isinstance(where, Checkpoints | str | os.PathLike | None):
+            raise EngineError(f"checkpoint= takes a folder, or pv.checkpoints(folder, ...); got {where!r}")
         self.plan = Checkpoints(where) if isinstance(where, str | os.PathLike) else where
         self.files = None if self.plan is None else StepFiles(Path(self.plan.folder))
         self.share = share

@@ -497,6 +497,11 @@ def test_what_cannot_be_is_refused(case):
         pv.checkpoints(folder, **settings)
 
 
+def test_what_is_no_folder_at_all_is_refused():
+    with pytest.raises(pv.EngineError, match="takes a folder, or pv.checkpoints"):
+        fit("priors", True)
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("notes")
     with pytest.raises(pv.EngineError, match=r"got the file .*run; name a folder"):
