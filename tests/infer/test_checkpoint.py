@@ -498,7 +498,7 @@ def test_what_cannot_be_is_refused(case):
 
 
 def test_what_is_no_folder_at_all_is_refused():
-    with pytest.raises(pv.EngineError, match="takes a folder, or pv.checkpoints"):
+    with pytest.raises(pv.EngineError, match=r"takes a folder, or pv\.checkpoints"):
         fit("priors", True)
 
 
