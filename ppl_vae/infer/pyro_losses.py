@@ -58,8 +58,9 @@ class Following(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """The operation on what stands for its arguments."""
-        args = [self._stand_in(a) for a in args]
-        kwargs = {name: self._stand_in(value) for name, value in (kwargs or {}).items()}
+        here: list[int] = []
+        args = [self._stand_in(a, here) for a in args]
+        kwargs = {name: self._stand_in(value, here) for name, value in (kwargs or {}).items()}
         if get_innermost_proxy_mode() is not None:
             caller = sys._getframe(1)
             if func in READS:
@@ -67,17 +68,19 @@ class Following(TorchFunctionMode):
             if func is Tensor.masked_select and caller.f_code is Dice.compute_expectation.__code__:
                 # A sum over the terms of positive probability: zeros for the others keep the shape known.
                 return torch.where(args[1], args[0], 0.0)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if here and any(isinstance(r, Tensor) for r in (result if isinstance(result, list | tuple) else [result])):
+            self.met.update(here)  # and not where only its shape, say, was asked for
+        return result
 
-    def _stand_in(self, value: Any) -> Any:
+    def _stand_in(self, value: Any, here: list[int]) -> Any:
         if isinstance(value, Tensor):
-            found = self.given.get(id(value))
-            if found is None:
+            if id(value) not in self.given:
                 return value
-            self.met.add(id(value))
-            return found
+            here.append(id(value))
+            return self.given[id(value)]
         if type(value) in (list, tuple):
-            return type(value)([self._stand_in(v) for v in value])
+            return type(value)([self._stand_in(v, here) for v in value])
         return value
 
 

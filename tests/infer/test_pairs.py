@@ -72,5 +72,46 @@ def test_nuts_samples_a_plain_model(x):
 def test_what_a_pair_cannot_do_is_said(x):
     with pytest.raises(pv.EngineError, match="loc, scale, weights"):
         pv.NUTS(5, warmup=5, num_chains=1, progress=False).fit(mixture, x)
-    with pytest.raises(pv.EngineError, match="declared models"):
-        pv.SVI(5, beta=0.5, progress=False).fit((mixture, lambda x: None), x)
+    with pytest.raises(pv.EngineError, match="batch_size, beta are for declared models"):
+        pv.SVI(5, beta=0.5, batch_size=3, progress=False).fit((mixture, nothing), x)
+    with pytest.raises(pv.EngineError, match="no parameter"):
+        pv.SVI(5, progress=False).fit((hierarchy, lambda x: hierarchy_draws(x)), x)
+    with pytest.raises(pv.EngineError, match="one of Pyro's losses"):
+        pv.svi_step((mixture, nothing), pv.adam(1e-3), objective=pv.elbo())
+
+
+def nothing(x):
+    """The guide of a model in which everything is enumerated."""
+
+
+def hierarchy_draws(x):
+    pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def test_a_pair_takes_a_loss_of_its_own(x):
+    loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    fit = pv.SVI(20, objective=loss, compile="trace", progress=False).fit((mixture, nothing), x)
+    assert fit.settings["compile"] == "trace"
+    assert fit.bound == "TraceEnum_ELBO, nats per datum"
+    assert fit.trace["bound"][-1] > fit.trace["bound"][0]
+
+
+def test_an_interrupted_fit_of_a_pair_goes_on(x, tmp_path):
+    pair = (hierarchy, AutoNormal(hierarchy))
+    settings = {"compile": "trace", "num_draws": 2, "progress": False, "optimizer": pv.adam(1e-2)}
+    whole = pv.SVI(6, **settings).fit(pair, x)
+
+    class PowerCut(pv.Callback):
+        def end(self, run, step, metrics):
+            if step == 3:
+                raise RuntimeError("power cut")
+
+    pair = (hierarchy, AutoNormal(hierarchy))
+    with pytest.raises(RuntimeError, match="power cut"):
+        pv.SVI(6, checkpoint=pv.checkpoints(tmp_path, steps=2), callbacks=[PowerCut()], **settings).fit(pair, x)
+    pair = (hierarchy, AutoNormal(hierarchy))
+    resumed = pv.SVI(6, checkpoint=tmp_path, **settings).fit(pair, x)
+    assert torch.equal(resumed.trace["bound"], whole.trace["bound"])
+    assert all(torch.equal(value, whole.parameters[name]) for name, value in resumed.parameters.items())
