@@ -215,7 +215,8 @@ class There:
         path = Path(folder) / "svi.npz"
         np.savez(path, batches=train.numpy(), test=test.numpy(), **start)
         command = [python, str(Path(__file__).with_name("svi_numpyro.py")), str(path), str(RATE), str(SEED)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **pipes, preexec_fn=few_cores)
 
     def ask(self, **question):
         self.process.stdin.write(json.dumps(question) + "\n")
@@ -234,6 +235,12 @@ class There:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def few_cores():
+    """JAX takes a thread for each core that it may run on."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: torch.get_num_threads()])
 
 
 # Measuring.
