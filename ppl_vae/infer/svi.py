@@ -1,5 +1,6 @@
 """Stochastic variational inference: gradient ascent on the evidence lower bound (000 (39)-(41), 004 s.6)."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
-from ppl_vae.infer.processes import Share, joined
+from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.schedules import schedule
@@ -160,6 +161,8 @@ class SVI:
             stack.enter_context(pyro.validation_enabled(False))
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
             self._prepare(fitted, batches)
+            if share.world > 1:  # networks start as the first process's, whatever the others drew
+                fitted.load_state_dict(share.same(fitted.state_dict()))
             products = batches.batch_size * sum(p.numel() for p in fitted.parameters())
             stack.enter_context(threads(1 if products < SMALL else torch.get_num_threads()))
             history, status, mode = self._train(fitted, batches, share)
@@ -223,7 +226,10 @@ class SVI:
             progress("SVI", steps or self.epochs, self.progress and share.leads) as update,
             model.numeric(),
         ):
-            state = checkpoint.opened(self._header(model, batches, held_out), model.like.device)
+            header = self._header(model, batches, held_out)
+            share.agree("the data", header["data"])
+            share.agree("the call", json.dumps(header))
+            state = checkpoint.opened(header, model.like.device)
             run.first = 0 if state is None else state["steps"]
             if share.world > 1 and state is None:
                 torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
@@ -234,7 +240,11 @@ class SVI:
                 hooks if self.callbacks else None, interrupt, update, self.seed,
             )  # fmt: skip
             with hooks:
-                history, status = loop.run(state)
+                try:
+                    history, status = loop.run(state)
+                except LostError as error:
+                    advice = checkpoint.advice(f"step {checkpoint.last_step}")
+                    raise EngineError(f"SVI stopped after {loop.steps} steps: {error}; {advice}") from error
                 hooks.status = status
         return history, status, step.mode
 

@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from test_processes import clusters, in_processes
+from test_processes import SECONDS, clusters, in_processes
 
 import ppl_vae as pv
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "svi_torchrun.py"
 
 
 def numbers(fit):
@@ -40,7 +45,7 @@ class Dies(pv.Callback):
 
 
 def lost(folder):
-    return vae(Dies(), checkpoint=pv.checkpoints(folder, steps=5))
+    return vae(Dies(), checkpoint=pv.checkpoints(folder, steps=5, seconds=None))
 
 
 def resumed(folder):
@@ -74,6 +79,50 @@ def test_every_process_ends_with_the_same_bits():
 def test_a_lost_process_ends_the_others_and_the_job_goes_on_from_its_checkpoint(tmp_path):
     whole = in_processes(2, vae)
     (left,) = in_processes(2, lost, str(tmp_path), heard=1)
-    assert "another process has ended or does not answer" in left
-    assert sorted(path.name for path in tmp_path.glob("step-*"))[-1] == "step-000000000011.safetensors"
+    assert left.startswith("EngineError: SVI stopped after 14 steps: another process has ended or does not"), left
+    assert left.endswith(f"run the same command again: it resumes from {tmp_path} at step 10")
+    assert sorted(path.name for path in tmp_path.glob("step-*"))[-1] == "step-000000000010.safetensors"
     assert in_processes(2, resumed, str(tmp_path)) == whole
+
+
+def strayed():
+    """The script forgot to seed its networks, which start as those of the first process."""
+    torch.manual_seed(int(os.environ["RANK"]))
+    model = pv.models.VAE(pv.nets.mlp_encoder(8, 8, 2), pv.nets.mlp_decoder(2, 8, 8))
+    x = (torch.rand(60, 8, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    return numbers(pv.SVI(2, batch_size=20, progress=False).fit(model, x))
+
+
+def test_networks_start_alike():
+    first, second = in_processes(2, strayed)
+    assert first == second
+
+
+def own_rows():
+    rank = int(os.environ["RANK"])
+    return numbers(pv.SVI(2, progress=False).fit(pv.models.GaussianMixture(3, 2), clusters(200).chunk(2)[rank]))
+
+
+def own_settings():
+    engine = pv.SVI(2, optimizer=pv.adam(10.0 ** -int(os.environ["RANK"])), progress=False)
+    return numbers(engine.fit(pv.models.GaussianMixture(3, 2), clusters(200)))
+
+
+@pytest.mark.parametrize(("work", "what"), [(own_rows, "the data"), (own_settings, "the call")])
+def test_processes_that_disagree_are_told(work, what):
+    for message in in_processes(2, work):
+        assert message.startswith(f"EngineError: {what} of process 1 differs from that of process 0"), message
+
+
+def test_torchrun_trains_and_writes_one_checkpoint(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLE, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the answer is right in 2 processes") == 1
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 2
