@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro.infer
+import pyro.infer.traceenum_elbo
 import torch
 from pyro.infer.util import Dice
 from torch import Tensor
@@ -86,10 +87,11 @@ class Following(TorchFunctionMode):
 
 def _read(func: Callable[..., Any], args: Sequence[Any], caller: Any) -> Any:
     """The value where it is the same at every step; for Pyro, which only reports it, the tensor itself."""
-    if _constant(args[0]):
+    where = str(caller.f_globals.get("__name__"))
+    # What TraceEnum_ELBO reads as a float are scales, to see that they are one.
+    if _constant(args[0]) or (func is Tensor.__float__ and where == pyro.infer.traceenum_elbo.__name__):
         with disable_proxy_modes_tracing():
             return func(*args)
-    where = str(caller.f_globals.get("__name__"))
     if func is Tensor.item and where.startswith("pyro."):
         return args[0].detach()
     # A distribution made while arguments were checked goes on checking.
