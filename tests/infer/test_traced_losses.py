@@ -84,10 +84,11 @@ def default(dtype):
 
 def one_by_one(table, often=()):
     """Every (name, loss); of a name's losses the first is tried in everyday runs, all of them where `often`."""
-    for name, losses in table.items():
-        for i, loss in enumerate(losses):
-            marks = [] if i == 0 or name in often else [pytest.mark.slow]
-            yield pytest.param(name, loss, marks=marks)
+    return [
+        pytest.param(name, loss, marks=[] if loss is losses[0] or name in often else [pytest.mark.slow])
+        for name, losses in table.items()
+        for loss in losses
+    ]
 
 
 TABLE = {name: losses for name, (losses, _) in PAIRS.items()}
