@@ -1,6 +1,7 @@
 """The site agrees with the code: every public name is in the reference, every name on the theory page exists."""
 
 import ast
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_every_public_name_of_a_room_is_in_the_reference(room):
 def test_every_name_of_the_reference_exists():
     for name in reference():
         resolve(name)
+
+
+def test_every_option_of_svi_is_on_the_training_page_with_its_default():
+    text = (DOCS / "train.md").read_text(encoding="utf-8").split("## Every option")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)` )?\|", text, re.MULTILINE)
+    options = {field.name: field for field in dataclasses.fields(pv.SVI)}
+    assert [name for name, _ in rows] == list(options)
+    defaults = vars(pv.SVI(1))
+    assert {n: eval(v, {"pv": pv}) for n, v in rows[1:]} == {n: v for n, v in defaults.items() if n != "epochs"}
 
 
 def resolve(dotted):
