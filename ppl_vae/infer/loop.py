@@ -15,7 +15,7 @@ from ppl_vae.infer.batches import Batch, Batches
 from ppl_vae.infer.callbacks import Callbacks
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
-from ppl_vae.infer.interrupts import INTERRUPTED, Interrupt
+from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.random_state import random_state, restore_random_state
 from ppl_vae.infer.step import Step, StepResult
@@ -78,8 +78,7 @@ class Loop:
     held_out: HeldOut | None = None
     patience: int | None = None
     checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(None))
-    callbacks: Callbacks | None = None
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    callbacks: Callbacks = field(default_factory=Callbacks)
     update: Update = lambda done, text: None
     seed: int = 0
 
@@ -132,7 +131,7 @@ class Loop:
         beta = self._beta()
         if self.callbacks:
             self.callbacks.begin(self.steps)
-        result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.interrupt.hear()))
+        result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.checkpoint.interrupted))
         if not result.moved:
             return self._failed(batch, beta, before, result)
         self.sums += torch.stack([result.bound, result.objective, result.weight])
@@ -140,14 +139,14 @@ class Loop:
         if self.steps % LOOK == 0 and not self._remember():
             return self._failed(batch, beta, before, result)
         self.update(self.steps, self.text)
-        stopped = self.callbacks is not None and self.callbacks.end(self.steps - 1, self._metrics(result, beta))
+        stopped = bool(self.callbacks) and self.callbacks.end(self.steps - 1, self._metrics(result, beta))
         due, pressed = result.signals
         if due or pressed:
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
         where = f"epoch {self.epoch}, batch {self.number - 1}"
         if pressed:
             return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice(f'step {self.steps}')}")
-        return self.callbacks.stopped if self.callbacks is not None and stopped else None
+        return self.callbacks.stopped if stopped else None
 
     def _metrics(self, result: StepResult, beta: float) -> dict[str, Tensor | float]:
         """What callbacks are told of a step; the held-out bound is that of the last epoch that has ended."""

@@ -17,7 +17,6 @@ from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callbacks, Run
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.identity import described, fingerprint
-from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import build
 from ppl_vae.infer.pair_step import PairObjective, PairStep
@@ -69,7 +68,6 @@ def _trained(
     }  # fmt: skip
     with (
         Checkpoint(engine.checkpoint) as checkpoint,
-        interrupts(engine.checkpoint is None) as alone,
         progress("SVI", engine.epochs, engine.progress) as update,
     ):
         state = checkpoint.opened(header)
@@ -77,8 +75,7 @@ def _trained(
         hooks = Callbacks(engine.callbacks, run)
         loop = Loop(
             module, step, whole, optimizer, engine.epochs, checkpoint=checkpoint,
-            callbacks=hooks if engine.callbacks else None, update=update, seed=engine.seed,
-            interrupt=alone if engine.checkpoint is None else checkpoint.interrupt,
+            callbacks=hooks, update=update, seed=engine.seed,
         )  # fmt: skip
         with hooks:
             history, status = loop.run(state)

@@ -22,7 +22,6 @@ from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
 from ppl_vae.infer.identity import described
 from ppl_vae.infer.initial import initial_values
-from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
@@ -208,10 +207,7 @@ class SVI:
         model.train()
 
     def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
-        annealed = self.beta != 1.0 or not self.objective.is_bound
-        climbed = ModelObjective(model, self.objective, self._total(model, batches), annealed, self.precision)
-        if not climbed.dense and not climbed.sparse:
-            raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
+        climbed = self._climbed(model, batches)
         optimizer = build(self.optimizer, climbed.dense or [torch.zeros(1, device=model.like.device)])
         if climbed.sparse:
             climbed.rows_optimizer = optimizer.follow(climbed.sparse)
@@ -222,31 +218,39 @@ class SVI:
         run = Run("SVI", model, steps, batches.steps, self._settings(), share=share)
         with (
             Checkpoint(self.checkpoint, share) as checkpoint,
-            interrupts(share.world == 1 and self.checkpoint is None) as alone,
             progress("SVI", steps or self.epochs, self.progress and share.leads) as update,
             model.numeric(),
         ):
-            header = self._header(model, batches, held_out)
-            share.agree("the data", header["data"])
-            share.agree("the call", json.dumps(header))
-            state = checkpoint.opened(header, model.like.device)
+            state = self._opened(checkpoint, self._header(model, batches, held_out), model, share)
             run.first = 0 if state is None else state["steps"]
-            if share.world > 1 and state is None:
-                torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
-            interrupt = alone if self.checkpoint is None else checkpoint.interrupt
             hooks = Callbacks(self.callbacks, run)
             loop = Loop(
-                model, step, batches, optimizer, self.epochs, self.beta, held_out, self.patience, checkpoint,
-                hooks if self.callbacks else None, interrupt, update, self.seed,
+                model, step, batches, optimizer, self.epochs, self.beta, held_out, self.patience, checkpoint, hooks,
+                update, self.seed,
             )  # fmt: skip
             with hooks:
                 try:
-                    history, status = loop.run(state)
+                    history, hooks.status = loop.run(state)
                 except LostError as error:
                     advice = checkpoint.advice(f"step {checkpoint.last_step}")
                     raise EngineError(f"SVI stopped after {loop.steps} steps: {error}; {advice}") from error
-                hooks.status = status
-        return history, status, step.mode
+        return history, hooks.status, step.mode
+
+    def _climbed(self, model: LatentVariableModel, batches: Batches) -> ModelObjective:
+        annealed = self.beta != 1.0 or not self.objective.is_bound
+        climbed = ModelObjective(model, self.objective, self._total(model, batches), annealed, self.precision)
+        if not climbed.dense and not climbed.sparse:
+            raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
+        return climbed
+
+    def _opened(self, checkpoint: Checkpoint, header: dict[str, Any], model: LatentVariableModel, share: Share) -> Any:
+        """The state to go on from, None at the start; every process must have made the same call on the same data."""
+        share.agree("the data", header["data"])
+        share.agree("the call", json.dumps(header))
+        state = checkpoint.opened(header, model.like.device)
+        if share.world > 1 and state is None:
+            torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
+        return state
 
     def _total(self, model: LatentVariableModel, batches: Batches) -> float:
         """Weight of all data, of which shared latents count their share."""
