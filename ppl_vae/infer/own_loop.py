@@ -34,7 +34,7 @@ def svi_step(
     model : LatentVariableModel or (model, guide)
         Trained in place.
     optimizer : torch.optim.Optimizer or callable
-        Over `model.parameters()`, or a factory such as `adam(1e-3)`.
+        Over `model.parameters()`, or a factory such as `adam(1e-3)`; for a Pyro pair also one of `pyro.optim`.
     size : int, optional
         Number of data in the whole set, required when the model has shared latents.
     objective : Objective, optional
@@ -45,7 +45,8 @@ def svi_step(
     Returns
     -------
     callable
-        (batch, beta=1.0) to the bound of the batch, nats per datum.
+        (batch, beta=1.0) to the bound of the batch, nats per datum. For a Pyro pair it takes the arguments of the
+        programs and returns the bound, minus Pyro's loss, in total nats.
 
     Raises
     ------

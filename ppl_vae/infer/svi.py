@@ -149,6 +149,8 @@ class SVI:
         if isinstance(model, tuple):
             from ppl_vae.infer.pairs import fit_pair
 
+            if weights is not None:
+                raise EngineError("a Pyro pair has no weights of its data: scale its sites, or declare the model")
             program, guide = model
             return fit_pair(self, program, guide, data)
         begin = time.perf_counter()

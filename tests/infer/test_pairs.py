@@ -74,6 +74,8 @@ def test_what_a_pair_cannot_do_is_said(x):
         pv.NUTS(5, warmup=5, num_chains=1, progress=False).fit(mixture, x)
     with pytest.raises(pv.EngineError, match="batch_size, beta are for declared models"):
         pv.SVI(5, beta=0.5, batch_size=3, progress=False).fit((mixture, nothing), x)
+    with pytest.raises(pv.EngineError, match="no weights"):
+        pv.SVI(5, progress=False).fit((mixture, nothing), x, weights=torch.ones(272))
     with pytest.raises(pv.EngineError, match="no parameter"):
         pv.SVI(5, progress=False).fit((hierarchy, lambda x: hierarchy_draws(x)), x)
     with pytest.raises(pv.EngineError, match="one of Pyro's losses"):
