@@ -162,6 +162,7 @@ class Loop:
         self.text = f"bound {bound:.4f} nats per datum"
         if not math.isfinite(bound + objective):
             return self._failed(None, self._beta(), None, None)
+        self._share_statistics()
         better = self._look()
         self.optimizer.end_of_epoch((self.history.validation or self.history.bound)[-1])
         self.epoch, self.number, self.sums = self.epoch + 1, 0, self._zeros()
@@ -171,6 +172,12 @@ class Loop:
                 state = self._state()
                 self.checkpoint.keep(lambda: state, score=score, step=self.steps)  # written when a step is due
         return self._out_of_patience()
+
+    def _share_statistics(self) -> None:
+        """Running statistics, of which every process has its own, become those of the first one."""
+        own = [] if self.share.world == 1 else list(self.module.buffers())
+        for buffer, first in zip(own, self.share.same(own) if own else (), strict=True):
+            buffer.copy_(first)
 
     def _look(self) -> bool:
         if self.held_out is None:
@@ -267,4 +274,7 @@ class Loop:
         if state["mode"] == "off":
             self.step.run_eagerly()
         restore_random_state(state["random"])
-        torch.set_rng_state(state["generators"][self.share.rank].cpu().clone())  # a view would not do
+        if self.share.rank < len(state["generators"]):
+            torch.set_rng_state(state["generators"][self.share.rank].cpu().clone())  # a view would not do
+        else:  # more processes than there were: a new one has noise of its own
+            torch.manual_seed(self.seed + 1_000_003 * self.share.rank + self.steps)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 from test_processes import SECONDS, clusters, in_processes
+from torch import nn
 
 import ppl_vae as pv
 
@@ -36,6 +38,34 @@ def vae(*callbacks, checkpoint=None):
     engine = pv.SVI(5, batch_size=32, compile="trace", checkpoint=checkpoint, callbacks=callbacks, progress=False,
                     validation=x[:20])  # fmt: skip
     return numbers(engine.fit(model, x))
+
+
+class Normed(pv.LatentVariableModel):
+    """A VAE whose encoder keeps running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.net, self.decoder = nn.BatchNorm1d(3), nn.Linear(3, 2), nn.Linear(1, 3)
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    @z.posterior
+    def q_z(self, x):
+        loc, log_scale = self.net(self.norm(x)).chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.decoder(z), 1.0).to_event(1)
+
+
+def normed():
+    torch.manual_seed(0)
+    x = 3 + torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    fit = pv.SVI(3, batch_size=16, compile="trace", validation=x[:10], progress=False).fit(Normed(), x)
+    return numbers(fit), fit.trace["validation"].tolist(), fit.model.norm.running_mean.tolist()
 
 
 class Dies(pv.Callback):
@@ -83,6 +113,31 @@ def test_a_lost_process_ends_the_others_and_the_job_goes_on_from_its_checkpoint(
     assert left.endswith(f"run the same command again: it resumes from {tmp_path} at step 10")
     assert sorted(path.name for path in tmp_path.glob("step-*"))[-1] == "step-000000000010.safetensors"
     assert in_processes(2, resumed, str(tmp_path)) == whole
+
+
+def test_running_statistics_are_those_of_the_first_process():
+    first, second = in_processes(2, normed)
+    assert first == second
+
+
+class Stops(pv.Callback):
+    def end(self, run, step, metrics):
+        if step == 12:
+            raise RuntimeError("enough")
+
+
+def stopped(folder):
+    return vae(Stops(), checkpoint=pv.checkpoints(folder, steps=5, seconds=None))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_with_the_same_batches(before, after, tmp_path):
+    in_processes(before, stopped, str(tmp_path))
+    found = in_processes(after, resumed, str(tmp_path))
+    assert all(one == found[0] for one in found)
+    named, status = found[0]
+    assert status == "finished: 5 epochs"
+    assert named["bound"][-1] == pytest.approx(vae()[0]["bound"][-1], abs=0.4)
 
 
 def strayed():
