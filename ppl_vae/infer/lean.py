@@ -1,4 +1,4 @@
-"""A traced graph that Python runs faster: without operations that change nothing, each called by its shortest way."""
+"""A traced graph made faster: no operation that changes nothing, matrix products by oneDNN, calls the short way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["lean", "quick"]
+__all__ = ["lean", "products", "quick"]
 
 aten = torch.ops.aten
 
@@ -84,6 +84,67 @@ QUICK: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name): getattr(Tensor, name) for name in METHODS},
     aten.softplus: torch.nn.functional.softplus,
 }
+
+
+LARGE = 1 << 22
+"""Multiplications of a matrix product from which oneDNN's is faster: measured where torch's own takes no AVX-512."""
+
+
+def products(graph: GraphModule) -> GraphModule:
+    """Leave large float32 matrix products on a CPU with AVX-512 to oneDNN.
+
+    torch leaves them to MKL, which takes AVX-512 on Intel's processors only; elsewhere oneDNN's take half the time. The
+    numbers differ by rounding.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> x = torch.randn(256, 256)
+    >>> graph = products(make_fx(lambda x: x @ x)(x))
+    >>> torch.allclose(graph(x), x @ x, atol=1e-3)
+    True
+    """
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        for node in _calls(graph):
+            if node.target in PRODUCTS and _is_large(node):
+                node.target = PRODUCTS[node.target]
+    graph.recompile()
+    return graph
+
+
+# Operators of their own, which inductor calls as they are: it takes oneDNN's for constant matrices only.
+_library = torch.library.Library("ppl_vae", "DEF")
+_library.define("product(Tensor a, Tensor b) -> Tensor")
+_library.define("product_and_bias(Tensor bias, Tensor a, Tensor b) -> Tensor")
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), None, "none", [], "")
+
+
+def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    # A bias whose numbers do not lie side by side is misread.
+    return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias.contiguous(), "none", [], "")
+
+
+_library.impl("product", _product, "CPU")
+_library.impl("product_and_bias", _product_and_bias, "CPU")
+_library.impl("product", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
+_library.impl("product_and_bias", lambda bias, a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
+
+PRODUCTS: dict[Any, Any] = {
+    aten.mm.default: torch.ops.ppl_vae.product.default,
+    aten.addmm.default: torch.ops.ppl_vae.product_and_bias.default,
+}
+
+
+def _is_large(node: Node) -> bool:
+    values: list[Any] = [argument.meta.get("val") for argument in node.args]  # type: ignore[union-attr]
+    *bias, a, b = values
+    if node.kwargs or any(value.dim() != 1 for value in bias):
+        return False
+    single = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
+    return single and a.shape[0] * a.shape[1] * b.shape[1] >= LARGE
 
 
 def _calls(graph: GraphModule) -> list[Node]:

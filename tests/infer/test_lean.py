@@ -8,8 +8,8 @@ import torch
 from test_step import prepared
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae.infer.lean import lean, quick
-from ppl_vae.infer.tracing import graph_of
+from ppl_vae.infer.lean import LARGE, lean, products, quick
+from ppl_vae.infer.tracing import Traced, graph_of
 
 NAMES = (
     "vae", "vae with NaN", "hierarchy", "poisson latent", "local q", "finite posterior, partly observed", "mixture vae",
@@ -109,3 +109,69 @@ def test_quick_calls_torchs_own_functions():
     assert all(map(torch.equal, quick(graph)(x), expected))
     assert torch.sum in calls(graph)
     assert torch.where in calls(graph)
+
+
+# Matrix products by oneDNN.
+
+avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available(),
+    reason="the processor has no AVX-512",
+)
+
+
+def matrices(rows=256, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in ((256,), (rows, 512), (512, 256))]
+
+
+def by_onednn(graph):
+    return [str(target) for target in calls(graph) if str(target).startswith("ppl_vae.")]
+
+
+@avx512
+def test_large_products_are_onednns():
+    tensors = matrices()
+    graph = products(traced(lambda bias, a, b: (a @ b, torch.addmm(bias, a, b), b.T @ a.T), *tensors))
+    assert by_onednn(graph) == [
+        "ppl_vae.product.default",
+        "ppl_vae.product_and_bias.default",
+        "ppl_vae.product.default",
+    ]
+    bias, a, b = tensors
+    exact = [
+        value.float()
+        for value in (a.double() @ b.double(), bias + a.double() @ b.double(), b.T.double() @ a.T.double())
+    ]
+    for found, expected in zip(graph(*tensors), exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@avx512
+def test_tensors_that_do_not_lie_side_by_side():
+    bias, a, b = matrices()
+    graph = products(traced(lambda bias, a, b: (torch.addmm(bias, a, b),), bias, a, b))
+    assert by_onednn(graph)
+    others = (torch.randn(512)[::2], torch.randn(1, 512).expand(256, 512), torch.randn(300, 512)[:256].T)
+    for layout in ((others[0], a, b), (bias, others[1], b), (bias, b.T.contiguous(), others[2])):
+        torch.testing.assert_close(graph(*layout)[0], torch.addmm(*layout), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(256, torch.float64), (4, torch.float32), (256, torch.bfloat16)])
+def test_other_products_are_torchs(rows, dtype):
+    tensors = matrices(rows, dtype)
+    graph = products(traced(lambda bias, a, b: (torch.addmm(bias, a, b),), *tensors))
+    assert calls(graph) == [torch.ops.aten.addmm.default]
+    assert 4 * 512 * 256 < LARGE <= 256 * 512 * 256
+
+
+@pytest.mark.parametrize("mode", ["trace", "inductor"])
+def test_a_gradient_with_large_products(mode):
+    def function(bias, a, b):
+        leaves = [t.detach().requires_grad_() for t in (bias, a, b)]
+        value = torch.addmm(*leaves).tanh().sum()
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    step = Traced(function, mode)
+    tensors = matrices()
+    assert step.verify(*tensors) < 1e-4
+    assert step.mode == mode
