@@ -1,0 +1,84 @@
+"""What a graph computes from nothing but constants is computed once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+__all__ = ["fold_constants"]
+
+LARGEST = 1 << 16
+"""Numbers in a constant that is kept."""
+INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+def fold_constants(graph: GraphModule) -> None:
+    """Replace whatever depends on no input by its value, and constant masks by the positions that they mean.
+
+    Masks are what keeps inductor from compiling: how many entries they choose is not in their shape.
+    """
+    written = _written(graph)
+    values: dict[Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(graph, node.target)
+        elif node.op == "call_function" and node not in written and _constant(node, values):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    for node in values:
+        kept = any(user not in values for user in node.users)
+        if node.op == "call_function" and kept and isinstance(values[node], Tensor):
+            _replace(graph, node, values[node])
+    for node in list(graph.graph.nodes):
+        if node.target in INDEXED:
+            _positions(graph, node)
+    graph.graph.eliminate_dead_code()
+
+
+def _constant(node: Node, values: dict[Node, Any]) -> bool:
+    schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
+    if schema is not None and (schema.is_mutable or torch.Tag.nondeterministic_seeded in tags):
+        return False
+    value = node.meta.get("val")
+    small = not isinstance(value, Tensor) or value.numel() <= LARGEST
+    return small and all(source in values for source in node.all_input_nodes)
+
+
+def _written(graph: GraphModule) -> set[Node]:
+    """Nodes whose memory an operation in place changes, and what they are views of: these are made anew each time."""
+    written: set[Node] = set()
+    for node in reversed(graph.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        for argument, source in zip(schema.arguments if schema else (), node.args, strict=False):
+            alias = argument.alias_info
+            if isinstance(source, Node) and alias is not None and (alias.is_write or node in written):
+                written.add(source)
+    return written
+
+
+def _replace(graph: GraphModule, node: Node, value: Tensor) -> None:
+    name = f"_folded_{node.name}"
+    graph.register_buffer(name, value.detach().clone(), persistent=False)
+    with graph.graph.inserting_before(node):
+        constant = graph.graph.get_attr(name)
+    constant.meta = dict(node.meta)
+    node.replace_all_uses_with(constant)
+
+
+def _positions(graph: GraphModule, node: Node) -> None:
+    """x[mask] as x[i, j] for a mask that is a constant."""
+    indices: list[Any] = []
+    for index in node.args[1]:  # type: ignore[union-attr]
+        value = getattr(graph, str(index.target)) if isinstance(index, Node) and index.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.dtype == torch.bool:
+            for axis, positions in enumerate(value.nonzero().unbind(-1)):
+                name = f"_folded_{node.name}_{len(indices)}_{axis}"
+                graph.register_buffer(name, positions.clone(), persistent=False)
+                with graph.graph.inserting_before(node):
+                    indices.append(graph.graph.get_attr(name))
+        else:
+            indices.append(index)
+    node.args = (node.args[0], indices, *node.args[2:])
