@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.folding import fold_constants
-from ppl_vae.infer.lean import lean, quick
+from ppl_vae.infer.lean import lean, products, quick
 from ppl_vae.infer.parallel import threads
 
 __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
@@ -89,7 +89,7 @@ class Traced:
         if len(self.graphs) >= MOST:
             return self.function
         try:
-            graph: Any = graph_of(self.function, *tensors)
+            graph: Any = products(graph_of(self.function, *tensors))
         except UntraceableError as error:
             warnings.warn(f"runs eagerly, step by step, since it cannot be traced: {error}", stacklevel=3)
             self.mode, graph = "off", self.function
