@@ -55,7 +55,7 @@ class PyroPair:
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> None:
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
-        self.reached: list[Tensor] = []
+        self.reached: list[Tensor] | None = None
         self.buffers: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
@@ -77,10 +77,16 @@ class PyroPair:
         return [p for p in self.store["params"].values() if p.requires_grad]
 
     def first_run(self, run: Callable[[], Any]) -> None:
-        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches.
+        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches."""
+        with self.statistics_kept(), self.parameters_in_place():
+            run()
+        self.reached = [p for p in self.free() if p.grad is not None]
+        for p in self.reached:
+            p.grad = None
 
-        Running statistics that modules change, as those of batch normalisation, are put back and remembered.
-        """
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Put back what modules change while they run, as batch normalisation its averages; `buffers` says which."""
         before: dict[int, tuple[Tensor, Tensor]] = {}
 
         def look(module: nn.Module, _: Any) -> None:
@@ -89,16 +95,12 @@ class PyroPair:
 
         hook = nn.modules.module.register_module_forward_pre_hook(look)
         try:
-            with self.parameters_in_place():
-                run()
+            yield
         finally:
             hook.remove()
-        self.reached = [p for p in self.free() if p.grad is not None]
-        for p in self.reached:
-            p.grad = None
-        changed = [(b, value) for b, value in before.values() if not torch.equal(b, value)]
-        for b, value in changed:
-            b.copy_(value)
+            changed = [(b, value) for b, value in before.values() if not torch.equal(b, value)]
+            for b, value in changed:
+                b.copy_(value)
         self.buffers = [b for b, _ in changed]
 
     def parameters(self) -> list[Tensor]:

@@ -34,7 +34,7 @@ class PairObjective:
     Parameters
     ----------
     pair : PyroPair
-        If it has no parameters yet, its programs run once, which makes them.
+        If they have not yet, its programs run once, which makes their parameters.
     loss : pyro.infer.ELBO
         Any Pyro loss; it changes itself as it does in Pyro.
     args, kwargs : sequence, mapping
@@ -65,7 +65,7 @@ class PairObjective:
     ) -> None:
         self.pair, self.loss = pair, loss
         self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
-        if not pair.free():
+        if pair.reached is None:
             pair.first_run(lambda: loss.loss_and_grads(pair.program, pair.guide, *args, **(kwargs or {})))
         self.dense = pair.free()
         if not self.dense:
@@ -95,7 +95,7 @@ class PairObjective:
         args, kwargs = self._arguments(inputs)
         given = list(zip([*self.dense, *pair.buffers], [*leaves, *buffers], strict=True))
         with pair.parameters_in_place():
-            value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, pair.reached)
+            value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, pair.reached or ())
             self._check_store()
         return value, value.detach()
 

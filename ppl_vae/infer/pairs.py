@@ -41,7 +41,7 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
     pair, args = PyroPair(model, guide), Arguments(data)
     n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
     with own_random(engine.seed, {a.device for a in tensors}):
-        with pair.parameters_in_place():
+        with pair.statistics_kept(), pair.parameters_in_place():
             loss = own_copy(pyro_loss(engine, model, guide, args))
         climbed = PairObjective(pair, loss, args, weight=float(n))
         optimizer = build(engine.optimizer, climbed.dense)

@@ -100,6 +100,20 @@ def test_a_pair_takes_a_loss_of_its_own(x):
     assert fit.trace["bound"][-1] > fit.trace["bound"][0]
 
 
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_running_statistics_see_every_step_once(x, mode):
+    norm = torch.nn.BatchNorm1d(1)
+
+    def model(x):
+        pyro.module("norm", norm)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(norm(x[:, None])[:, 0], 1.0), obs=x)
+
+    pv.SVI(3, compile=mode, progress=False).fit((model, nothing), x)
+    assert norm.num_batches_tracked == 3
+    assert norm.running_mean.item() == pytest.approx((1 - 0.9**3) * x.mean().item(), rel=1e-4)
+
+
 def test_an_interrupted_fit_of_a_pair_goes_on(x, tmp_path):
     pair = (hierarchy, AutoNormal(hierarchy))
     settings = {"compile": "trace", "num_draws": 2, "progress": False, "optimizer": pv.adam(1e-2)}
