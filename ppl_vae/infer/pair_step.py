@@ -72,11 +72,6 @@ class PairObjective:
             raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
         self.weight = torch.tensor(weight, dtype=self.dense[0].dtype, device=self.dense[0].device)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments it was made with."""
-        return [a for a in self.leaves if isinstance(a, Tensor)]
-
     def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = iter(tensors)
         found: Any = tree_unflatten([next(given) if isinstance(a, Tensor) else a for a in self.leaves], self.spec)

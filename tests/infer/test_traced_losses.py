@@ -27,7 +27,7 @@ def name_of(loss):
     return " ".join([type(loss).__name__, *own])
 
 
-def traced(objective):
+def traced(objective, mode="trace"):
     """Loss and gradients as a graph of the parameters and the tensor arguments."""
     count = len(objective.dense)
 
@@ -36,7 +36,7 @@ def traced(objective):
         value, _ = objective.sums(leaves, tensors[count:])
         return -value.detach(), *torch.autograd.grad(-value, leaves, allow_unused=True, materialize_grads=True)
 
-    return Traced(function)
+    return Traced(function, mode)
 
 
 def pyros_own(pair, loss, parameters, args):
@@ -55,11 +55,11 @@ def assert_same(found, expected):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * size)
 
 
-def compare(model, guide, loss, args):
+def compare(model, guide, loss, args, mode="trace"):
     """At the first values and at others, with the data as they are and turned round: nothing is baked in."""
     pair = PyroPair(model, guide)
     objective = PairObjective(pair, own_copy(loss), args)
-    graph, own = traced(objective), own_copy(objective.loss)  # with the depth of plates found in the first run
+    graph, own = traced(objective, mode), own_copy(objective.loss)  # with the depth of plates found in the first run
     for seed in (1, 2):
         torch.manual_seed(seed)
         expected = pyros_own(pair, own, objective.dense, args)
@@ -69,7 +69,7 @@ def compare(model, guide, loss, args):
             for p in objective.dense:
                 p.add_(0.2 * torch.randn_like(p))
         args = tree_map(lambda a: a.flip(0) if a.dim() else a + 0.1, args)
-    assert graph.mode == "trace"
+    assert graph.mode == mode
 
 
 @contextmanager
@@ -106,6 +106,16 @@ def test_pairs_in_single_precision(name):
     losses, make_pair = PAIRS[name]
     model, guide, args = make_pair()
     compare(model, guide, losses[0], args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae with modules", "subsampled mixture", "hidden markov model", "nested plates"])
+def test_compiled_pairs(name):
+    """Inductor takes torch's random numbers, and its compiler can follow the sums over enumerated values."""
+    with default(torch.float64):
+        losses, make_pair = PAIRS[name]
+        model, guide, args = make_pair()
+        compare(model, guide, losses[0], args, "inductor")
 
 
 FINITE = {name for name in MODELS if "finite" in name or "mixture" in name or name == "shared by hand"}
