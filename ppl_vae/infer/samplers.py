@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
-from ppl_vae.infer.interrupts import interrupts
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.target import JITTER, Target
@@ -50,8 +49,8 @@ def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
     chains = len(starts)
     # Chains share the cores, not one chain's small kernels. Pyro's handlers are global: an eager model has one thread.
     cores = 1 if target.mode == "off" else min(chains, os.cpu_count() or 1)
-    with threads(1), progress("NUTS", chains * plan.length, plan.show) as update, interrupts() as interrupt:
-        watch = Watch(plan, chains, update, interrupt)
+    with threads(1), progress("NUTS", chains * plan.length, plan.show) as update:
+        watch = Watch(plan, chains, update)
         sampler = nutpie.sample(
             _nutpie_model(target, starts, watch),
             draws=plan.num_samples,
@@ -71,7 +70,7 @@ def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
             raise EngineError(f"the log density failed while it was sampled: {watch.failures[0]}") from error
     record, u = trace["sample_stats"], np.array(trace["posterior"]["u"].values)
     stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in STATS.items() if own in record}
-    ended = watch.ended()
+    ended = plan.hooks.stopped
     return Chains(u, stats) if ended is None else complete(u, stats, ended)
 
 
@@ -120,6 +119,9 @@ def _wait(sampler: Any, watch: Watch) -> Any:
     while True:
         try:
             trace = sampler.wait(timeout=0.1)
+        except KeyboardInterrupt:
+            sampler.cancel()
+            raise
         except TimeoutError:
             pauses += 1
             if watch.plan.show and pauses % 20 == 0:
@@ -135,7 +137,7 @@ def _wait(sampler: Any, watch: Watch) -> Any:
 def _told(sampler: Any, watch: Watch, said: str) -> bool:
     try:
         return watch.told(said)
-    except BaseException:  # of a callback, or a second Ctrl-C
+    except BaseException:  # of a callback, or Ctrl-C
         sampler.cancel()
         raise
 
@@ -147,26 +149,26 @@ def sample_pyro(target: Target, starts: Tensor, plan: Plan) -> Chains:
     """Chains by Pyro's kernel, one after the other."""
     draws: list[np.ndarray] = []
     diverging: list[Tensor] = []
-    with progress("NUTS", len(starts) * plan.length, plan.show) as update, interrupts() as interrupt:
-        watch = Watch(plan, len(starts), update, interrupt)
+    with progress("NUTS", len(starts) * plan.length, plan.show) as update:
+        watch = Watch(plan, len(starts), update)
         for chain, start in enumerate(starts):
             torch.manual_seed(plan.seed + chain)
             u, diverged = _pyro_chain(target, start, plan, watch, chain, sum(int(d.sum()) for d in diverging))
             draws.append(u)
             diverging.append(diverged)
-            if watch.ended() is not None:
+            if plan.hooks.stopped is not None:
                 break
     short = np.full((len(draws), plan.num_samples, starts.shape[1]), np.nan)
     flags = torch.zeros(short.shape[:2], dtype=torch.bool)
     for chain, (u, diverged) in enumerate(zip(draws, diverging, strict=True)):
         short[chain, : len(u)], flags[chain, : len(u)] = u, diverged[: len(u)]
-    ended = watch.ended()
+    ended = plan.hooks.stopped
     stats = {"diverging": flags}
     return Chains(short, stats) if ended is None else complete(short, stats, ended)
 
 
 class _EndedError(Exception):
-    """A callback or Ctrl-C ended a chain of Pyro's."""
+    """A callback ended a chain of Pyro's."""
 
 
 def _pyro_chain(

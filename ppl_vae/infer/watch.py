@@ -9,7 +9,6 @@ from torch import Tensor
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Status
 from ppl_vae.infer.callbacks import Callbacks
-from ppl_vae.infer.interrupts import INTERRUPTED, Interrupt
 from ppl_vae.infer.progress import Update
 
 __all__ = ["Chains", "Plan", "Watch", "complete"]
@@ -43,8 +42,8 @@ class Chains:
 class Watch:
     """Draws are noted from any thread; the main one tells progress and callbacks of them."""
 
-    def __init__(self, plan: Plan, chains: int, update: Update, interrupt: Interrupt) -> None:
-        self.plan, self.update, self.interrupt = plan, update, interrupt
+    def __init__(self, plan: Plan, chains: int, update: Update) -> None:
+        self.plan, self.update = plan, update
         self.total = chains * plan.length
         self.noted: deque[tuple[int, int]] = deque()
         self.failures: list[Exception] = []
@@ -65,13 +64,7 @@ class Watch:
             if stop:
                 return False
         self.update(self.step, said)
-        return not self.interrupt.hear()
-
-    def ended(self) -> Status | None:
-        """How sampling ended, if it was ended."""
-        if self.interrupt.heard:
-            return Status(INTERRUPTED, f"Ctrl-C after {self.step} of {self.total} draws, warm-up included")
-        return self.plan.hooks.stopped
+        return True
 
 
 def complete(u: np.ndarray, stats: dict[str, Tensor], ended: Status) -> Chains:
