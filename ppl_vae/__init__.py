@@ -1,6 +1,6 @@
 """Latent-variable models in Pyro: declare once, fit by EM, variational inference or NUTS, compare."""
 
-from ppl_vae import data, families, likelihoods, models, nets
+from ppl_vae import data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
 from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed
@@ -68,6 +68,7 @@ __all__ = [
     "data",
     "elbo",
     "families",
+    "flows",
     "given",
     "iwae",
     "latent",
@@ -78,6 +79,8 @@ __all__ = [
     "nets",
     "observed",
     "optimizer",
+    "posteriors",
+    "priors",
     "rmsprop",
     "scheduled",
     "select",

@@ -317,6 +317,7 @@ class Fit:
                 f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
             )
         model.load_state_dict(state)
+        model.eval()  # as fitted: batch normalisation and its like stand still
         fit = cls(
             model=model,
             draws=_under("draws", tensors),

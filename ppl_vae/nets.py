@@ -5,7 +5,7 @@ Every module has `input_size` and `output_size`: the width of what it takes and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral
 
@@ -26,11 +26,14 @@ __all__ = [
     "linear_decoder",
     "linear_encoder",
     "loc_and_scale",
+    "loc_and_tril",
     "mlp_decoder",
     "mlp_encoder",
+    "raw_of_tril",
 ]
 
 _MOST_LOG_SCALE = 7.0
+_SLOPE = math.pi / (2 * _MOST_LOG_SCALE)
 
 
 def loc_and_scale(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +58,60 @@ def loc_and_scale(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     (tensor([2.]), tensor([1.]))
     """
     loc, u = raw.chunk(2, -1)
-    slope = math.pi / (2 * _MOST_LOG_SCALE)
-    return loc, torch.exp(torch.atan(u * slope) / slope)
+    return loc, torch.exp(torch.atan(u * _SLOPE) / _SLOPE)
+
+
+def loc_and_tril(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split a network's output into the location and the Cholesky factor L of a normal's covariance L L'.
+
+    L's diagonal is made as the scale of `loc_and_scale`; what lies below it is the network's as it is.
+
+    Parameters
+    ----------
+    raw : torch.Tensor
+        [..., k (k + 3) / 2]: k locations, k numbers for the diagonal, and the rows below it.
+
+    Returns
+    -------
+    loc, tril : torch.Tensor
+        [..., k] and [..., k, k].
+
+    Examples
+    --------
+    >>> loc_and_tril(torch.tensor([1.0, 2.0, 0.0, 0.0, 3.0]))
+    (tensor([1., 2.]), tensor([[1., 0.],
+            [3., 1.]]))
+    """
+    k = (math.isqrt(9 + 8 * raw.shape[-1]) - 3) // 2
+    loc, scale = loc_and_scale(raw[..., : 2 * k])
+    below = raw.new_zeros(*loc.shape, k)
+    row, column = torch.tril_indices(k, k, -1, device=raw.device)
+    below[..., row, column] = raw[..., 2 * k :]
+    return loc, torch.diag_embed(scale) + below
+
+
+def raw_of_tril(loc: torch.Tensor, tril: torch.Tensor) -> torch.Tensor:
+    """The inverse of `loc_and_tril`, [..., k (k + 3) / 2], for diagonals in (9.1e-4, 1.1e3).
+
+    Examples
+    --------
+    >>> raw_of_tril(torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
+    tensor([1., 2., 0., 0., 3.])
+    """
+    most = _MOST_LOG_SCALE * (1 - 1e-6)
+    log_scale = tril.diagonal(dim1=-2, dim2=-1).log().clamp(-most, most)
+    row, column = torch.tril_indices(loc.shape[-1], loc.shape[-1], -1, device=loc.device)
+    return torch.cat([loc, torch.tan(log_scale * _SLOPE) / _SLOPE, tril[..., row, column]], -1)
+
+
+HEADS = {"diagonal": (loc_and_scale, lambda k: 2 * k), "full": (loc_and_tril, lambda k: k * (k + 3) // 2)}
+"""From an encoder's last layer to what it returns, and the numbers that takes for k latent units."""
+
+
+def _head(covariance: str) -> tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], Callable[[int], int]]:
+    if covariance not in HEADS:
+        raise ValueError(f"covariance must be one of {', '.join(HEADS)}; {covariance!r} was given.")
+    return HEADS[covariance]
 
 
 # Fully connected
@@ -65,15 +120,16 @@ def loc_and_scale(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class MLPEncoder(nn.Module):
     """A fully connected x -> (loc, scale); see `mlp_encoder`."""
 
-    def __init__(self, sizes: Sequence[int], activation: type[nn.Module]) -> None:
+    def __init__(self, sizes: Sequence[int], activation: type[nn.Module], covariance: str) -> None:
         super().__init__()
         *before, self.output_size = _checked(sizes)
         self.input_size = before[0]
-        self.net = _fully_connected((*before, 2 * self.output_size), activation)
+        self.head, width = _head(covariance)
+        self.net = _fully_connected((*before, width(self.output_size)), activation)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map x [..., input_size] to loc and scale [..., output_size]."""
-        return loc_and_scale(self.net(_of_width(x, self)))
+        """Map x [..., input_size] to loc [..., output_size] and scale, or Cholesky factor."""
+        return self.head(self.net(_of_width(x, self)))
 
 
 class MLPDecoder(nn.Module):
@@ -89,7 +145,7 @@ class MLPDecoder(nn.Module):
         return self.net(_of_width(z, self))
 
 
-def mlp_encoder(*sizes: int, activation: type[nn.Module] = nn.Softplus) -> MLPEncoder:
+def mlp_encoder(*sizes: int, activation: type[nn.Module] = nn.Softplus, covariance: str = "diagonal") -> MLPEncoder:
     """Make a fully connected encoder: x -> (m(x), s(x)), the parameters of q(z|x) = N(m(x), diag s(x)^2).
 
     Parameters
@@ -98,11 +154,14 @@ def mlp_encoder(*sizes: int, activation: type[nn.Module] = nn.Softplus) -> MLPEn
         Input, hidden sizes (none, one or more), output (the dimension of z).
     activation : type
         The nonlinearity after each hidden layer.
+    covariance : {"diagonal", "full"}
+        Form of q's covariance. "full" gives its Cholesky factor for `ppl_vae.posteriors.Full`.
 
     Returns
     -------
     MLPEncoder
-        x [..., input] -> loc [..., output], scale [..., output] in [9.1e-4, 1.1e3].
+        x [..., input] -> loc [..., output], scale [..., output] in [9.1e-4, 1.1e3], or L [..., output, output] with
+        such a diagonal (see `loc_and_tril`).
 
     Raises
     ------
@@ -115,7 +174,7 @@ def mlp_encoder(*sizes: int, activation: type[nn.Module] = nn.Softplus) -> MLPEn
     >>> loc.shape, bool((scale > 0).all())
     (torch.Size([5, 20]), True)
     """
-    return MLPEncoder(sizes, activation)
+    return MLPEncoder(sizes, activation, covariance)
 
 
 def mlp_decoder(*sizes: int, activation: type[nn.Module] = nn.Softplus) -> MLPDecoder:
@@ -176,7 +235,14 @@ def _of_width(x: torch.Tensor, module: "_Sized") -> torch.Tensor:
 class ConvEncoder(nn.Module):
     """A convolutional x -> (loc, scale); see `conv_encoder`."""
 
-    def __init__(self, shape: Sequence[int], channels: Sequence[int], output: int, activation: type[nn.Module]) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int],
+        output: int,
+        activation: type[nn.Module],
+        covariance: str,
+    ) -> None:
         super().__init__()
         height, width = _smallest(shape, channels)
         _checked((shape[0], *channels, output))
@@ -186,12 +252,14 @@ class ConvEncoder(nn.Module):
             for pair in pairwise((shape[0], *channels))
             for layer in (nn.Conv2d(*pair, kernel_size=4, stride=2, padding=1), activation())
         ]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * height * width, 2 * output))
+        self.head, numbers = _head(covariance)
+        last = nn.Linear(channels[-1] * height * width, numbers(output))
+        self.net = nn.Sequential(*layers, nn.Flatten(), last)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map x [..., channels * height * width] to loc and scale [..., output_size]."""
+        """Map x [..., channels * height * width] to loc [..., output_size] and scale, or Cholesky factor."""
         raw = self.net(_of_width(x, self).reshape(-1, *self.shape))
-        return loc_and_scale(raw.reshape(*x.shape[:-1], 2 * self.output_size))
+        return self.head(raw.reshape(*x.shape[:-1], raw.shape[-1]))
 
 
 class ConvDecoder(nn.Module):
@@ -227,6 +295,7 @@ def conv_encoder(
     channels: Sequence[int] = (32, 64),
     output: int = 20,
     activation: type[nn.Module] = nn.ReLU,
+    covariance: str = "diagonal",
 ) -> ConvEncoder:
     """Make a convolutional encoder of flat images: x -> (m(x), s(x)).
 
@@ -242,11 +311,13 @@ def conv_encoder(
         The dimension of z.
     activation : type
         The nonlinearity after each layer.
+    covariance : {"diagonal", "full"}
+        As of `mlp_encoder`.
 
     Returns
     -------
     ConvEncoder
-        x [..., channels * height * width] -> loc [..., output], scale [..., output] in [9.1e-4, 1.1e3].
+        x [..., channels * height * width] -> loc [..., output], scale [..., output] in [9.1e-4, 1.1e3], or L.
 
     Raises
     ------
@@ -259,7 +330,7 @@ def conv_encoder(
     >>> loc.shape, scale.shape
     (torch.Size([5, 2]), torch.Size([5, 2]))
     """
-    return ConvEncoder(shape, channels, output, activation)
+    return ConvEncoder(shape, channels, output, activation, covariance)
 
 
 def conv_decoder(

@@ -20,12 +20,15 @@ ROOMS = (
     "diagnostics",
     "evidence",
     "families",
+    "flows",
     "infer",
     "likelihoods",
     "models",
     "nets",
     "objectives",
     "plots",
+    "posteriors",
+    "priors",
     "sklearn",
 )
 

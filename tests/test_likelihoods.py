@@ -4,8 +4,19 @@ import pytest
 import torch
 from scipy import stats
 
+import ppl_vae as pv
 from ppl_vae.errors import DataError
-from ppl_vae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, GaussianLearned, GaussianNetwork
+from ppl_vae.likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    Gaussian,
+    GaussianLearned,
+    GaussianNetwork,
+    GaussianOptimal,
+    LogisticMixture,
+)
 
 
 def _numbers(*shape, seed=0):
@@ -102,3 +113,179 @@ def test_a_scale_that_is_none_is_refused(make):
 def test_grey_pixels_are_outside_the_bernoulli():
     with pytest.raises(ValueError, match="support"):
         Bernoulli()(torch.zeros(2, 3)).log_prob(torch.full((2, 3), 0.5))
+
+
+def _levels_of(likelihood, output):
+    """log P of every level for every pixel, [levels, *batch, d]."""
+    x = torch.linspace(0, 1, likelihood.levels, dtype=output.dtype)
+    p = likelihood(output).base_dist
+    return torch.stack([p.log_prob(one) for one in x])
+
+
+@pytest.mark.parametrize("make", [lambda: LogisticMixture(4), lambda: Categorical(), lambda: LogisticMixture(2, 3)])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 20.0])
+def test_probabilities_of_all_levels_sum_to_one(make, spread):
+    likelihood = make()
+    output = spread * _numbers(5, likelihood.width * 3)
+    total = _levels_of(likelihood, output).logsumexp(0)
+    torch.testing.assert_close(total, torch.zeros(5, 3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_a_logistic_is_the_difference_of_its_distribution_function():
+    """One component, by hand: rounding to k means lying between k - 1/2 and k + 1/2; the ends take the tails."""
+    likelihood = LogisticMixture(1, levels=16, floor=1e-3)
+    w, loc, raw = output = _numbers(3, 1)
+    a, s = 7.5 * (1 + loc), 7.5 * (1e-3 + raw.exp().log1p())
+    edges = torch.tensor([-math.inf, *[k + 0.5 for k in range(15)], math.inf], dtype=torch.float64)
+    expected = torch.from_numpy(stats.logistic.cdf(edges, a, s)).diff()
+    torch.testing.assert_close(_levels_of(likelihood, output.flatten()).exp().flatten(), expected)
+    assert w.isfinite().all()
+
+
+def test_mean_and_draws_of_grey_levels_agree():
+    likelihood = LogisticMixture(2, levels=9)
+    p = likelihood(_numbers(3 * 6))
+    draws = p.sample((20_000,))
+    assert set((draws * 8).unique().tolist()) <= set(range(9))
+    torch.testing.assert_close(draws.double().mean(0), p.mean, rtol=0, atol=0.01)
+    frequency = torch.stack([(draws == k / 8).double().mean(0) for k in range(9)])
+    expected = _levels_of(likelihood, _numbers(3 * 6)).exp()
+    assert (frequency[[0, 4, 8]] - expected[[0, 4, 8]]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_densities_and_gradients_are_finite_at_extremes(name, dtype):
+    likelihood = LIKELIHOODS[name]().to(dtype)
+    for size in (0.0, 1e-3, 1.0, 50.0, 1e4):
+        for sign in (-1, 1):
+            output = torch.full((2, 3 * likelihood.width), sign * size, dtype=dtype, requires_grad=True)
+            x = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=dtype)
+            value = likelihood(output).log_prob(x)
+            value.sum().backward()
+            assert bool(value.isfinite().all()), (size, sign)
+            assert bool(output.grad.isfinite().all()), (size, sign)
+
+
+@pytest.mark.parametrize("logit", [-300.0, -20.0, -0.11, -0.09, 0.0, 1e-4, 0.09, 0.11, 3.0, 20.0, 300.0])
+def test_the_continuous_bernoulli_integrates_to_one_with_its_mean(logit):
+    p = ContinuousBernoulli()(torch.tensor([logit], dtype=torch.float64))
+    edge = torch.logspace(-9, math.log10(0.5), 20_000, dtype=torch.float64)
+    x = torch.cat([torch.zeros(1, dtype=torch.float64), edge, (1 - edge).flip(0)[1:], torch.ones(1).double()])
+    density = p.log_prob(x[:, None]).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-5)
+    assert torch.trapezoid(x * density, x).item() == pytest.approx(p.mean.item(), abs=1e-5)
+    single = ContinuousBernoulli()(torch.tensor([logit]))
+    assert single.log_prob(torch.ones(1)).item() == pytest.approx(p.log_prob(torch.ones(1)).item(), rel=1e-5, abs=1e-6)
+
+
+def test_a_scale_for_each_pixel():
+    likelihood = GaussianLearned(initial=0.5, pixels=3).double()
+    with torch.no_grad():
+        likelihood.rho.copy_(torch.tensor([-1.0, 0.0, 1.0]))
+    expected = _normal(X, OUTPUT[:, :3], likelihood.scale.detach().numpy())
+    torch.testing.assert_close(likelihood(OUTPUT[:, :3]).log_prob(X), expected)
+
+
+def test_the_optimal_scale_is_the_root_of_the_mean_squared_error():
+    likelihood = GaussianOptimal().double()
+    loc = OUTPUT[:, :3].clone().requires_grad_()
+    best = ((X - loc) ** 2).mean().sqrt()
+    found = likelihood(loc).log_prob(X)
+    torch.testing.assert_close(found, _normal(X, OUTPUT[:, :3], best.item()))
+    # No other scale is better, and the gradient is that of the log of the mean squared error.
+    for other in (0.9, 1.1):
+        assert _normal(X, OUTPUT[:, :3], other * best.item()).sum() < found.sum()
+    (gradient,) = torch.autograd.grad(found.sum(), loc, retain_graph=True)
+    (expected,) = torch.autograd.grad(-X.numel() * best.log(), loc)
+    torch.testing.assert_close(gradient, expected)
+    # The first batch sets what a fitted model uses, later ones move it by their share.
+    assert likelihood.scale.item() == pytest.approx(best.item())
+    likelihood(loc.detach() + 1).log_prob(X)
+    second = ((X - loc.detach() - 1) ** 2).mean()
+    assert likelihood.variance.item() == pytest.approx(((best**2 + second) / 2).item())
+    likelihood.eval()
+    torch.testing.assert_close(likelihood(loc.detach()).log_prob(X), _normal(X, OUTPUT[:, :3], likelihood.scale.item()))
+
+
+def test_the_optimal_scale_is_of_the_pixels_that_are_there():
+    likelihood = GaussianOptimal().double()
+    missing = torch.zeros_like(X, dtype=torch.bool)
+    missing[0, 1] = missing[2] = True
+    found = likelihood(OUTPUT[:, :3]).marginal_log_prob(X.masked_fill(missing, 0.0), missing)
+    best = ((X - OUTPUT[:, :3]) ** 2)[~missing].mean().sqrt().item()
+    each = stats.norm.logpdf(X.numpy(), OUTPUT[:, :3].numpy(), best)
+    torch.testing.assert_close(found, torch.from_numpy(each).masked_fill(missing, 0.0).sum(-1))
+
+
+SCALED = {
+    "learned": (lambda: GaussianLearned(), lambda p: p.rho),
+    "network": (lambda: GaussianNetwork(), None),
+    "optimal": (lambda: GaussianOptimal(), None),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("unit", [1.0, 255.0, 1e-3])
+def test_t24_floors_follow_the_units_of_the_data(name, unit):
+    """The least scale of data in other units is the least scale in those units; a constant pixel stays finite."""
+    x = unit * torch.cat([_numbers(50, 2), torch.ones(50, 1, dtype=torch.float64)], 1)
+    likelihood = SCALED[name][0]().double()
+    likelihood.adapt(x)
+    assert likelihood.unit.item() == pytest.approx(x.var(0, correction=0).mean().sqrt().item())
+    if name == "learned":
+        likelihood.rho.data.fill_(-1e4)
+    output = x if name != "network" else torch.cat([x, torch.full_like(x, -1e4)], 1)
+    p = likelihood(output)
+    density = p.log_prob(x)
+    floor = 1e-3 * likelihood.unit.item()
+    assert density.max().item() == pytest.approx(3 * math.log(1 / (floor * math.sqrt(2 * math.pi))))
+
+
+def test_constant_data_and_gaps_leave_a_unit():
+    likelihood = GaussianLearned()
+    likelihood.adapt(torch.full((10, 3), 7.0))
+    assert likelihood.unit.item() == 1.0
+    likelihood.adapt(torch.tensor([[0.0, math.nan], [2.0, 5.0], [math.nan, 9.0]]))
+    assert likelihood.unit.item() == pytest.approx(math.sqrt((1 + 4) / 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "said"),
+    [
+        ("continuous-bernoulli", 1.5, "outside the support of ContinuousBernoulliLogits, the first is 1.5"),
+        ("categorical", 17.0, "divide whole numbers by 255"),
+        ("logistic-mixture", 0.3, "256 grey levels"),
+        ("bernoulli", 0.5, "grey pixels"),
+    ],
+)
+def test_data_outside_the_contract_are_refused_at_fit(name, x, said):
+    width = LIKELIHOODS[name]().width
+    vae = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * width), name)
+    for data in (torch.full((5, 3), x), torch.full((5, 3), x).numpy()):
+        with pytest.raises(pv.DataError, match=said):
+            pv.SVI(1, progress=False).fit(vae, data)
+    good = (torch.rand(5, 3) * 255).round() / 255 if name != "bernoulli" else torch.ones(5, 3)
+    vae.check(good)
+
+
+def test_eight_bit_integers_are_told_how_to_become_pixels():
+    vae = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * 256), "categorical")
+    x = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
+    with pytest.raises(pv.DataError, match="divide whole numbers by 255"):
+        vae.check(x)
+    vae.check(x / 255)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Categorical(1), lambda: LogisticMixture(0), lambda: LogisticMixture(floor=0), lambda: GaussianOptimal(0)],
+)
+def test_sizes_that_are_none_are_refused(make):
+    with pytest.raises(ValueError, match="given"):
+        make()
+
+
+def test_a_decoder_of_another_width_is_told_the_right_one():
+    with pytest.raises(DataError, match="15 times as wide"):
+        LogisticMixture()(torch.zeros(2, 16))

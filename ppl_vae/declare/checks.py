@@ -137,6 +137,7 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
         f"{owner}.{name}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}, the first "
         f"is {shown} at {where}"
     )
+    message += getattr(inner.support, "advice", "")
     unit = bool(((value >= 0) & (value <= 1)).all())
     if isinstance(inner, dist.Bernoulli) and unit:
         message += (

@@ -1,31 +1,40 @@
 """The variational autoencoder."""
 
-import pyro.distributions as dist
-import torch
+from typing import Any
+
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_vae import posteriors, priors
 from ppl_vae.declare import LatentVariableModel, latent, observed
 from ppl_vae.errors import DeclarationError
 from ppl_vae.likelihoods import LIKELIHOODS
+from ppl_vae.likelihoods.gaussian import Floored
 
 __all__ = ["VAE"]
 
 
 class VAE(LatentVariableModel):
-    """p(z) = N(0, I), p(x | z) = likelihood(decoder(z)), q(z | x) = N(encoder(x)) (000 (29), T15).
+    """p(z) = prior, p(x | z) = likelihood(decoder(z)), q(z | x) = posterior(encoder(x)) (000 (29), T15).
+
+    As it stands p(z) = N(0, I) and q(z | x) = N(m(x), diag s(x)^2).
 
     Parameters
     ----------
     encoder : Module
-        x [..., pixels] to (loc, scale), each [..., latent_dim].
+        x [..., pixels] to what the posterior takes: (loc, scale), each [..., latent_dim], for the diagonal one.
     decoder : Module
         z [..., latent_dim] to what the likelihood takes.
     likelihood : str or Module
-        "bernoulli", "gaussian" (fixed s), "gaussian-learned" (one s), "gaussian-network" (s of z), or a module from
+        "bernoulli", "continuous-bernoulli", "gaussian" (fixed s), "gaussian-learned" (one s), "gaussian-network" (s of
+        z), "gaussian-optimal" (the best s), "logistic-mixture" or "categorical" (grey levels), or a module from
         ppl_vae.likelihoods.
     latent_dim : int, optional
         Size of z, read from the encoder's output_size where it has one.
+    prior : Module, optional
+        From ppl_vae.priors, N(0, I) by default: a function of x -> q(z | x), which only the VampPrior uses.
+    posterior : Module, optional
+        From ppl_vae.posteriors, a diagonal normal by default.
 
     Examples
     --------
@@ -34,6 +43,11 @@ class VAE(LatentVariableModel):
     >>> vae = VAE(nets.mlp_encoder(64, 32, 2), nets.mlp_decoder(2, 32, 64))
     >>> vae.sample(3).shape
     torch.Size([3, 64])
+    >>> from ppl_vae import posteriors, priors
+    >>> encoder = nets.mlp_encoder(64, 32, 2, covariance="full")
+    >>> full = VAE(encoder, vae.decoder, prior=priors.Vamp(10, 64), posterior=posteriors.Full())
+    >>> full.elbo(torch.ones(5, 64)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -42,6 +56,8 @@ class VAE(LatentVariableModel):
         decoder: nn.Module,
         likelihood: str | nn.Module = "bernoulli",
         latent_dim: int | None = None,
+        prior: nn.Module | None = None,
+        posterior: nn.Module | None = None,
     ) -> None:
         super().__init__()
         size = latent_dim or getattr(encoder, "output_size", None)
@@ -50,18 +66,25 @@ class VAE(LatentVariableModel):
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise DeclarationError(f"VAE: likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, size
+        self.prior, self.posterior_of = prior or priors.Normal(size), posterior or posteriors.Diagonal()
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
+
+    def adapt(self, data: Any, weights: Tensor | None = None) -> None:
+        """Let families and likelihood take from data what depends on their scale: priors, floors of variances."""
+        super().adapt(data, weights)
+        if isinstance(self.likelihood, Floored):
+            obs = self.check(data)
+            self.likelihood.adapt(obs.with_gaps("x")[:])
 
     @latent
     def z(self) -> TorchDistribution:
-        """Normal(0, I)."""
-        return dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1)
+        """Prior, Normal(0, I) unless given."""
+        return self.prior(self.q_z)
 
     @z.posterior
     def q_z(self, x: Tensor) -> TorchDistribution:
-        """Normal(encoder(x))."""
-        loc, scale = self.encoder(x)
-        return dist.Normal(loc, scale).to_event(1)
+        """Normal(encoder(x)) unless given."""
+        return self.posterior_of(*self.encoder(x))
 
     @observed
     def x(self, z: Tensor) -> TorchDistribution:
