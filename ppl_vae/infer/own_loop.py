@@ -94,10 +94,11 @@ class _OwnStep:
         n = len(obs)
         if n not in self.ones:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
+        own = Batch(obs, self.ones[n], None, n)
         with pyro.validation_enabled(False):
-            result = self.step(Batch(obs, self.ones[n], None, n), beta)
+            result = self.step(own, beta)
+            at = "" if result.moved else self.climbed.blame(own, beta)
         if not result.moved:
-            at = self.climbed.blame(Batch(obs, self.ones[n], None, n), beta)
             raise EngineError(
                 f"the objective became {result.objective.item()}{at and f' at {at}'}; the parameters were not moved"
             )
