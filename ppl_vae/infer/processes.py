@@ -146,7 +146,8 @@ def joined(device: torch.device) -> Iterator[Share]:
         return
     store, number = _meeting_place()
     with _told():
-        name = f"ppl_vae/{next(number)}"
+        # torchrun starts lost processes again at the same store, which remembers the addresses of the lost ones.
+        name = f"ppl_vae/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(number)}"
         dist.init_process_group(
             "gloo", store=dist.PrefixStore(name, store), rank=int(rank), world_size=world, timeout=TIMEOUT
         )

@@ -169,15 +169,40 @@ def test_processes_that_disagree_are_told(work, what):
         assert message.startswith(f"EngineError: {what} of process 1 differs from that of process 0"), message
 
 
-def test_torchrun_trains_and_writes_one_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", EXAMPLE, tmp_path],
+def torchrun(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, args)],
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def test_torchrun_trains_and_writes_one_checkpoint(tmp_path):
+    done = torchrun(EXAMPLE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the answer is right in 2 processes") == 1
     assert len(list(tmp_path.glob("step-*.safetensors"))) == 2
+
+
+DIES_ONCE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from test_svi_processes import Dies, vae, pv
+
+dies = [Dies()] if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else []
+print(vae(*dies, checkpoint=pv.checkpoints(sys.argv[2], steps=5))[1])
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_lost_job_again_and_it_goes_on(tmp_path):
+    script = tmp_path / "dies_once.py"
+    script.write_text(DIES_ONCE)
+    for number in range(4):  # a store that remembers the lost processes fails in one of three
+        done = torchrun("--max-restarts", 1, script, Path(__file__).parent, tmp_path / str(number))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("finished: 5 epochs") == 2
+        assert "SVI stopped after 14 steps" in done.stderr
