@@ -32,6 +32,7 @@ from ppl_vae.infer import (
 )
 from ppl_vae.objectives import elbo, iwae
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
+from ppl_vae.refit import refit_prior
 from ppl_vae.select import Selection, select
 from ppl_vae.uncertainty import StandardErrors, standard_errors
 from ppl_vae.version import __version__
@@ -81,6 +82,7 @@ __all__ = [
     "optimizer",
     "posteriors",
     "priors",
+    "refit_prior",
     "rmsprop",
     "scheduled",
     "select",

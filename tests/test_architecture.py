@@ -36,6 +36,7 @@ ROOMS = {
     "information": 4,
     "uncertainty": 5,
     "bootstrap": 5,
+    "refit": 5,
     "sweep": 5,
     "compare": 6,
     "select": 6,

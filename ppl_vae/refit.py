@@ -1,0 +1,88 @@
+"""The two-stage prior: after training, a mixture fitted by EM to the codes takes the place of p(z)."""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
+from ppl_vae.infer import EM
+from ppl_vae.models import VAE, GaussianMixture
+from ppl_vae.priors import Mixture
+
+__all__ = ["refit_prior"]
+
+
+def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM | None = None, seed: int = 0) -> Fit:
+    """Replace a trained VAE's prior by a mixture of normals fitted to its aggregate posterior q(z) = E_x q(z | x).
+
+    With encoder and decoder held fixed the bound depends on the prior through E_q(z) log p(z) alone, and that is the
+    likelihood of a mixture of codes drawn from q(z | x): a problem for EM, without a gradient. What it gains is what
+    KL(q(z) || p(z)) loses: the prior's holes, where the decoder has never been, are no longer sampled.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of a `models.VAE`; it is not changed.
+    data : Tensor or mapping
+        What it was trained on: held-out data would no longer be held out.
+    n_components : int
+        K of the mixture, with full covariances and their weak prior.
+    draws : int
+        Codes drawn for each datum.
+    em : EM, optional
+        The engine; three starts by default.
+    seed : int
+        Of the draws, and of the default engine.
+
+    Returns
+    -------
+    Fit
+        The same fit, its model's `prior` being a `priors.Mixture` and its trace still that of the training. To load it
+        from a file, give `Fit.load` a VAE with `prior=priors.Mixture(n_components, latent_dim)`.
+
+    Raises
+    ------
+    EngineError
+        If the fit is not of a VAE.
+
+    References
+    ----------
+    Ghosh, Sajjadi, Vergari, Black and Schoelkopf (2020). From variational to deterministic autoencoders. ICLR,
+    section 4.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv
+    >>> x = (torch.rand(100, 4) < 0.5).float()
+    >>> vae = pv.models.VAE(pv.nets.mlp_encoder(4, 8, 2), pv.nets.mlp_decoder(2, 8, 4))
+    >>> fit = pv.SVI(epochs=2, progress=False).fit(vae, x)
+    >>> pv.refit_prior(fit, x, n_components=3).model.z().event_shape
+    torch.Size([2])
+    """
+    if not isinstance(fit.model, VAE):
+        raise EngineError(
+            f"refit_prior replaces the prior of a models.VAE; this is a fit of {type(fit.model).__name__}"
+        )
+    z = _codes(fit, data, draws, seed)
+    engine = em or EM(n_init=3, seed=seed, progress=False)
+    found = engine.fit(GaussianMixture(n_components, z.shape[1], prior="weak"), z)
+    p = found.parameters
+    prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
+    model = deepcopy(fit.model)
+    model.prior = prior.to(model.like).eval().requires_grad_(False)
+    note = f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}"
+    return replace(fit, model=model, status=replace(fit.status, notes=(*fit.status.notes, note)))
+
+
+def _codes(fit: Fit, data: Any, draws: int, seed: int) -> Tensor:
+    """Draws of q(z | x), [draws * n, k], in float64 on the CPU."""
+    devices = [fit.model.like.device] if fit.model.like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), fit.model.numeric():
+        torch.manual_seed(seed)
+        q = fit.posterior(data)
+        q = q["z"] if isinstance(q, dict) else q
+        return q.sample((draws,)).flatten(0, 1).double().cpu()
