@@ -114,32 +114,33 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
 
 
 def _wait(sampler: Any, watch: Watch) -> Any:
-    """The trace, when the sampler is done or was told to stop."""
+    """The trace, when the sampler is done or was told to stop; an error, of a callback or Ctrl-C, ends its threads."""
+    with warnings.catch_warnings():
+        # arviz wonders at a table in which no chain has draws yet.
+        warnings.filterwarnings("ignore", "More chains", UserWarning)
+        try:
+            return _trace(sampler, watch)
+        except BaseException:
+            with suppress(BaseException):  # a sampler that failed cannot be cancelled
+                sampler.cancel()
+            raise
+
+
+def _trace(sampler: Any, watch: Watch) -> Any:
     said, pauses = "draws of all chains", 0
     while True:
         try:
             trace = sampler.wait(timeout=0.1)
-        except KeyboardInterrupt:
-            sampler.cancel()
-            raise
         except TimeoutError:
             pauses += 1
             if watch.plan.show and pauses % 20 == 0:
                 diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
                 said = f"draws of all chains, {diverged} diverged"
-            if not _told(sampler, watch, said):
+            if not watch.told(said):
                 return sampler.abort()
         else:
             watch.told(said)
             return trace
-
-
-def _told(sampler: Any, watch: Watch, said: str) -> bool:
-    try:
-        return watch.told(said)
-    except BaseException:  # of a callback, or Ctrl-C
-        sampler.cancel()
-        raise
 
 
 # Pyro.

@@ -1,9 +1,11 @@
 """NUTS: two samplers, one posterior; known posteriors; steps that leave the domain."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pyro
@@ -13,6 +15,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.fit import Status
+from ppl_vae.infer import samplers
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.samplers import SAMPLERS
 from ppl_vae.infer.target import Target, with_gradient, worth_compiling
@@ -259,6 +262,30 @@ def test_a_callback_ends_the_fit_with_what_was_drawn(sampler):
     assert chains >= 1
     assert 1 <= draws < engine.num_samples
     assert bool(fit.draws["mu"].isfinite().all())
+
+
+def test_a_failing_callback_ends_the_sampler():
+    class Broken(pv.Callback):
+        def end(self, run, step, metrics):
+            raise ValueError("out of paper")
+
+    engine = pv.NUTS(1_000_000, 10, 2, progress=False, callbacks=[Broken()])
+    with pytest.raises(pv.EngineError, match="out of paper"):
+        engine.fit(NormalMean(), torch.tensor([0.3, 1.9], dtype=torch.float64))
+
+
+def test_progress_tells_of_divergences_over_all_chains(monkeypatch):
+    """Slow chains: the sampler is asked before any draw is kept, and afterwards."""
+    said = []
+    monkeypatch.setattr(samplers, "progress", lambda *_: contextlib.nullcontext(lambda done, text: said.append(text)))
+
+    def value_and_gradient(u):
+        time.sleep(0.005)
+        return -0.5 * u.square().sum(), -u
+
+    SAMPLERS["nutpie"](Target(value_and_gradient, "trace"), torch.ones(2, 1), Plan(150, 250, seed=0, show=True))
+    assert said[0] == "draws of all chains"
+    assert said[-1] == "draws of all chains, 0 diverged"
 
 
 def test_what_is_left_of_chains_that_were_cut_short():
