@@ -87,7 +87,10 @@ class ModelObjective:
             for b, old in before.values():
                 b.copy_(old)
         # What a network changes in one of its buffers it may change in the others.
-        self.buffers = {name: b for name, (b, _) in before.items() if name.rpartition(".")[0] in changed}
+        # A floating one may be changed by whoever trains, such as a temperature by a callback.
+        self.buffers = {
+            name: b for name, (b, _) in before.items() if name.rpartition(".")[0] in changed or b.is_floating_point()
+        }
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Objective and bound of a piece, with these tensors in the place of the model's parameters."""

@@ -80,6 +80,35 @@ def test_a_fit_of_a_model_that_drifts_goes_on_eagerly_and_says_so():
     assert any("something that is not a tensor changes between steps" in note for note in fit.status.notes)
 
 
+class Cooled(pv.LatentVariableModel):
+    """A model with a buffer that a callback changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1))
+        self.register_buffer("temperature", torch.ones(()))
+
+    @pv.observed
+    def x(self):
+        return dist.Normal(self.loc, self.temperature).to_event(1)
+
+
+class Cool(pv.Callback):
+    def end(self, run, step, metrics):
+        run.model.temperature.fill_(1 / (1 + step))
+
+
+def test_a_buffer_that_changes_between_steps_is_read_at_every_step():
+    x = torch.randn(20, 1)
+    found = {
+        mode: pv.SVI(120, compile=mode, callbacks=[Cool()], progress=False).fit(Cooled(), x)
+        for mode in ("off", "trace")
+    }
+    assert found["trace"].settings["compile"] == "trace"
+    assert not found["trace"].status.notes
+    assert torch.equal(found["trace"].model.loc, found["off"].model.loc)
+
+
 def branches(x):
     if x.sum() > 0:
         return (x,)
