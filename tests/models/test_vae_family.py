@@ -44,6 +44,7 @@ VARIANTS = [
     *[("bernoulli", name, "normal") for name in POSTERIORS],
     *[("bernoulli", "diagonal", name) for name in PRIORS],
     ("optimal", "full", "vamp"),
+    ("bernoulli", "flow", "vamp"),
     ("logistics", "coupling", "vamp"),
     ("learned", "flow", "mixture"),
 ]
