@@ -211,3 +211,31 @@ def test_encoder_and_posterior_that_do_not_match_are_refused():
             vae.elbo(x)
     with pytest.raises(ValueError, match="covariance must be one of"):
         pv.nets.mlp_encoder(D, K, covariance="banded")
+
+
+class Crash(pv.Callback):
+    """The machine stops in the middle of an epoch."""
+
+    def end(self, run, step, metrics):
+        if step == 20:
+            raise RuntimeError("the machine is on fire")
+
+
+@pytest.mark.parametrize("names", [("optimal", "flow", "vamp"), ("logistics", "full", "flow")], ids=" ".join)
+def test_a_fit_that_crashed_ends_with_the_same_bits(names, tmp_path):
+    """Running means, units of the data and flows are in the checkpoint as the networks are."""
+
+    def fit(**options):
+        torch.manual_seed(3)
+        model, x = variant(*names)
+        return pv.SVI(8, batch_size=10, compile="trace", progress=False, **options).fit(model, x)
+
+    kept = pv.checkpoints(tmp_path, steps=3)
+    straight = fit()
+    with pytest.raises(RuntimeError, match="on fire"):
+        fit(checkpoint=kept, callbacks=[Crash()])
+    resumed = fit(checkpoint=kept)
+    assert torch.equal(resumed.trace["bound"], straight.trace["bound"])
+    assert resumed.model.state_dict().keys() == straight.model.state_dict().keys()
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
