@@ -1,8 +1,10 @@
 """The samplers that drive a target: nutpie's and Pyro's."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -41,16 +43,16 @@ STATS = {
 
 
 def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
-    """Chains by nutpie, as many at once as there are cores."""
+    """Chains by nutpie, as many at once as there are cores where that is quicker than one after the other."""
     with warnings.catch_warnings():
         # arviz 0.23, which nutpie imports, announces its successor once a day.
         warnings.filterwarnings("ignore", "(?s).*ArviZ is undergoing a major refactor.*", FutureWarning)
         import nutpie
     chains = len(starts)
-    # Chains share the cores, not one chain's small kernels. Pyro's handlers are global: an eager model has one thread.
-    cores = 1 if target.mode == "off" else min(chains, os.cpu_count() or 1)
+    # Chains share the cores, not one chain's small kernels.
     with threads(1), progress("NUTS", chains * plan.length, plan.show) as update:
         watch = Watch(plan, chains, update)
+        cores = _at_once(target, starts[0], min(chains, os.cpu_count() or 1))
         sampler = nutpie.sample(
             _nutpie_model(target, starts, watch),
             draws=plan.num_samples,
@@ -72,6 +74,34 @@ def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
     stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in STATS.items() if own in record}
     ended = plan.hooks.stopped
     return Chains(u, stats) if ended is None else complete(u, stats, ended)
+
+
+TRIAL = 0.05
+"""Seconds that a trial of one thread takes, about."""
+
+
+def _at_once(target: Target, u: Tensor, most: int) -> int:
+    """Threads for the chains: their Python takes turns, so that several only pay where torch's own work is longer.
+
+    The draws are the same in any case.
+    """
+    if most == 1 or target.mode == "off":  # Pyro's handlers are global: an eager model has one thread
+        return 1
+
+    def calls(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            target.value_and_gradient(u)
+        return time.perf_counter() - begin
+
+    with suppress(Exception), ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        count = max(2, min(200, int(TRIAL / max(calls(2) / 2, 1e-6))))
+        list(pool.map(calls, [1] * most))
+        begin = time.perf_counter()
+        list(pool.map(calls, [count] * most))
+        if time.perf_counter() - begin < 0.8 * most * calls(count):
+            return most
+    return 1  # a density that fails does so again where that is told
 
 
 def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
