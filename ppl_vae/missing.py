@@ -1,5 +1,6 @@
 """Missing values: an entry that is NaN is integrated out of its density."""
 
+import math
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -179,6 +180,8 @@ def _marginal_normal(base: TorchDistribution, value: Tensor, missing: Tensor) ->
     batch = torch.broadcast_shapes(base.batch_shape, value.shape[:-1])
     loc, value = loc.expand(*batch, -1), value.expand(*batch, -1)
     covariance = covariance.expand(*batch, -1, -1)
+    if torch._C._get_tracing_state():  # a graph must not depend on how many patterns there are
+        return _masked_normal(loc, covariance, value, missing)
     result = value.new_zeros(batch)
     patterns, which = torch.unique(missing, dim=0, return_inverse=True)
     for k, pattern in enumerate(patterns):
@@ -191,3 +194,11 @@ def _marginal_normal(base: TorchDistribution, value: Tensor, missing: Tensor) ->
         ).log_prob(value[..., rows, :][..., seen])
         result = result.index_copy(-1, rows, density)
     return result
+
+
+def _masked_normal(loc: Tensor, covariance: Tensor, value: Tensor, missing: Tensor) -> Tensor:
+    """The same with a covariance for every datum, in which missing entries are standard normal and on their mean."""
+    seen = (~missing).to(value)
+    masked = covariance * seen[..., :, None] * seen[..., None, :] + torch.diag_embed(1 - seen)
+    density = dist.MultivariateNormal(torch.zeros_like(loc), masked, validate_args=False).log_prob((value - loc) * seen)
+    return density + 0.5 * math.log(2 * math.pi) * (1 - seen).sum(-1)

@@ -164,7 +164,20 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
         raise UntraceableError(_where(error)) from error
     _write_dtypes(graph)
     fold_constants(graph)
+    _refuse_open_shapes(graph)
     return lean(graph)
+
+
+def _refuse_open_shapes(graph: GraphModule) -> None:
+    """A mask that depends on values chooses another number of entries at each step; what follows has baked it in."""
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        indices = [n.meta["val"].dtype for n in node.all_input_nodes[1:] if isinstance(n.meta.get("val"), Tensor)]
+        if node.target is not torch.ops.aten.index.Tensor or any(d in (torch.bool, torch.uint8) for d in indices):
+            raise UntraceableError(
+                f"how many entries {node.target} gives depends on the values of a mask; take torch.where instead"
+            )
 
 
 def _write_dtypes(graph: GraphModule) -> None:

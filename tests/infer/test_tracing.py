@@ -14,6 +14,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.infer.tracing import MOST, Traced, UntraceableError, graph_of, traceable
+from ppl_vae.missing import Incomplete
 
 
 def noisy(p, x):
@@ -160,6 +161,30 @@ def test_a_model_that_branches_trains_like_any_other():
     assert fit.settings["compile"] == same.settings["compile"] == "off"
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x[x > 0].sum(),),
+        lambda x: (torch.nonzero(x > 0).sum(),),
+        lambda x: (torch.masked_select(x, x > 0).mean(),),
+        lambda x: (x.unique().sum(),),
+    ],
+)
+def test_a_number_of_entries_that_depends_on_values_is_not_baked_in(function):
+    traced = Traced(function)
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        traced(torch.tensor([1.0, -1.0, 2.0]))
+    x = torch.tensor([1.0, 3.0, 2.0])
+    assert torch.equal(traced(x)[0], function(x)[0])
+
+
+def test_a_mask_that_is_a_constant_is_no_obstacle():
+    mask = torch.tensor([True, False, True])
+    traced = Traced(lambda x: (x[mask].sum(), x[torch.tensor([0, 2])]))
+    assert traced(torch.arange(3.0))[0].item() == 2.0
+    assert traced.mode == "trace"
+
+
 def test_python_and_numpy_noise_is_seen():
     """Noise that is not torch's is a number to the tracer."""
     traced = Traced(lambda x: (x * random.random(),))
@@ -231,3 +256,29 @@ def test_an_unknown_mode_is_refused():
         Traced(noisy, "jit")
     with pytest.raises(pv.EngineError, match="compile must be auto"):
         pv.SVI(1, compile="jit")
+
+
+def test_a_graph_serves_every_pattern_of_missing_entries():
+    """Traced on one pattern, it integrates out those of other batches."""
+    generator = torch.Generator().manual_seed(0)
+    factor, loc = torch.randn(3, 4, 4, generator=generator).double(), torch.randn(3, 1, 4, generator=generator).double()
+    law = dist.MultivariateNormal(loc, (factor @ factor.mT + torch.eye(4))[:, None])
+    x = torch.randn(6, 4, generator=generator).double()
+    graph = graph_of(lambda x, gaps: (Incomplete(law, gaps).log_prob(x),), x, torch.zeros(6, 4, dtype=torch.bool))
+    for share in (0.1, 0.5, 0.9, 1.0):
+        gaps = torch.rand(6, 4, generator=generator) < share
+        torch.testing.assert_close(graph(x, gaps)[0], Incomplete(law, gaps).log_prob(x), rtol=1e-12, atol=1e-12)
+
+
+def test_minibatches_with_gaps_train_traced_as_eagerly():
+    x = pv.data.faithful().values[:60].clone()
+    x[::7, 0], x[3::11, 1] = torch.nan, torch.nan
+    start = {"components.loc": torch.tensor([[2.0, 55.0], [4.3, 80.0]], dtype=torch.float64)}
+    found = {
+        mode: pv.SVI(3, batch_size=16, compile=mode, start=start, optimizer=pv.sgd(1e-3), progress=False).fit(
+            pv.models.GaussianMixture(2, 2), x
+        )
+        for mode in ("off", "trace")
+    }
+    assert found["trace"].settings["compile"] == "trace"
+    torch.testing.assert_close(found["trace"].trace["bound"], found["off"].trace["bound"], rtol=1e-8, atol=1e-8)
