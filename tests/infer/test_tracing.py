@@ -274,10 +274,9 @@ def test_minibatches_with_gaps_train_traced_as_eagerly():
     x = pv.data.faithful().values[:60].clone()
     x[::7, 0], x[3::11, 1] = torch.nan, torch.nan
     start = {"components.loc": torch.tensor([[2.0, 55.0], [4.3, 80.0]], dtype=torch.float64)}
+    gmm = pv.models.GaussianMixture(2, 2)
     found = {
-        mode: pv.SVI(3, batch_size=16, compile=mode, start=start, optimizer=pv.sgd(1e-3), progress=False).fit(
-            pv.models.GaussianMixture(2, 2), x
-        )
+        mode: pv.SVI(3, batch_size=16, compile=mode, start=start, optimizer=pv.sgd(1e-3), progress=False).fit(gmm, x)
         for mode in ("off", "trace")
     }
     assert found["trace"].settings["compile"] == "trace"
