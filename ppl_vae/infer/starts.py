@@ -27,7 +27,7 @@ def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor
         raise DataError(f"start names {unknown[0]!r}, which the model does not have: {', '.join(defaults)}")
     values = dict(defaults)
     for name, value in start.items():
-        tensor = torch.as_tensor(value).to(defaults[name])
+        tensor = torch.as_tensor(value).to(defaults[name]).clone()  # it will be moved in place
         if tensor.shape != defaults[name].shape:
             raise DataError(
                 f"start[{name!r}] has shape {tuple(tensor.shape)}, the model's has {tuple(defaults[name].shape)}"

@@ -121,3 +121,16 @@ def test_missing_pixels_train(digits):
 def test_bad_requests_are_named(make, message):
     with pytest.raises(pv.EngineError, match=message):
         make()
+
+
+def test_values_to_start_from_are_not_changed():
+    x = pv.data.faithful().values
+    start = {"components.loc": torch.tensor([[2.0, 55.0], [4.3, 80.0]], dtype=torch.float64)}
+    before = start["components.loc"].clone()
+    first = pv.SVI(2, start=start, optimizer=pv.sgd(1e-3), progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    kept = {name: value.clone() for name, value in first.parameters.items()}
+    second = pv.SVI(2, start=start, optimizer=pv.sgd(1e-3), progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    assert torch.equal(start["components.loc"], before)
+    torch.testing.assert_close(second.parameters, kept, rtol=0, atol=0)
+    pv.SVI(2, start=first, optimizer=pv.sgd(1e-3), progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    torch.testing.assert_close(first.parameters, kept, rtol=0, atol=0)
