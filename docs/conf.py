@@ -67,21 +67,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ppl_vae"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-_pages = (
-    "index",
-    "declare",
-    "families",
-    "engines",
-    "choose",
-    "train",
-    "pyro",
-    "scikit-learn",
-    "cli",
-    "theory",
-    "slips",
-    "contributing",
-    "changelog",
-)
+_pages = tuple(page.stem for page in Path(__file__).parent.glob("*.md"))
 html_sidebars = {page: [] for page in _pages}
 html_theme_options = {
     "show_prev_next": True,

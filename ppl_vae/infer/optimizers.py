@@ -202,7 +202,7 @@ def optimizer(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> Tor
     Parameters
     ----------
     kind : class
-        An optimiser's class, or a function (parameters, **options) to an optimiser.
+        An optimiser's class, or a function of parameters and options to an optimiser.
     **options
         Its arguments beside the parameters.
 
@@ -264,7 +264,7 @@ def scheduled(factory: OptimizerFactory, kind: Callable[..., Any], per: str = "e
     factory : callable
         What makes the optimiser.
     kind : class
-        A class of `torch.optim.lr_scheduler`, or a function (optimizer, **options) to such a scheduler.
+        A class of `torch.optim.lr_scheduler`, or a function of an optimizer and options to such a scheduler.
     per : {"epoch", "step"}
         After what the scheduler steps, which is the unit of options such as `T_max`.
     **options
