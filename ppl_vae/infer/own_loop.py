@@ -1,5 +1,6 @@
 """One traced step at a time, for a loop of one's own."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batch
-from ppl_vae.infer.step import Step, choose
+from ppl_vae.infer.step import CHECK, Step, choose
 from ppl_vae.infer.stepper import stepper
 from ppl_vae.objectives import Objective, elbo
 
@@ -87,6 +88,7 @@ class _OwnStep:
         made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
         self.step = Step(self.climbed, stepper(made), mode)
         self.ones: dict[int, Tensor] = {}
+        self.count = 0
 
     def __call__(self, batch: Any, beta: float = 1.0) -> Tensor:
         """One step; the bound of the batch, nats per datum."""
@@ -95,7 +97,10 @@ class _OwnStep:
         if n not in self.ones:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
         own = Batch(obs, self.ones[n], None, n)
+        self.count += 1
         with pyro.validation_enabled(False):
+            if self.count % CHECK == 2:
+                self._check(own, beta)
             result = self.step(own, beta)
             at = "" if result.moved else self.climbed.blame(own, beta)
         if not result.moved:
@@ -103,3 +108,12 @@ class _OwnStep:
                 f"the objective became {result.objective.item()}{at and f' at {at}'}; the parameters were not moved"
             )
         return result.bound / result.weight
+
+    def _check(self, batch: Batch, beta: float) -> None:
+        difference = self.step.check(batch, beta)
+        if difference:
+            warnings.warn(
+                f"the graph differed from the model by {difference:.1e}: something that is not a tensor changes "
+                "between steps; from here on it runs eagerly",
+                stacklevel=3,
+            )

@@ -15,17 +15,13 @@ from ppl_vae.declare.pair import PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
-from ppl_vae.infer.step import Pieces, Step, choose
+from ppl_vae.infer.step import CHECK, Pieces, Step, choose
 from ppl_vae.infer.stepper import Stepper, stepper
 
 __all__ = ["PairObjective", "PairStep"]
 
 MOST = 8
 """Values of the arguments that are not tensors, each with a graph of its own; further ones run eagerly."""
-CHECK = 1000
-"""Steps from one comparison of graph and program to the next."""
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
-"""Largest relative difference between the two that rounding may make."""
 
 
 class PairObjective:
@@ -216,13 +212,10 @@ class PairStep:
         return Step(objective, self.optimizer, mode)
 
     def _verify(self, step: Step, tensors: list[Tensor]) -> None:
-        if step.mode == "off":
-            return
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered ")  # NaN or inf: the step itself says so
-            difference = step.verify(tensors)
-        if difference > step.tolerance * TOLERANCE.get(step.dense[0].dtype, 1e-1):
-            step.run_eagerly()
+            difference = step.check(tensors)
+        if difference:
             warnings.warn(
                 f"the graph differed from the program by {difference:.1e}: something that is no argument changes "
                 "between steps; from here on it runs eagerly",

@@ -10,7 +10,12 @@ from torch import Tensor
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.tracing import Traced
 
-__all__ = ["Climbed", "Pieces", "Step", "StepResult", "choose"]
+__all__ = ["CHECK", "Climbed", "Pieces", "Step", "StepResult", "choose"]
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Largest relative difference between a graph and its function that rounding may make."""
+CHECK = 1000
+"""Steps of a loop of one's own from one comparison of graph and function to the next."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,19 @@ class Step:
             self.optimizer.step()
         if len(gradients) > len(self.dense):
             self.climbed.move_rows(batch, gradients[len(self.dense) :], self.share)
+
+    def check(self, batch: Any, beta: float = 1.0) -> float:
+        """Compare the graph with its function; one that differs by more than rounding is not used any more.
+
+        Returns the difference then, else 0.
+        """
+        if self.mode == "off":
+            return 0.0
+        difference = self.verify(batch, beta)
+        if difference <= self.tolerance * TOLERANCE.get(self.dense[0].dtype if self.dense else torch.float32, 0.1):
+            return 0.0
+        self.run_eagerly()
+        return difference
 
     def verify(self, batch: Any, beta: float = 1.0) -> float:
         """Largest relative difference of the graph from the function it was made from, on this batch."""

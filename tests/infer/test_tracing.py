@@ -110,6 +110,14 @@ def test_a_buffer_that_changes_between_steps_is_read_at_every_step():
     assert torch.equal(found["trace"].model.loc, found["off"].model.loc)
 
 
+def test_a_loop_of_ones_own_sees_a_model_that_drifts():
+    step = pv.svi_step(Drifts(), pv.adam(1e-3), compile="trace")
+    step(torch.randn(20, 1))
+    with pytest.warns(UserWarning, match="something that is not a tensor changes between steps"):
+        step(torch.randn(20, 1))
+    assert step.step.mode == "off"
+
+
 def branches(x):
     if x.sum() > 0:
         return (x,)
