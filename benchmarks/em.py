@@ -12,6 +12,7 @@ the share of the machine's own float64 matrix-product rate, and the peak memory 
 import argparse
 import datetime
 import json
+import logging
 import math
 import platform
 import statistics
@@ -113,7 +114,7 @@ def fit_sklearn(problem, x, iterations):
 
 
 def fit_ours(problem, x, iterations, device="cpu"):
-    weights, means, covariance = (torch.as_tensor(value) for value in problem.start())
+    weights, means, covariance = (torch.tensor(value) for value in problem.start())  # some are changed in place
     start = {"mixing.probs": weights, "components.loc": means, "components.covariance": covariance}
     model = pv.models.GaussianMixture(problem.K, problem.d, covariance=problem.form).to(device)
     begin = time.perf_counter()
@@ -127,7 +128,7 @@ def fit_pomegranate(problem, x, iterations):
     from pomegranate.distributions import Normal
     from pomegranate.gmm import GeneralMixtureModel
 
-    weights, means, covariance = (torch.as_tensor(value) for value in problem.start())
+    weights, means, covariance = (torch.tensor(value) for value in problem.start())  # some are changed in place
     kind = {"full": "full", "diagonal": "diag"}[problem.form]
     components = [Normal(m, c, covariance_type=kind) for m, c in zip(means, covariance, strict=True)]
     model = GeneralMixtureModel(components, priors=weights, max_iter=iterations, tol=-1e300)
@@ -140,7 +141,9 @@ def fit_torchgmm(problem, x, iterations):
     from torchgmm.bayes import GaussianMixture as TorchGmm
 
     model = TorchGmm(problem.K, covariance_type=SKLEARN_FORMS[problem.form], convergence_tolerance=0)
-    model.trainer_params = {**model.trainer_params, "max_epochs": iterations}
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    model.trainer_params = {**model.trainer_params, "max_epochs": iterations, **silent}
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     begin = time.perf_counter()
     model.fit(torch.as_tensor(x, dtype=torch.float32))
     return time.perf_counter() - begin, None, iterations
