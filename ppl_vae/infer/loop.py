@@ -104,7 +104,10 @@ class Loop:
             self._remember()
             while status is None and self.epoch < self.epochs:
                 status = self._one_epoch() or self._close()
-            status = self.ended = status or Status("finished", f"{self.epochs} epochs")
+            status = status or Status("finished", f"{self.epochs} epochs")
+            if status.code != "failed" and not self._remember():  # by the last steps, that no other step followed
+                status = self._failed(None, self._beta(), None, None)
+            self.ended = status
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
         if status.code == INTERRUPTED and self.share.leads:
             logger.warning("SVI was %s", status)
@@ -230,12 +233,15 @@ class Loop:
             torch.set_rng_state(before)
             node = self.step.climbed.blame(batch, beta)
         kept = "the parameters before that step are kept"
+        became = "not finite" if result is None else f"{(result.objective / result.weight).item()}"
+        what = f"the objective became {became}"
         if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
             step, state = self.good
             self.module.load_state_dict(state)
             kept = f"the parameters after step {step} are kept"
-        value = "not finite" if result is None else f"{(result.objective / result.weight).item()}"
-        return Status("failed", f"the objective became {value} at {where}{node and f', at {node}'}; {kept}")
+            if bool(self.sums.isfinite().all()) and (result is None or bool(result.objective.isfinite())):
+                what = "the parameters became not finite"
+        return Status("failed", f"{what} at {where}{node and f', at {node}'}; {kept}")
 
     # Checkpoints.
 

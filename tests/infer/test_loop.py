@@ -61,6 +61,17 @@ def test_a_gradient_that_is_not_finite_brings_back_the_last_good_parameters():
     assert fit.model.w.item() == (0.5 if kept == 0 else dict(steps)[kept - 1])
 
 
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_a_gradient_that_is_not_finite_in_the_last_step_is_seen_too(mode):
+    data = points(20)
+    data["t"][11] = 0.0
+    fit = pv.SVI(1, compile=mode, progress=False).fit(Line(), data)
+    assert fit.status.code == "failed"
+    assert "the parameters became not finite at step 1" in fit.status.message
+    assert "the parameters after step 0 are kept" in fit.status.message
+    assert fit.model.w.item() == 0.5
+
+
 def test_a_run_that_fails_says_so_to_callbacks_and_gives_a_usable_fit():
     seen = []
 
