@@ -81,7 +81,7 @@ class _OwnStep:
     def __init__(
         self, model: LatentVariableModel, optimizer: Any, size: int | None, objective: Objective, mode: str
     ) -> None:
-        self.model, self.mode = model, mode
+        self.model = model
         self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True)
         if self.climbed.sparse:
             raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")

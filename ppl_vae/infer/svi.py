@@ -216,7 +216,7 @@ class SVI:
         steps = None if batches.steps is None else self.epochs * batches.steps
         count = sum(p.numel() for p in climbed.dense)
         step = Step(climbed, optimizer, choose(self.compile, count, batches.batch_size, steps), self.accumulate, share)
-        held_out = None if self.validation is None else self._held_out(model)
+        held_out = self._held_out(model)
         run = Run("SVI", model, steps, batches.steps, self._settings(), share=share)
         with (
             Checkpoint(self.checkpoint, share) as checkpoint,
