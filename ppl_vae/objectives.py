@@ -41,6 +41,8 @@ class Sites:
         Latents whose expectation under q is exact, with their (negative) dimension.
     shared_log_p, shared_log_q : Tensor
         log p(theta) and log q(theta) of the latents outside the data plate, total.
+    penalties : dict of Tensor
+        Terms of the training objective only, by name, [n] nats: subtracted there, never part of the bound.
     """
 
     log_p: dict[str, Tensor]
@@ -52,6 +54,7 @@ class Sites:
     enumerated: dict[str, int] = field(default_factory=dict)
     shared_log_p: Tensor | float = 0.0
     shared_log_q: Tensor | float = 0.0
+    penalties: dict[str, Tensor] = field(default_factory=dict)
 
     def joint(self) -> Tensor:
         """Log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""
