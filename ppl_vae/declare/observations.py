@@ -17,11 +17,15 @@ __all__ = ["Observations", "observe"]
 
 @dataclass(frozen=True)
 class Observations:
-    """Observed values and inputs by name, [n, *event], NaN filled with zero and remembered in `missing`."""
+    """Observed values and inputs by name, [n, *event], NaN filled with zero and remembered in `missing`.
+
+    `weights`, [n], are for likelihoods that take a mean over the rows of a batch; None counts all rows alike.
+    """
 
     values: Mapping[str, Any]
     missing: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -37,6 +41,7 @@ class Observations:
             {name: value[index] for name, value in self.values.items()},
             {name: value[index] for name, value in self.missing.items()},
             self.columns,
+            None if self.weights is None else self.weights[index],
         )
 
     def repeat(self, times: int) -> "Observations":
@@ -51,6 +56,7 @@ class Observations:
             {name: tile(value) for name, value in self.values.items()},
             {name: tile(value) for name, value in self.missing.items()},
             self.columns,
+            None if self.weights is None else tile(self.weights),
         )
 
     def to(self, like: Tensor) -> "Observations":
@@ -64,6 +70,7 @@ class Observations:
             {name: cast(value) for name, value in self.values.items()},
             {name: value.to(like.device) for name, value in self.missing.items()},
             self.columns,
+            None if self.weights is None else cast(self.weights),
         )
 
 

@@ -289,8 +289,10 @@ class Program(PyroModule):
         return self._call(self._graph.nodes[name], scope)
 
     def distribution(self, name: str, scope: Mapping[str, Placed], obs: Observations) -> TorchDistribution:
-        """Law of a local node, its missing entries integrated out."""
+        """Law of a local node, its missing entries integrated out, told the rows' weights where it averages them."""
         d = self.law(name, scope)
+        if obs.weights is not None and hasattr(d, "weigh"):
+            d = d.weigh(obs.weights)
         if name in obs.missing and name in scope and not self.partly_observed(name, obs):
             return Incomplete(d, obs.missing[name])
         return d

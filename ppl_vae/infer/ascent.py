@@ -101,10 +101,9 @@ class ModelObjective:
 
     def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         values, gaps = len(self.values), len(self.gaps)
-        obs = Observations(
-            dict(zip(self.values, rest, strict=False)), dict(zip(self.gaps, rest[values : values + gaps], strict=True))
-        )
         w, total, beta = rest[values + gaps : values + gaps + 3]
+        missing = dict(zip(self.gaps, rest[values : values + gaps], strict=True))
+        obs = Observations(dict(zip(self.values, rest, strict=False)), missing, weights=w)
         model, particles = self.model, self.objective.num_particles
         index = torch.arange(len(obs), device=w.device).repeat(particles) if self.sparse else None
         shared, log_q = model.draw_shared()

@@ -195,9 +195,9 @@ class GaussianNetwork(Floored):
 class GaussianOptimal(Floored):
     """Normal pixels with the scale that suits the decoder best: N(f(z), s^2 I), s^2 the mean squared error.
 
-    In training s^2 is the mean of (x - f(z))^2 over the pixels of the batch, the maximum of its likelihood over s, so
-    that no step is spent on learning it; every row of the batch counts alike, whatever its weight. A running mean of
-    s^2 is kept and stands for it in a fitted model (`model.eval()`), as in batch normalisation.
+    In training s^2 is the mean of (x - f(z))^2 over the pixels of the batch, each row by its weight: the maximum of the
+    batch's likelihood over s, so that no step is spent on learning it. A running mean of s^2 is kept and stands for it
+    in a fitted model (`model.eval()`), as in batch normalisation.
 
     Parameters
     ----------
@@ -249,25 +249,32 @@ class GaussianOptimal(Floored):
         """Means [..., d] to a distribution with batch shape [...] and event shape [d]."""
         return Calibrated(output, self)
 
-    def best(self, squares: Tensor, count: Tensor) -> Tensor:
-        """s^2 of a batch with these squared errors of `count` pixels; the running mean follows it."""
+    def best(self, squares: Tensor, seen: Tensor) -> Tensor:
+        """s^2 of a batch with these squared errors of pixels that count by `seen`; the running mean follows it."""
         with torch.no_grad():  # at the best s the bound's gradient in s is zero
-            found = (squares.sum() / count).clamp_min((self.floor * self.unit) ** 2)
+            count = seen.sum()
+            mean = (seen * squares).sum() / count.clamp_min(torch.finfo(count.dtype).tiny)
+            found = torch.where(count > 0, mean, self.variance).clamp_min((self.floor * self.unit) ** 2)
             self.batches.add_(1)
             self.variance.lerp_(found, (1 / self.batches).clamp_min(1 / self.memory))
         return found
 
 
 class Calibrated(dist.Independent):
-    """Normal pixels around `loc` with the scale of a `GaussianOptimal`."""
+    """Normal pixels around `loc` with the scale of a `GaussianOptimal`, in whose mean rows count by `weights`, [n]."""
 
-    def __init__(self, loc: Tensor, likelihood: GaussianOptimal) -> None:
-        self.likelihood = likelihood
+    def __init__(self, loc: Tensor, likelihood: GaussianOptimal, weights: Tensor | None = None) -> None:
+        self.likelihood, self.weights = likelihood, weights
         super().__init__(dist.Normal(loc, likelihood.scale), 1)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Calibrated":
         """The same with this batch shape."""
-        return Calibrated(self.base_dist.loc.expand(torch.Size(batch_shape) + self.event_shape), self.likelihood)
+        loc = self.base_dist.loc.expand(torch.Size(batch_shape) + self.event_shape)
+        return Calibrated(loc, self.likelihood, self.weights)
+
+    def weigh(self, weights: Tensor) -> "Calibrated":
+        """The same with these weights of the rows."""
+        return Calibrated(self.base_dist.loc, self.likelihood, weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, [...] nats."""
@@ -276,8 +283,9 @@ class Calibrated(dist.Independent):
     def marginal_log_prob(self, value: Tensor, missing: Tensor) -> Tensor:
         """Log density of the pixels that are not missing, [...] nats."""
         squares = (value - self.base_dist.loc).square().masked_fill(missing, 0.0)
-        count = (~missing).expand(squares.shape).sum()
-        variance = self.likelihood.best(squares, count) if self.likelihood.training else self.likelihood.variance
+        seen = (~missing).expand(squares.shape).to(squares)
+        seen = seen if self.weights is None else seen * self.weights[..., None]
+        variance = self.likelihood.best(squares, seen) if self.likelihood.training else self.likelihood.variance
         each = -0.5 * (squares / variance + (2 * math.pi * variance).log())
         return each.masked_fill(missing, 0.0).sum(-1)
 
