@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ppl_vae.align import exchangeable, match
 from ppl_vae.coordinates import coordinates
+from ppl_vae.datatree import posterior_draws
 from ppl_vae.declare import Observations
-from ppl_vae.diagnostics import convergence, elbo_total, evaluate, leave_one_out, posterior_draws, standard_error
+from ppl_vae.diagnostics import convergence, elbo_total, evaluate, leave_one_out, standard_error
 from ppl_vae.errors import DataError
 from ppl_vae.fit import Fit
 

@@ -93,6 +93,8 @@ class Fit:
         The training data; not saved.
     sample_stats : dict of Tensor
         Sampler's record, [chain, draw].
+    history : dict of Tensor
+        EM's parameters at some of its iterations, [iterations kept, *event], and under "iteration" which these are.
     q : dict
         VB's conjugate posterior of each family's parameters, by path; not saved.
     """
@@ -110,6 +112,7 @@ class Fit:
     weights: Tensor | None = None
     sample_stats: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    history: dict[str, Tensor] = field(default_factory=dict)
     q: dict[str, Any] = field(default_factory=dict)
 
     # The draws.
@@ -256,7 +259,7 @@ class Fit:
 
     def to_datatree(self, data: Any = None) -> "xr.DataTree":
         """For ArviZ: posterior, log_likelihood, posterior_predictive, observed_data, sample_stats."""
-        from ppl_vae.diagnostics import to_datatree
+        from ppl_vae.datatree import to_datatree
 
         return to_datatree(self, data)
 
@@ -279,6 +282,7 @@ class Fit:
         tensors |= {f"draws/{k}": v for k, v in self.draws.items()}
         tensors |= {f"trace/{k}": v for k, v in self.trace.items()}
         tensors |= {f"sample_stats/{k}": v for k, v in self.sample_stats.items()}
+        tensors |= {f"history/{k}": v for k, v in self.history.items()}
         record = {
             "format": FORMAT,
             "model": type(self.model).__name__,
@@ -323,6 +327,7 @@ class Fit:
             draws=_under("draws", tensors),
             trace=_under("trace", tensors),
             sample_stats=_under("sample_stats", tensors),
+            history=_under("history", tensors),
             status=Status(**{**record["status"], "notes": tuple(record["status"]["notes"])}),
             **{k: record[k] for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
         )

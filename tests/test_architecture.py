@@ -31,6 +31,7 @@ ROOMS = {
     "align": 3,
     "coordinates": 3,
     "infer": 4,
+    "datatree": 5,
     "diagnostics": 5,
     "export": 5,
     "information": 4,
@@ -55,6 +56,7 @@ NEIGHBOURS = {
     ("fit", "records"),
     ("records", "errors"),
     ("report", "plots"),
+    ("diagnostics", "datatree"),
     ("objectives", "missing"),
     ("families", "missing"),
 }
@@ -62,7 +64,7 @@ NEIGHBOURS = {
 
 LOOK_UP = {
     ("fit", "evaluate", "diagnostics"),
-    ("fit", "to_datatree", "diagnostics"),
+    ("fit", "to_datatree", "datatree"),
     ("fit", "export", "export"),
     ("fit", "_repr_html_", "report"),
     ("declare", "render", "plots"),

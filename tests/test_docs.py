@@ -17,6 +17,7 @@ RESULTS = dict(re.findall(r"^### (T\d+)\. (.*?)(?=^###? |\Z)", THEORY, re.MULTIL
 
 ROOMS = (
     "data",
+    "datatree",
     "diagnostics",
     "evidence",
     "families",

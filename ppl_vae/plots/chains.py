@@ -8,7 +8,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from ppl_vae.diagnostics import posterior_draws
+from ppl_vae.datatree import posterior_draws
 from ppl_vae.errors import EngineError
 from ppl_vae.plots.style import BIG, GREY, PALETTE
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.compare import COLUMNS, Table, format_cell
-from ppl_vae.diagnostics import convergence, posterior_draws
+from ppl_vae.datatree import posterior_draws
+from ppl_vae.diagnostics import convergence
 from ppl_vae.fit import Fit
 from ppl_vae.report.equations import equations, posteriors
 from ppl_vae.report.page import drawn_model, render
