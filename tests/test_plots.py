@@ -243,4 +243,4 @@ def test_palette_is_seen_on_light_and_dark(paper):
 
     for shade in PALETTE:
         a, b = sorted([luminance(to_rgb(shade)), luminance(paper)])
-        assert (b + 0.05) / (a + 0.05) > 2.4, shade
+        assert (b + 0.05) / (a + 0.05) > 3.0, shade

@@ -12,6 +12,7 @@ from ppl_vae.families import Sums
 from ppl_vae.fit import Status
 from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
+from ppl_vae.infer.history import History
 from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.online import Online
@@ -42,16 +43,18 @@ class Run:
     e_steps: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    history: History = field(default_factory=History)
     status: Status = field(default_factory=lambda: Status("max_iter", ""))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: later iterations leave it as it is."""
         names = ("free", "bound", "objective", "e_steps", "segments", "seconds")
         lists = {name: list(getattr(self, name)) for name in names}
-        return {"values": self.values, **lists, "status": asdict(self.status)}
+        return {"values": self.values, **lists, "history": self.history.state(), "status": asdict(self.status)}
 
     def add(self, bound: float, objective: float, e_steps: int, segment: int, seconds: float) -> None:
-        """One more iteration."""
+        """One more iteration, at the values as they are."""
+        self.history.add(len(self.bound), self.values)
         self.bound.append(bound)
         self.objective.append(objective)
         self.e_steps.append(e_steps)
@@ -67,7 +70,8 @@ class Run:
     def restored(cls, state: dict[str, Any]) -> "Run":
         """The run of a state."""
         status = state["status"]
-        return cls(**{**state, "status": Status(status["code"], status["message"], tuple(status["notes"]))})
+        ended = Status(status["code"], status["message"], tuple(status["notes"]))
+        return cls(**{**state, "history": History(state.get("history")), "status": ended})
 
 
 class Climb:

@@ -204,6 +204,7 @@ class EM:
             seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
             settings=self._settings(),
+            history=best.history.tensors(),
             data=parts.obs if isinstance(parts, Held) else None,
             weights=parts.weights if isinstance(parts, Held) else None,
         )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 __all__ = ["BIG", "GREY", "PALETTE", "array", "blend", "color", "new_axes", "values_of"]
 
-PALETTE = ("#4477AA", "#EE6677", "#228833", "#AA3377", "#C08A00", "#3FA7C4", "#8C6BB1", "#B35806", "#7A8B00", "#9E6B5A")
-"""After Paul Tol's bright scheme, each at least 2.4 to 1 in contrast with both white and black paper."""
+PALETTE = ("#4477AA", "#EE6677", "#228833", "#B23A80", "#BF8900", "#379CB9", "#8C6BB1", "#B35806", "#7A8B00", "#9E6B5A")
+"""After Paul Tol's bright scheme, each at least 3 to 1 in contrast with both white and black paper."""
 GREY = "#808080"
 BIG = 500
 """Points from which a cloud is drawn as pixels inside a vector figure."""
