@@ -13,9 +13,10 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.cli import app, main
-from ppl_vae.cli.inputs import read
-from ppl_vae.cli.options import Compare
+from ppl_vae.cli.inputs import read, training_data
+from ppl_vae.cli.options import Compare, Train
 from ppl_vae.data import images
+from ppl_vae.likelihoods import LIKELIHOODS
 
 FEW = ("--draws", "40", "--warmup", "40", "--chains", "2", "--epochs", "5")
 SHORT = ("--epochs", "1", "--hidden", "16", "--latent", "3", "--particles", "3")
@@ -228,6 +229,21 @@ def test_train_on_a_table_with_gaps(likelihood, gaps, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["data"]["rows_with_missing"] == 2
     assert "2 of 272 rows hold NaN, taken as missing" in err
+
+
+def test_every_likelihood_can_be_trained(tmp_path, capsys):
+    """Each on data of its own kind, without a word about how to prepare them; the grey levels are found."""
+    for name in LIKELIHOODS:
+        output = tmp_path / f"{name}.html"
+        assert main(["train", "--likelihood", name, "--json", "--output", str(output), *SHORT]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert np.isfinite(found["evaluation"]["log_prob"])
+
+
+def test_grey_levels_are_found_in_the_data():
+    settings = {n: training_data(Train(likelihood="categorical", binarize=n)).settings for n in (None, "dynamic")}
+    assert settings == {None: {"levels": 17}, "dynamic": {"levels": 2}}
+    assert training_data(Train(likelihood="gaussian")).settings == {}
 
 
 def test_values_outside_the_support_are_bad_input(gaps, tmp_path, capsys):

@@ -205,7 +205,8 @@ def _vae(options: Train, data: Parts) -> Any:
 
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
-        law: Any = LIKELIHOODS[data.likelihood]
+        make: Any = LIKELIHOODS[data.likelihood]
+        law = make(**data.settings)
         numbers = data.width * law.width
         encoder = nets.mlp_encoder(data.width, options.hidden, options.latent)
-        return VAE(encoder, nets.mlp_decoder(options.latent, options.hidden, numbers), data.likelihood)
+        return VAE(encoder, nets.mlp_decoder(options.latent, options.hidden, numbers), law)

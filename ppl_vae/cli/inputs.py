@@ -93,6 +93,7 @@ class Parts:
     shown: Any
     width: int
     likelihood: str
+    settings: dict[str, Any]
     missing_rows: int = 0
 
 
@@ -100,11 +101,21 @@ def training_data(options: Train) -> Parts:
     """Read an image set by name, or a table by its file."""
     if not _names_images(options.data):
         return _table_parts(options)
-    binarize = None if options.binarize == "none" else options.binarize
-    found = _images(options, binarize)
-    likelihood = options.likelihood or ("gaussian-learned" if binarize is None else "bernoulli")
-    width = found.test.shape[1]
-    return Parts(found.name, found.train, found.validation, found.test, found, width, likelihood)
+    binary = options.binarize or ("dynamic" if options.likelihood in (None, "bernoulli") else "none")
+    found = _images(options, None if binary == "none" else binary)
+    likelihood = options.likelihood or ("gaussian-learned" if binary == "none" else "bernoulli")
+    width, settings = found.test.shape[1], _settings(likelihood, found.test)
+    return Parts(found.name, found.train, found.validation, found.test, found, width, likelihood, settings)
+
+
+def _settings(likelihood: str, x: "torch.Tensor") -> dict[str, Any]:
+    """Settings of a likelihood that the data know: the number of grey levels, 2, 17 (digits) or 256."""
+    from ppl_vae.likelihoods.pixels import Levels
+
+    if likelihood not in ("categorical", "logistic-mixture"):
+        return {}
+    fitting = (levels for levels in (2, 17) if bool((Levels(levels).check(x) | x.isnan()).all()))
+    return {"levels": next(fitting, 256)}
 
 
 def _table_parts(options: Train) -> Parts:
@@ -124,11 +135,12 @@ def _table_parts(options: Train) -> Parts:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(options.seed))
     values = table.values[order].float()
     likelihood = options.likelihood or "gaussian-learned"
-    if likelihood != "bernoulli":
+    if likelihood.startswith("gaussian"):
         values = _standardised(values, n - 2 * held)
     parts = [replace(table, values=v) for v in values.split([n - 2 * held, held, held])]
     train, validation, test = (part.values for part in parts)
-    return Parts(table.source, train, validation, test, parts[2], values.shape[1], likelihood, table.missing_rows)
+    width, settings = values.shape[1], _settings(likelihood, values)
+    return Parts(table.source, train, validation, test, parts[2], width, likelihood, settings, table.missing_rows)
 
 
 def _standardised(values: "torch.Tensor", count: int) -> "torch.Tensor":

@@ -68,9 +68,21 @@ class Train(Common):
     "Folder of the image set's files."
     download: Annotated[bool, Parameter(negative=())] = False
     "Let torchvision fetch the image set."
-    binarize: Literal["dynamic", "fixed", "threshold", "none"] = "dynamic"
-    "How grey pixels become binary ones."
-    likelihood: Literal["bernoulli", "gaussian", "gaussian-learned", "gaussian-network"] | None = None
+    binarize: Literal["dynamic", "fixed", "threshold", "none"] | None = None
+    "How grey pixels become binary ones: dynamic, unless the likelihood is one of grey pixels."
+    likelihood: (
+        Literal[
+            "bernoulli",
+            "continuous-bernoulli",
+            "gaussian",
+            "gaussian-learned",
+            "gaussian-network",
+            "gaussian-optimal",
+            "logistic-mixture",
+            "categorical",
+        ]
+        | None
+    ) = None
     "p(x|z): bernoulli for binary images, gaussian-learned otherwise."
     latent: int = 8
     "Latent units."
