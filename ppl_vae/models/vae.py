@@ -1,4 +1,4 @@
-"""The variational autoencoder."""
+"""The deep latent variable model, and with an encoder the variational autoencoder."""
 
 from typing import Any
 
@@ -11,10 +11,77 @@ from ppl_vae.errors import DeclarationError
 from ppl_vae.likelihoods import LIKELIHOODS
 from ppl_vae.likelihoods.gaussian import Floored
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "DeepLatentVariableModel"]
 
 
-class VAE(LatentVariableModel):
+class DeepLatentVariableModel(LatentVariableModel):
+    """p(z) = prior, p(x | z) = likelihood(decoder(z)): the generative half of a VAE, without an encoder (T14).
+
+    No posterior is declared, so that SVI gives every datum i a q_i(z) = N(m_i, diag s_i^2) of its own, whose rows move
+    when their datum is in the batch. What is asked of new data is answered at a q found for them by local optimisation.
+
+    Parameters
+    ----------
+    decoder : Module
+        z [..., latent_dim] to what the likelihood takes.
+    latent_dim : int
+        Size of z.
+    likelihood : str or Module
+        "bernoulli", "continuous-bernoulli", "gaussian" (fixed s), "gaussian-learned" (one s), "gaussian-network" (s of
+        z), "gaussian-optimal" (the best s), "logistic-mixture" or "categorical" (grey levels), or a module from
+        ppl_vae.likelihoods.
+    prior : Module, optional
+        From ppl_vae.priors, N(0, I) by default. A VampPrior needs an encoder.
+
+    Raises
+    ------
+    DeclarationError
+        An unknown likelihood.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ppl_vae import SVI, nets
+    >>> model = DeepLatentVariableModel(nets.mlp_decoder(2, 32, 64), 2)
+    >>> fit = SVI(epochs=2, batch_size=5, progress=False).fit(model, torch.ones(10, 64))
+    >>> fit.model.local_posteriors["z"].loc.shape
+    torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        latent_dim: int,
+        likelihood: str | nn.Module = "bernoulli",
+        prior: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
+            raise DeclarationError(f"{name}: likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
+        self.decoder, self.latent_dim = decoder, latent_dim
+        self.prior = prior or priors.Normal(latent_dim)
+        self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
+
+    def adapt(self, data: Any, weights: Tensor | None = None) -> None:
+        """Let families and likelihood take from data what depends on their scale: priors, floors of variances."""
+        super().adapt(data, weights)
+        if isinstance(self.likelihood, Floored):
+            obs = self.check(data)
+            self.likelihood.adapt(obs.with_gaps("x")[:])
+
+    @latent
+    def z(self) -> TorchDistribution:
+        """Prior, Normal(0, I) unless given."""
+        return self.prior()
+
+    @observed
+    def x(self, z: Tensor) -> TorchDistribution:
+        """Likelihood(decoder(z))."""
+        return self.likelihood(self.decoder(z))
+
+
+class VAE(DeepLatentVariableModel):
     """p(z) = prior, p(x | z) = likelihood(decoder(z)), q(z | x) = posterior(encoder(x)) (000 (29), T15).
 
     As it stands p(z) = N(0, I) and q(z | x) = N(m(x), diag s(x)^2).
@@ -59,22 +126,11 @@ class VAE(LatentVariableModel):
         prior: nn.Module | None = None,
         posterior: nn.Module | None = None,
     ) -> None:
-        super().__init__()
         size = latent_dim or getattr(encoder, "output_size", None)
         if size is None:
             raise DeclarationError(f"VAE: {type(encoder).__name__} has no output_size; pass latent_dim=")
-        if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
-            raise DeclarationError(f"VAE: likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
-        self.encoder, self.decoder, self.latent_dim = encoder, decoder, size
-        self.prior, self.posterior_of = prior or priors.Normal(size), posterior or posteriors.Diagonal()
-        self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-
-    def adapt(self, data: Any, weights: Tensor | None = None) -> None:
-        """Let families and likelihood take from data what depends on their scale: priors, floors of variances."""
-        super().adapt(data, weights)
-        if isinstance(self.likelihood, Floored):
-            obs = self.check(data)
-            self.likelihood.adapt(obs.with_gaps("x")[:])
+        super().__init__(decoder, size, likelihood, prior)
+        self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
 
     @latent
     def z(self) -> TorchDistribution:
@@ -85,8 +141,3 @@ class VAE(LatentVariableModel):
     def q_z(self, x: Tensor) -> TorchDistribution:
         """Normal(encoder(x)) unless given."""
         return self.posterior_of(*self.encoder(x))
-
-    @observed
-    def x(self, z: Tensor) -> TorchDistribution:
-        """Likelihood(decoder(z))."""
-        return self.likelihood(self.decoder(z))
