@@ -13,7 +13,8 @@ from ppl_vae.declare.checks import check
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.nodes import Node
 from ppl_vae.declare.observations import Observations
-from ppl_vae.declare.program import Placed, Program, Scope
+from ppl_vae.declare.program import Placed, Scope
+from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites
@@ -38,7 +39,7 @@ class NodeInfo:
     law: str
 
 
-class LatentVariableModel(Program):
+class LatentVariableModel(PyroPrograms):
     """Base class of declared models: nodes are methods that return distributions, their arguments are their parents.
 
     `model` and `guide` are ordinary Pyro programs; the engines EM, SVI and NUTS fit a copy. A model without priors
