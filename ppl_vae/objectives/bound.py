@@ -1,0 +1,129 @@
+"""The evidence lower bound, one value per datum, annealed or with free bits."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives.sites import Sites, has_analytic_kl, score, total
+
+__all__ = ["Elbo", "Objective", "elbo"]
+
+
+class Objective(Protocol):
+    """A training objective: bound per datum from sites, larger is better."""
+
+    @property
+    def num_particles(self) -> int:
+        """Draws of the latents per datum."""
+        ...
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is the ELBO itself for beta = 1."""
+        ...
+
+    def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
+        """[n] nats: the annealed objective for beta other than 1; weights [n] are for means over the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """L_i = E_q[log p(x_i | z)] - beta KL(q(z | x_i) || p(z)), [n] nats; beta = 1 is the bound (000 (25), (43)).
+
+    With free bits lambda the KL of unit j is max(lambda, its mean over the batch) (Kingma et al. 2016, eq. 15).
+    """
+
+    num_particles: int = 1
+    kl: str = "sampled"
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kl not in ("sampled", "analytic"):
+            raise ValueError(f'elbo: kl must be "sampled" or "analytic", got {self.kl!r}')
+        if self.num_particles < 1:
+            raise ValueError(f"elbo: num_particles must be at least 1, got {self.num_particles}")
+        if not self.free_bits >= 0:
+            raise ValueError(f"elbo: free_bits are nats per unit, at least 0, got {self.free_bits}")
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is the bound itself for beta = 1."""
+        return self.free_bits == 0
+
+    def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
+        """Mean over particles of the bound."""
+        if self.is_bound:
+            return self.particles(sites, beta).mean(0)
+        return self.floored(sites, beta, weights)
+
+    def floored(self, sites: Sites, beta: Tensor | float, weights: Tensor | None) -> Tensor:
+        """The objective with free bits for every drawn latent, [n]."""
+        drawn = [name for name in sites.log_q if name not in sites.enumerated]
+        rest = total(value for name, value in sites.log_p.items() if name not in sites.log_q)
+        rest = rest + beta * total(self.divergence(sites, name) for name in sites.enumerated)
+        value = sites.expect(sites.marginal(rest))
+        for name in drawn:
+            units = self.by_unit(sites, name)
+            w = units.new_ones(len(units)) if weights is None else weights.repeat(self.num_particles)
+            mean = (w / w.sum()) @ units
+            value = value - beta * mean.clamp_min(self.free_bits).sum()
+        return (value + score(sites, value)).reshape(self.num_particles, -1).mean(0)
+
+    def by_unit(self, sites: Sites, name: str) -> Tensor:
+        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units]."""
+        q, p, z = sites.q[name], sites.p[name], sites.values[name]
+        independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
+        if not independent or len(q.batch_shape) > 1:
+            return -sites.expect(self.divergence(sites, name))[:, None]
+        q, p = q.base_dist, p.base_dist
+        known = self.kl == "analytic" and has_analytic_kl(q, p)
+        each = dist.kl.kl_divergence(q, p) if known else q.log_prob(z) - p.log_prob(z)
+        return each.expand(z.shape).flatten(1)
+
+    def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
+        """The bound at each particle, [num_particles, n]."""
+        value = self.values(sites, beta)
+        return (value + score(sites, value)).reshape(self.num_particles, -1)
+
+    def values(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
+        """The bound at each particle with pathwise gradients only, [num_particles * n]."""
+        prior_minus_q = total(self.divergence(sites, name) for name in sites.log_q)
+        others = total(value for name, value in sites.log_p.items() if name not in sites.log_q)
+        return sites.expect(sites.marginal(others + beta * prior_minus_q))
+
+    def divergence(self, sites: Sites, name: str) -> Tensor:
+        """Log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
+        q, p = sites.q.get(name), sites.p.get(name)
+        known = self.kl == "analytic" and name not in sites.enumerated and q is not None and p is not None
+        if known and has_analytic_kl(q, p):
+            return -dist.kl.kl_divergence(q, p)
+        # Pyro's automatic guides also draw auxiliary values, which the model does not have.
+        log_p, log_q = sites.log_p.get(name, 0.0), sites.log_q[name]
+        if name not in sites.enumerated:
+            return log_p - log_q
+        # A value that q rules out counts for nothing, and must not bring inf - inf into a gradient.
+        return torch.where(log_q == -torch.inf, 0.0, log_p - log_q)
+
+
+def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) -> Elbo:
+    """The evidence lower bound as an objective.
+
+    Parameters
+    ----------
+    num_particles : int
+        Draws of z per datum (V of 000 (40)).
+    kl : {"sampled", "analytic"}
+        Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
+    free_bits : float
+        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse.
+
+    Examples
+    --------
+    >>> elbo(num_particles=2, kl="analytic")
+    Elbo(num_particles=2, kl='analytic', free_bits=0.0)
+    """
+    return Elbo(num_particles, kl, free_bits)

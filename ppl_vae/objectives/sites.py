@@ -1,0 +1,97 @@
+"""The factors of log p and log q at one draw of the latents: what every objective is written on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+__all__ = ["Sites", "by_datum", "has_analytic_kl", "score", "total"]
+
+
+@dataclass
+class Sites:
+    """Factors of log p and log q at one draw of the latents; n data, last dimension the datum.
+
+    Attributes
+    ----------
+    log_p : dict of Tensor
+        log p(node | parents) by node, [*enumerated, n] up to broadcasting, in nats.
+    log_q : dict of Tensor
+        log q(latent | ...) by latent, likewise.
+    p, q : dict of TorchDistribution
+        The distributions behind them.
+    values : dict of Tensor
+        What the latents were drawn as.
+    summed : dict of int
+        Latents summed out exactly in the model, with their (negative) dimension.
+    enumerated : dict of int
+        Latents whose expectation under q is exact, with their (negative) dimension.
+    shared_log_p, shared_log_q : Tensor
+        log p(theta) and log q(theta) of the latents outside the data plate, total.
+    penalties : dict of Tensor
+        Terms of the training objective only, by name, [n] nats: subtracted there, never part of the bound.
+    """
+
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    p: dict[str, TorchDistribution] = field(default_factory=dict)
+    q: dict[str, TorchDistribution] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    summed: dict[str, int] = field(default_factory=dict)
+    enumerated: dict[str, int] = field(default_factory=dict)
+    shared_log_p: Tensor | float = 0.0
+    shared_log_q: Tensor | float = 0.0
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+
+    def joint(self) -> Tensor:
+        """Log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""
+        return total(self.log_p.values())
+
+    def marginal(self, joint: Tensor) -> Tensor:
+        """Sum the exactly summed latents out of a log joint."""
+        dims = [d for d in self.summed.values() if -d <= joint.dim()]
+        return torch.logsumexp(joint, dims, keepdim=True) if dims else joint
+
+    def expect(self, value: Tensor) -> Tensor:
+        """E_q over the enumerated latents of q, then drop every dimension but the datum's: [n]."""
+        if self.enumerated:
+            log_q = total(self.log_q[name] for name in self.enumerated)
+            value, log_q = torch.broadcast_tensors(value, log_q)
+            # An impossible value of z contributes 0, not 0 * -inf.
+            value = torch.where(log_q == -torch.inf, 0.0, value) * log_q.exp()
+        return by_datum(value)
+
+
+def by_datum(value: Tensor) -> Tensor:
+    """The sum over every dimension but the datum's, the last one, [n]."""
+    return value.flatten(0, -2).sum(0) if value.dim() > 1 else value
+
+
+def total(terms: Iterable[Any]) -> Tensor:
+    """The sum of factors, 0 of none."""
+    found: Any = 0.0
+    for term in terms:
+        found = found + term
+    return found
+
+
+def has_analytic_kl(q: TorchDistribution, p: TorchDistribution) -> bool:
+    """Whether KL(q || p) is known in closed form."""
+    try:
+        dist.kl.kl_divergence(q, p)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def score(sites: Sites, value: Tensor) -> Tensor:
+    """A term of value zero whose gradient is the score-function one, for draws that cannot be reparameterised."""
+    names = [n for n, q in sites.q.items() if n not in sites.enumerated and not q.has_rsample]
+    if not names:
+        return torch.zeros_like(value)
+    log_q = by_datum(total(sites.log_q[name] for name in names))
+    return value.detach() * (log_q - log_q.detach())

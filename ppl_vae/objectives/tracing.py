@@ -1,0 +1,92 @@
+"""Sites of an ordinary Pyro model and guide."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+
+from ppl_vae.errors import EngineError
+from ppl_vae.objectives.sites import Sites
+
+__all__ = ["max_plate_nesting", "trace_sites"]
+
+
+def trace_sites(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None
+) -> Sites:
+    """Sites of an ordinary Pyro pair whose data lie in one plate, minibatch scales removed.
+
+    Raises
+    ------
+    EngineError
+        If the pair has no data plate or several vectorised ones: then only the total bound has a meaning.
+    """
+    kwargs = kwargs or {}
+    first = -1 - max_plate_nesting(model, guide, args, kwargs)
+    guide_trace = poutine.trace(EnumMessenger(first_available_dim=first)(guide)).get_trace(*args, **kwargs)
+    replayed = poutine.replay(EnumMessenger()(model), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    for trace in (model_trace, guide_trace):
+        poutine.util.prune_subsample_sites(trace)
+        trace.compute_log_prob()
+    plate = _data_plate(model_trace)
+    sites = Sites({}, {})
+    for trace, log, fns in ((model_trace, sites.log_p, sites.p), (guide_trace, sites.log_q, sites.q)):
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
+                log[name], fns[name] = site["unscaled_log_prob"], site["fn"]
+    for name in list(sites.log_p):
+        if not _inside(model_trace.nodes[name], plate):
+            sites.shared_log_p = sites.shared_log_p + sites.log_p.pop(name).sum()
+            sites.p.pop(name)
+    for name in list(sites.log_q):
+        if not _inside(guide_trace.nodes[name], plate):
+            sites.shared_log_q = sites.shared_log_q + sites.log_q.pop(name).sum()
+            sites.q.pop(name)
+    for name, site in model_trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and name not in sites.values:
+            sites.values[name] = site["value"]
+            dim = site["infer"].get("_enumerate_dim")
+            if dim is not None:
+                (sites.enumerated if name in guide_trace.nodes else sites.summed)[name] = dim
+    return sites
+
+
+def max_plate_nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None
+) -> int:
+    """Number of vectorised plate dimensions that a Pyro pair uses, found by running it once."""
+    kwargs = kwargs or {}
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    dims = [
+        -frame.dim
+        for trace in (guide_trace, model_trace)
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return max(dims, default=0)
+
+
+def _data_plate(trace: poutine.Trace) -> str:
+    frames = {
+        frame.name
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    }
+    if len(frames) != 1:
+        raise EngineError(
+            f"a bound per datum needs exactly one vectorised plate over the data, this pair has "
+            f"{sorted(frames) or 'none'}; its total bound is still available"
+        )
+    return next(iter(frames))
+
+
+def _inside(site: dict[str, Any], plate: str) -> bool:
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
