@@ -257,6 +257,12 @@ class Fit:
 
         return evaluate(self, data, num_particles)
 
+    def diagnose(self, data: Any = None, **options: Any) -> Any:
+        """Collapse, prior hole and quality of q, with verdicts and advice: see ppl_vae.diagnose.diagnose."""
+        from ppl_vae.diagnose import diagnose
+
+        return diagnose(self, data, **options)
+
     def to_datatree(self, data: Any = None) -> "xr.DataTree":
         """For ArviZ: posterior, log_likelihood, posterior_predictive, observed_data, sample_stats."""
         from ppl_vae.datatree import to_datatree

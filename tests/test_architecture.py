@@ -29,10 +29,12 @@ ROOMS = {
     "declare": 2,
     "models": 3,
     "align": 3,
+    "relabel": 3,
     "coordinates": 3,
     "infer": 4,
     "datatree": 5,
     "diagnostics": 5,
+    "diagnose": 5,
     "export": 5,
     "information": 4,
     "uncertainty": 5,
@@ -57,6 +59,7 @@ NEIGHBOURS = {
     ("records", "errors"),
     ("report", "plots"),
     ("diagnostics", "datatree"),
+    ("relabel", "align"),
     ("objectives", "missing"),
     ("families", "missing"),
 }
@@ -64,6 +67,7 @@ NEIGHBOURS = {
 
 LOOK_UP = {
     ("fit", "evaluate", "diagnostics"),
+    ("fit", "diagnose", "diagnose"),
     ("fit", "to_datatree", "datatree"),
     ("fit", "export", "export"),
     ("fit", "_repr_html_", "report"),

@@ -1,0 +1,252 @@
+"""The codes of data: q(z | x_i), the aggregate posterior q(z), and the prior, of any declared model.
+
+All latents that are drawn count as one code z = (z_1, z_2, ...): several layers, or one vector, are the same here.
+Finite latents that stand between them are summed out.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.program import Placed, Scope, enumerate_values
+from ppl_vae.errors import EngineError
+from ppl_vae.evidence import log_mean_exp
+
+__all__ = ["Code", "Codes", "UndefinedError", "flat"]
+
+Code = dict[str, Tensor]
+"""Values of the drawn latents by name, [m, *event] each."""
+PAIRS_AT_ONCE = 1 << 18
+"""Pairs of a code and a datum whose density is in memory at once, per unit."""
+DRAWS = 64
+"""Draws per datum for moments that have no closed form."""
+
+
+class UndefinedError(Exception):
+    """A quantity does not exist for this model; the message says why."""
+
+
+class Codes:
+    """q(z | x_i) of n data, and p(z), for every latent that is drawn.
+
+    Parameters
+    ----------
+    model : LatentVariableModel
+        With values for its shared latents.
+    obs : Observations
+        n data of the model. Where it has no encoder, `local_q` has found their q.
+
+    Attributes
+    ----------
+    names : list of str
+        The drawn latents, in the guide's order.
+    q : dict of TorchDistribution
+        Those q(z | x_i) that depend on nothing but data, batch shape [n].
+
+    Raises
+    ------
+    EngineError
+        If the model draws no latent.
+    """
+
+    def __init__(self, model: Any, obs: Observations) -> None:
+        self.model, self.obs = model, obs
+        self.n = len(obs)
+        drawn = model.draws_latents(obs)
+        if not drawn:
+            raise EngineError(
+                f"{type(model).__name__} has no latent that is drawn: every latent is finite and summed out exactly, "
+                f"so that its bound is tight; see responsibilities and compare"
+            )
+        with torch.no_grad(), model.numeric():
+            self.amortised = not model.local_posteriors
+            scope = model.scope(obs)
+            self.nodes = model._inferred(scope)
+            self.names = [node.name for node in self.nodes if node.name in drawn]
+            self.q = self._explicit(scope)
+
+    def _explicit(self, scope: Scope) -> dict[str, TorchDistribution]:
+        found = {}
+        for node in self.nodes:
+            parents = self.model._graph.posteriors[node.name].parents if self._declared(node.name) else ()
+            if node.name in self.names and all(name in scope for name in parents):
+                found[node.name] = self.model._posterior(node, scope, self.obs, None)
+        return found
+
+    def _declared(self, name: str) -> bool:
+        return name in self.model._graph.posteriors
+
+    @property
+    def factorised(self) -> bool:
+        """Whether the q of every latent depends on data alone."""
+        return len(self.q) == len(self.names)
+
+    # Draws, [n, *event] or [m, *event].
+
+    def draw(self) -> Code:
+        """One code of every datum, z_i ~ q(z | x_i)."""
+        with torch.no_grad(), self.model.numeric():
+            scope = self.model.scope(self.obs)
+            for node in self.nodes:
+                q = self.q.get(node.name)
+                if q is None:
+                    q = self.model._posterior(node, scope, self.obs, None)
+                scope[node.name] = Placed(q.sample(), q.event_dim)
+            return {name: scope[name].value for name in self.names}
+
+    def draw_prior(self, count: int) -> Code:
+        """Codes of the prior, z ~ p(z)."""
+        with torch.no_grad(), self.model.numeric():
+            scope: Scope = {}
+            for node in self._prior_nodes():
+                d = self.model.distribution(node.name, scope | self._shared(), Observations({}))
+                scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((count,)), d.event_dim)
+            return {name: scope[name].value for name in self.names}
+
+    # Densities, in nats, float64.
+
+    def log_q(self, z: Code) -> Tensor:
+        """Log q(z_s | x_i) for every pair, [m, n]."""
+        return torch.cat([self._pairs(part) for part in self._parts(z)])
+
+    def log_aggregate(self, z: Code) -> Tensor:
+        """Log q(z_s) = log (1/n) sum_i q(z_s | x_i), [m]."""
+        return torch.cat([log_mean_exp(self._pairs(part), 1) for part in self._parts(z)])
+
+    def log_prior(self, z: Code) -> Tensor:
+        """Log p(z_s), finite latents summed out, [m].
+
+        Raises
+        ------
+        UndefinedError
+            If the prior depends on inputs or data.
+        """
+        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+            return self.prior(z).double()
+
+    def prior(self, z: Code) -> Tensor:
+        """Log p(z_s) in the model's own dtype, with its gradient, [m]."""
+        scope: Scope = {name: Placed(value, self._event_dim(name)) for name, value in z.items()} | self._shared()
+        total: Any = 0.0
+        dims = 0
+        for node in self._prior_nodes():
+            d = self.model.distribution(node.name, scope, Observations({}))
+            if node.name not in scope:
+                dims += 1
+                scope[node.name] = Placed(enumerate_values(d, -1 - dims), d.event_dim)
+            total = total + d.log_prob(scope[node.name].value)
+        total = total.expand(torch.broadcast_shapes(total.shape, (len(next(iter(z.values()))),)))
+        return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
+
+    def _prior_nodes(self) -> list[Any]:
+        """The drawn latents and what they depend on, parents first."""
+        graph, wanted = self.model._graph, set(self.names)
+        for node in reversed(self.model.local_nodes()):
+            wanted |= {
+                p for p in node.parents if node.name in wanted and p in graph.nodes and not graph.nodes[p].shared
+            }
+        given = {p for name in wanted for p in graph.nodes[name].parents if p in graph.inputs}
+        given |= {name for name in wanted if graph.nodes[name].kind == "observed" or name not in self._unknown()}
+        if given:
+            raise UndefinedError(
+                f"the prior depends on the data's own {', '.join(sorted(given))}: there is no one p(z)"
+            )
+        return [node for node in self.model.local_nodes() if node.name in wanted]
+
+    def _unknown(self) -> list[str]:
+        scope = self.model.scope(self.obs)
+        return [node.name for node in self.model.local_nodes() if node.kind == "latent" and node.name not in scope]
+
+    def _shared(self) -> Scope:
+        return self.model.scope(Observations({}))
+
+    def _event_dim(self, name: str) -> int:
+        return len(self._events()[name])
+
+    def _events(self) -> dict[str, torch.Size]:
+        laws = self.model.prototypes(self.obs)
+        return {name: laws[name].event_shape for name in self.names}
+
+    def log_own(self, z: Code) -> Tensor:
+        """Log q(z_i | x_i), [n]."""
+        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+            return self._walk(self.obs, torch.arange(self.n, device=self.model.like.device), z).double()
+
+    def _parts(self, z: Code) -> Iterator[Code]:
+        """Codes in portions whose pairs with the data fit in memory."""
+        count = len(next(iter(z.values())))
+        at_once = max(1, PAIRS_AT_ONCE // self.n)
+        for start in range(0, count, at_once):
+            yield {name: value[start : start + at_once] for name, value in z.items()}
+
+    def _pairs(self, z: Code) -> Tensor:
+        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+            if self.factorised:
+                return sum(q.log_prob(z[name].unsqueeze(1)) for name, q in self.q.items()).double()
+            m = len(next(iter(z.values())))
+            index = torch.arange(self.n, device=self.model.like.device)
+            rows = self.obs.rows(index.repeat(m))
+            own = {name: value.repeat_interleave(self.n, 0) for name, value in z.items()}
+            return self._walk(rows, index.repeat(m), own).double().reshape(m, self.n)
+
+    def _walk(self, rows: Observations, index: Tensor, z: Code) -> Tensor:
+        """Log q(z_r | x_r) along the guide, finite latents summed out, [r]."""
+        scope = self.model.scope(rows)
+        total: Any = 0.0
+        dims = 0
+        for node in self.nodes:
+            q = self.model._posterior(node, scope, rows, index)
+            if node.name in z:
+                scope[node.name] = Placed(z[node.name], q.event_dim)
+            else:
+                dims += 1
+                scope[node.name] = Placed(enumerate_values(q, -1 - dims), q.event_dim)
+            total = total + q.log_prob(scope[node.name].value)
+        return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
+
+    # Moments of q(z | x_i), each unit for itself, [n, units] in float64.
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every unit under q(z | x_i); by draws where they have no closed form."""
+        with torch.no_grad():
+            try:
+                if not self.factorised:
+                    raise NotImplementedError
+                mean = {name: q.mean for name, q in self.q.items()}
+                variance = {name: q.variance for name, q in self.q.items()}
+                return flat(mean), flat(variance)
+            except NotImplementedError:
+                draws = torch.stack([flat(self.draw()) for _ in range(DRAWS)])
+                return draws.mean(0), draws.var(0)
+
+    @property
+    def exact_moments(self) -> bool:
+        """Whether `moments` come without the noise of draws."""
+        try:
+            return self.factorised and all(q.mean is not None and q.variance is not None for q in self.q.values())
+        except NotImplementedError:
+            return False
+
+    def units(self) -> list[str]:
+        """Names of the units, z[0], z[1], ... of each latent."""
+        found = []
+        for name, event in self._events().items():
+            count = event.numel()
+            found += [name] if not event else [f"{name}[{j}]" for j in range(count)]
+        return found
+
+
+def flat(z: Code) -> Tensor:
+    """Codes of all latents side by side, [m, units] in float64.
+
+    Examples
+    --------
+    >>> flat({"z": torch.zeros(3, 2), "w": torch.ones(3)}).shape
+    torch.Size([3, 3])
+    """
+    return torch.cat([value.reshape(len(value), -1) for value in z.values()], 1).double()

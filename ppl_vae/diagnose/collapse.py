@@ -1,0 +1,208 @@
+"""Posterior collapse: what the latent units carry about their data (T22)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
+from ppl_vae.diagnose.quantity import Quantity, measured, undefined
+from ppl_vae.objectives import Elbo
+
+__all__ = ["ACTIVE", "Collapse", "collapse", "mutual_information", "sensitivity"]
+
+PART = "collapse"
+ACTIVE = 0.01
+"""A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
+DRAWS, FEWEST = 4, 4000
+"""Codes drawn of every datum, and of all data together."""
+INFORMED = 0.1
+"""Nats below which a code says next to nothing about its datum."""
+STEP, DIRECTIONS = 0.01, 8
+"""Of the finite differences along random directions, in standard deviations of the inputs."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What each latent unit carries.
+
+    Attributes
+    ----------
+    units : list of str
+        Names of the units, of all drawn latents side by side.
+    variance : Tensor
+        [units] variance over data of the posterior mean.
+    active : Tensor
+        [units], whether that variance is at least 0.01.
+    kl_per_unit : Tensor or None
+        [units] mean KL(q(z_j | x) || p(z_j)), nats; None where prior and q do not factorise.
+    sensitivity : Tensor or None
+        [units], see `sensitivity`.
+    quantities : list of Quantity
+        The rows of the table.
+    """
+
+    units: list[str]
+    variance: Tensor
+    active: Tensor
+    kl_per_unit: Tensor | None
+    sensitivity: Tensor | None
+    quantities: list[Quantity]
+
+
+def collapse(codes: Codes) -> Collapse:
+    """Measure what the units carry: KL, active units, mutual information, sensitivity of the encoder."""
+    mean, variance = codes.moments()
+    between = variance_of_mean(mean, None if codes.exact_moments else variance)
+    active = between >= ACTIVE
+    rows = [_active(active)]
+    kl, kl_units = divergence(codes)
+    rows.append(_kl(codes, kl))
+    rows += _information(codes, kl)
+    moved, said = _sensitivity(codes)
+    return Collapse(codes.units(), between, active, kl_units, moved, [*rows, said])
+
+
+def variance_of_mean(mean: Tensor, noise: Tensor | None, draws: int = 64) -> Tensor:
+    """Variance over data of posterior means [n, units], the noise of `draws` draws taken off, [units]."""
+    if len(mean) == 1:
+        return torch.zeros_like(mean[0])
+    between = mean.var(0)
+    return between if noise is None else (between - noise.mean(0) / draws).clamp_min(0)
+
+
+def _active(active: Tensor) -> Quantity:
+    count = int(active.sum())
+    meaning = f"of {len(active)}: variance over data of the posterior mean at least {ACTIVE}"
+    return measured("active units", PART, meaning, float(count), unit=f"of {len(active)}", ok=2 * count >= len(active))
+
+
+def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:
+    """KL(q(z | x_i) || p(z)) of each datum [n], and its mean by unit where prior and q factorise [units]."""
+    objective, by_unit = Elbo(kl="analytic"), []
+    with torch.no_grad(), codes.model.numeric():
+        for _ in range(DRAWS):
+            sites = codes.model.sites(codes.obs)
+            if sites.enumerated or sites.summed:
+                return _marginal_divergence(codes), None
+            by_unit.append([objective.by_unit(sites, name).double() for name in codes.names])
+    means = [torch.stack(each).mean(0) for each in zip(*by_unit, strict=True)]
+    total = torch.stack([value.sum(1) for value in means]).sum(0)
+    whole = sum(value.shape[1] for value in means) == len(codes.units())
+    return total, torch.cat(means, 1).mean(0) if whole else None
+
+
+def _marginal_divergence(codes: Codes) -> Tensor:
+    """The same by draws, finite latents summed out of both."""
+    each = []
+    for _ in range(DRAWS):
+        z = codes.draw()
+        each.append(codes.log_own(z) - codes.log_prior(z))
+    return torch.stack(each).mean(0)
+
+
+def _kl(codes: Codes, kl: Tensor) -> Quantity:
+    return measured("KL", PART, "mean over data of KL(q(z | x) || p(z))", kl.mean(), error(kl))
+
+
+def error(values: Tensor) -> Tensor | None:
+    """Standard error of a mean over data, None for one datum."""
+    return values.std() / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def mutual_information(codes: Codes) -> tuple[Tensor, Tensor]:
+    """Bounds of I(x; z) from below and above, one term per datum, [n] and [n] nats.
+
+    The mean of log q(z_i | x_i) - log (1/n) sum_j q(z_i | x_j), z_i ~ q(z | x_i), is the mutual information between a
+    code and which of the n data it came from: at most log n, and in the mean a lower bound of I(x; z) over the
+    population. With the datum itself left out of the mixture, (1/(n-1)) sum_{j != i}, it is an upper bound.
+
+    Parameters
+    ----------
+    codes : Codes
+        Of n data.
+
+    References
+    ----------
+    Poole, Ozair, van den Oord, Alemi and Tucker (2019). On variational bounds of mutual information. ICML.
+    """
+    lower, upper = [], []
+    for _ in range(max(DRAWS, -(-FEWEST // codes.n))):
+        pairs = codes.log_q(codes.draw())
+        own = pairs.diagonal()
+        others = pairs.clone().fill_diagonal_(-torch.inf)
+        lower.append(own - torch.logsumexp(pairs, 1) + math.log(codes.n))
+        upper.append(own - torch.logsumexp(others, 1) + math.log(max(codes.n - 1, 1)))
+    return torch.stack(lower).mean(0), torch.stack(upper).mean(0)
+
+
+def _information(codes: Codes, kl: Tensor) -> list[Quantity]:
+    below = (
+        f"between x and z, from below: E log q(z | x) / q(z), q(z) the mixture of q(z | x_i) of these n = {codes.n} "
+        f"data, so at most log n = {math.log(codes.n):.2f}; equally mean KL(q(z | x) || p) - KL(q(z) || p)"
+    )
+    above = "between x and z, from above: the same with the datum's own q(z | x_i) left out of q(z); at most the KL"
+    if codes.n == 1:
+        return [undefined("mutual information", PART, below, "it takes two data at least")]
+    lower, upper = mutual_information(codes)
+    most = torch.minimum(upper.mean(), kl.mean())
+    finite = bool(most.isfinite())
+    return [
+        measured("mutual information", PART, below, lower.mean(), error(lower), ok=most >= INFORMED),
+        measured("mutual information, at most", PART, above, most, error(upper if upper.mean() < kl.mean() else kl))
+        if finite
+        else undefined("mutual information, at most", PART, above, "codes of different data do not overlap"),
+    ]
+
+
+def sensitivity(codes: Codes) -> Tensor:
+    """How far the posterior means move when every input moves by its own spread, [units] in sds of the prior.
+
+    The root of the mean over data of sum_d (s_d dm_j / dx_d)^2 / sd_p(z_j)^2, s_d the standard deviation of input d
+    over the data: what m_j would move at random if each input did, to first order. It is found by finite differences
+    along random directions. A unit that ignores its input has 0.
+
+    Raises
+    ------
+    UndefinedError
+        If there is no encoder, or nothing continuous to move.
+    """
+    if not codes.amortised:
+        raise UndefinedError("q has parameters of its own for each datum, there is no encoder")
+    spread = flat(codes.draw_prior(4096)).std(0)
+    total = torch.zeros_like(spread)
+    for _ in range(DIRECTIONS):
+        direction = {name: torch.randn_like(v) * v.std(0) for name, v in _movable(codes).items()}
+        ahead, behind = (_moved(codes, direction, sign * STEP) for sign in (1, -1))
+        total += ((ahead - behind) / (2 * STEP)).square().mean(0)
+    return (total / DIRECTIONS).sqrt() / spread
+
+
+def _movable(codes: Codes) -> dict[str, Tensor]:
+    observed = [node.name for node in codes.model.local_nodes() if node.kind == "observed"]
+    found = {name: codes.obs.values[name] for name in observed if codes.obs.values[name].is_floating_point()}
+    if not found or codes.n == 1:
+        raise UndefinedError("it takes two data of real numbers at least")
+    return found
+
+
+def _moved(codes: Codes, direction: dict[str, Tensor], by: float) -> Tensor:
+    values = {name: codes.obs.values[name] + by * d for name, d in direction.items()}
+    moved = Codes(codes.model, replace(codes.obs, values={**codes.obs.values, **values}))
+    with torch.random.fork_rng([]):  # means by draws take the same ones on both sides
+        torch.manual_seed(0)
+        return moved.moments()[0]
+
+
+def _sensitivity(codes: Codes) -> tuple[Tensor | None, Quantity]:
+    name = "encoder sensitivity"
+    meaning = (
+        "of the most sensitive unit: how far its posterior mean moves when every input moves by its sd, in prior sds"
+    )
+    try:
+        moved: Any = sensitivity(codes)
+    except UndefinedError as why:
+        return None, undefined(name, PART, meaning, str(why))
+    return moved, measured(name, PART, meaning, moved.max(), unit="prior sds")

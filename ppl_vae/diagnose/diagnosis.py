@@ -1,0 +1,162 @@
+"""What is wrong with a fit, as a table: collapse, prior hole, quality of q."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ppl_vae.declare.local import local_q
+from ppl_vae.diagnose.advice import advise
+from ppl_vae.diagnose.codes import Codes
+from ppl_vae.diagnose.collapse import Collapse, collapse
+from ppl_vae.diagnose.quantity import Quantity
+from ppl_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Diagnosis", "diagnose"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Named quantities with their meaning and verdict, and what to do about those that warn.
+
+    Attributes
+    ----------
+    collapse : Collapse
+        What the latent units carry.
+    n : int
+        Number of data that were looked at.
+    seed : int
+        That chose them and drew the codes.
+    notes : tuple of str
+        What limits the whole table.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> x = pv.data.images("digits", binarize="threshold").train[:100]
+    >>> vae = pv.models.VAE(pv.nets.mlp_encoder(64, 8, 2), pv.nets.mlp_decoder(2, 8, 64))
+    >>> fit = pv.SVI(1, progress=False).fit(vae, x)
+    >>> fit.diagnose(x)["active units"].ok
+    False
+    """
+
+    collapse: Collapse
+    n: int
+    seed: int
+    notes: tuple[str, ...] = ()
+    quantities: dict[str, Quantity] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = [self.collapse]
+        named = {quantity.name: quantity for part in parts for quantity in part.quantities}
+        object.__setattr__(self, "quantities", named)
+
+    def __getitem__(self, name: str) -> Quantity:
+        if name not in self.quantities:
+            raise DataError(f"a diagnosis has no {name!r}; it has {', '.join(self.quantities)}")
+        return self.quantities[name]
+
+    def __iter__(self) -> Iterator[Quantity]:
+        return iter(self.quantities.values())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing warns."""
+        return all(quantity.ok is not False for quantity in self)
+
+    @property
+    def advice(self) -> list[str]:
+        """A sentence for each warning: the evidence, what mends it, and the page to read."""
+        return advise(self)
+
+    def rows(self) -> list[tuple[str, str, str, bool | None]]:
+        """Name, meaning, text and verdict of each quantity, for reports."""
+        return [(q.name, q.meaning, q.text, q.ok) for q in self]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per quantity: value, standard error, unit, verdict, part, meaning, and why it is not defined."""
+        import pandas as pd
+
+        columns = ("value", "standard_error", "unit", "verdict", "part", "meaning", "why")
+        frame = pd.DataFrame([[getattr(q, c) for c in columns] for q in self], list(self.quantities), columns)
+        return frame.astype({"value": float, "standard_error": float})
+
+    def __str__(self) -> str:
+        width = max(map(len, self.quantities)) + 2
+        lines, part = [f"Diagnosis of {self.n} data"], ""
+        for q in self:
+            if q.part != part:
+                lines.append(f"{q.part}")
+                part = q.part
+            lines.append(f"  {q.name:<{width}}{q.text}{'   <- ' + q.verdict if q.ok is False else ''}")
+        return "\n".join([*lines, *self.notes, *(f"! {sentence}" for sentence in self.advice)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        cells = [(q.name, q.text, q.verdict, q.meaning) for q in self]
+        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells)
+        head = "<tr><th></th><th>value</th><th>verdict</th><th>meaning</th></tr>"
+        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in (*self.notes, *self.advice))
+        return f"<table>{head}{body}</table><ul>{said}</ul>"
+
+
+def diagnose(
+    fit: Any,
+    data: Any = None,
+    size: int = 1000,
+    num_particles: int = 100,
+    gap_data: int = 32,
+    ais_data: int = 0,
+    seed: int = 0,
+) -> Diagnosis:
+    """Measure collapse, prior hole and the quality of q of a fit with continuous latents.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of a model with a continuous latent per datum.
+    data : optional
+        Held-out data; the training data by default.
+    size : int
+        Most data that are looked at, drawn at random.
+    num_particles : int
+        Draws of q per datum for log p(x).
+    gap_data : int
+        Data for which a q of their own is sought, to split the gap of the bound; 0 leaves it out.
+    ais_data : int
+        Data whose log p(x) is checked by annealed importance sampling; 0 leaves it out.
+    seed : int
+        Seed of all draws; the generator is put back as it was.
+
+    Raises
+    ------
+    DataError
+        Without data, or a size below 1.
+    EngineError
+        If no latent is drawn.
+    """
+    if data is None and fit.data is None:
+        raise DataError("this fit was loaded from a file, which holds no data: pass the data")
+    if size < 1:
+        raise DataError(f"diagnose: size must be at least 1, got {size}")
+    model = fit.model
+    devices = [model.like.device] if model.like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), model.bind(fit.draw(0) if fit.draws else {}):
+        torch.manual_seed(seed)
+        whole = fit.data if data is None else model.check(data)
+        obs = whole.rows(torch.randperm(len(whole))[:size].sort().values)
+        with model.numeric(), local_q(model, obs):
+            return Diagnosis(collapse(Codes(model, obs)), len(obs), seed, _notes(fit))
+
+
+def _notes(fit: Any) -> tuple[str, ...]:
+    if fit.is_point:
+        return ()
+    return (f"All of it is at the first of {fit.num_draws} draws of the shared latents.",)
