@@ -224,7 +224,7 @@ def test_an_interruption_is_told_of():
 @pytest.mark.parametrize(
     ("given", "said"),
     [([Diary], "the class Diary"), (lambda *a: None, "function"), (["x"], "'x'"), (3, "got 3"), ("ab", "'ab'")],
-    ids=str,
+    ids=["class", "function", "list", "number", "text"],
 )
 def test_what_is_no_callback_is_refused(given, said):
     with pytest.raises(pv.EngineError, match=f"callbacks= takes objects.*{said}"):
