@@ -80,7 +80,7 @@ class Elbo:
         if not independent or len(q.batch_shape) > 1:
             return -sites.expect(self.divergence(sites, name))[:, None]
         q, p = q.base_dist, p.base_dist
-        known = self.kl == "analytic" and has_analytic_kl(q, p)
+        known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
         each = dist.kl.kl_divergence(q, p) if known else q.log_prob(z) - p.log_prob(z)
         return each.expand(z.shape).flatten(1)
 
@@ -98,8 +98,8 @@ class Elbo:
     def divergence(self, sites: Sites, name: str) -> Tensor:
         """Log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
         q, p = sites.q.get(name), sites.p.get(name)
-        known = self.kl == "analytic" and name not in sites.enumerated and q is not None and p is not None
-        if known and has_analytic_kl(q, p):
+        known = self.kl == "analytic" and name not in sites.enumerated and name not in sites.sampled
+        if known and q is not None and p is not None and has_analytic_kl(q, p):
             return -dist.kl.kl_divergence(q, p)
         # Pyro's automatic guides also draw auxiliary values, which the model does not have.
         log_p, log_q = sites.log_p.get(name, 0.0), sites.log_q[name]

@@ -34,6 +34,9 @@ class Sites:
         log p(theta) and log q(theta) of the latents outside the data plate, total.
     penalties : dict of Tensor
         Terms of the training objective only, by name, [n] nats: subtracted there, never part of the bound.
+    sampled : frozenset of str
+        Latents z of which -KL(q || p) at the other draws is not E_q[log p - log q]: a parent of p was drawn from z, as
+        in q(z1 | x) q(z2 | z1) with p(z1 | z2). Their divergence is taken at the draws.
     """
 
     log_p: dict[str, Tensor]
@@ -46,6 +49,7 @@ class Sites:
     shared_log_p: Tensor | float = 0.0
     shared_log_q: Tensor | float = 0.0
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    sampled: frozenset[str] = frozenset()
 
     def joint(self) -> Tensor:
         """Log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""

@@ -50,7 +50,16 @@ def trace_sites(
             dim = site["infer"].get("_enumerate_dim")
             if dim is not None:
                 (sites.enumerated if name in guide_trace.nodes else sites.summed)[name] = dim
+    sites.sampled = _out_of_order(list(sites.log_p), list(sites.log_q))
     return sites
+
+
+def _out_of_order(model: list[str], guide: list[str]) -> frozenset[str]:
+    """Latents that the guide draws before one that comes before them in the model, and may depend on them."""
+    place = {name: i for i, name in enumerate(model)}
+    drawn = [name for name in guide if name in place]
+    later = {name: drawn[i + 1 :] for i, name in enumerate(drawn)}
+    return frozenset(name for name in drawn if any(place[other] < place[name] for other in later[name]))
 
 
 def max_plate_nesting(
