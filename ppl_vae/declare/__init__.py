@@ -1,7 +1,7 @@
 """Declarations: from nodes to a Pyro model and guide."""
 
 from ppl_vae.declare.model import LatentVariableModel, NodeInfo
-from ppl_vae.declare.nodes import Given, Node, Posterior, given, latent, observed
+from ppl_vae.declare.nodes import Given, Node, Penalty, Posterior, given, latent, observed, penalty
 from ppl_vae.declare.observations import Observations
 
 __all__ = [
@@ -10,8 +10,10 @@ __all__ = [
     "Node",
     "NodeInfo",
     "Observations",
+    "Penalty",
     "Posterior",
     "given",
     "latent",
     "observed",
+    "penalty",
 ]

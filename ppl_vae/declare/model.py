@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.declare.checks import check
 from ppl_vae.declare.local import local_q
-from ppl_vae.declare.nodes import Node
+from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
@@ -276,6 +276,8 @@ class LatentVariableModel(PyroPrograms):
         for node in self.graph().values():
             head = f"{node.name} | {', '.join(node.parents)}" if node.parents else node.name
             lines.append(f"  {head:<28} {node.kind}{', shared' if node.shared else ''}  {node.law}")
+        for term in self._graph.penalties.values():
+            lines.append(f"  {f'{term.name} | ' + ', '.join(term.parents):<28} penalty  {_formula(term)}")
         count = sum(p.numel() for p in self.parameters())
         return "\n".join([*lines, f"  {count} free parameters"])
 
@@ -341,7 +343,7 @@ def _mean(sites: Sites, name: str, count: int) -> Tensor:
     return mean.reshape(count, -1, *d.event_shape).mean(0)
 
 
-def _formula(node: Node) -> str:
+def _formula(node: Term) -> str:
     doc = (node.__doc__ or "").strip().splitlines()
     return doc[0].removesuffix(".") if doc else ""
 

@@ -9,39 +9,59 @@ from typing import Any, overload
 
 from ppl_vae.errors import DeclarationError
 
-__all__ = ["Given", "Graph", "Node", "Posterior", "collect", "given", "inherit", "latent", "observed"]
+__all__ = [
+    "Given",
+    "Graph",
+    "Node",
+    "Penalty",
+    "Posterior",
+    "Term",
+    "collect",
+    "given",
+    "inherit",
+    "latent",
+    "observed",
+    "penalty",
+]
 
 NodeFunction = Callable[..., Any]
 
 
-class Node:
-    """A random variable of the model: a method that returns its distribution, its arguments being its parents."""
+class Term:
+    """A method of a declaration; its arguments name what it depends on."""
 
-    def __init__(self, function: NodeFunction, kind: str, shared: bool = False) -> None:
-        self.function, self.kind, self.shared = function, kind, shared
+    def __init__(self, function: NodeFunction) -> None:
+        self.function = function
         self.name = function.__name__
         self.parents = _parents(function)
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else MethodType(self.function, instance)
+
+
+class Node(Term):
+    """A random variable of the model: a method that returns its distribution, its arguments being its parents."""
+
+    def __init__(self, function: NodeFunction, kind: str, shared: bool = False) -> None:
+        super().__init__(function)
+        self.kind, self.shared = kind, shared
 
     def posterior(self, function: NodeFunction) -> "Posterior":
         """Declare q(this latent | arguments)."""
         return Posterior(function, self)
 
 
-class Posterior:
+class Posterior(Term):
     """q of a latent: a method that returns a distribution, its arguments what the distribution depends on."""
 
     def __init__(self, function: NodeFunction, node: Node) -> None:
-        self.function, self.node = function, node
-        self.name = function.__name__
-        self.parents = _parents(function)
-        self.__doc__ = function.__doc__
+        super().__init__(function)
+        self.node = node
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else MethodType(self.function, instance)
+
+class Penalty(Term):
+    """A term of the training objective only: a method that returns [n] nats."""
 
 
 class Given:
@@ -87,6 +107,28 @@ def observed(function: NodeFunction) -> Node:
     return Node(function, "observed")
 
 
+def penalty(function: NodeFunction) -> Penalty:
+    """Declare a term that SVI subtracts from its training objective, [n] nats; never part of the bound.
+
+    Its arguments are observed nodes, inputs, latents, and posteriors by their names, of which it gets the
+    distribution. Over a finite latent its expectation is taken, under q where that was declared, else under
+    p(z | x). A fit reports its mean in each epoch as `trace["penalty: name"]`.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv, pyro.distributions as dist
+    >>> class Shrunken(pv.models.VAE):
+    ...     @pv.penalty
+    ...     def far(self, q_z):
+    ...         return 0.1 * q_z.mean.square().sum(-1)
+    >>> vae = Shrunken(pv.nets.mlp_encoder(4, 8, 1), pv.nets.mlp_decoder(1, 8, 4))
+    >>> fit = pv.SVI(2, progress=False).fit(vae, torch.zeros(9, 4))
+    >>> sorted(fit.trace)
+    ['bound', 'objective', 'penalty: far', 'seconds']
+    """
+    return Penalty(function)
+
+
 def given() -> Any:
     """Declare an input that the model conditions on, such as the labels of a conditional VAE.
 
@@ -115,6 +157,7 @@ class Graph:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     posteriors: Mapping[str, Posterior] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
 
     def of_kind(self, kind: str, shared: bool = False) -> list[Node]:
         """Nodes of a kind, in order."""
@@ -126,15 +169,18 @@ def inherit(bases: Sequence[type]) -> Graph:
     nodes: dict[str, Node] = {}
     posteriors: dict[str, Posterior] = {}
     inputs: list[str] = []
+    penalties: dict[str, Penalty] = {}
     for base in reversed(bases):
         for name, value in vars(base).items():
             if isinstance(value, Node):
                 nodes[name] = value
             elif isinstance(value, Posterior):
                 posteriors[value.node.name] = value
+            elif isinstance(value, Penalty):
+                penalties[name] = value
             elif isinstance(value, Given):
                 inputs.append(name)
-    return Graph(nodes, posteriors, tuple(dict.fromkeys(inputs)))
+    return Graph(nodes, posteriors, tuple(dict.fromkeys(inputs)), penalties)
 
 
 def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
@@ -146,7 +192,7 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
         Naming the node, the argument and the class for an unknown parent, a cycle, a name taken by the base
         class, or a posterior of an observed node.
     """
-    nodes, posteriors = dict(inherited.nodes), dict(inherited.posteriors)
+    nodes, posteriors, penalties = dict(inherited.nodes), dict(inherited.posteriors), dict(inherited.penalties)
     inputs = list(inherited.inputs)
     taken = {p.name: name for name, p in posteriors.items()}
     for name, value in list(vars(cls).items()):
@@ -156,7 +202,10 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
         elif inspect.isfunction(value) and name in taken:
             value = Posterior(value, nodes[taken[name]])
             setattr(cls, name, value)
-        if isinstance(value, Node | Posterior | Given) and name in reserved:
+        elif inspect.isfunction(value) and name in penalties:
+            value = Penalty(value)
+            setattr(cls, name, value)
+        if isinstance(value, Term | Given) and name in reserved:
             raise DeclarationError(
                 f"{cls.__name__}.{name}: the name {name!r} belongs to LatentVariableModel; give the node another name"
             )
@@ -167,13 +216,23 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
         elif isinstance(value, Posterior):
             _check_posterior(cls, value)
             posteriors[value.node.name] = value
-    _check_names(cls, nodes, posteriors, inputs)
+        elif isinstance(value, Penalty):
+            penalties[name] = value
+    known = {*nodes, *inputs}
+    _check_parents(cls, [*nodes.values(), *posteriors.values()], known)
+    _check_parents(cls, penalties.values(), {*known, *(q.name for q in posteriors.values())})
+    _check_shared(cls, nodes)
     order = _topological(cls, {name: [p for p in n.parents if p in nodes] for name, n in nodes.items()})
     among = {name: [p for p in q.parents if p in posteriors] for name, q in posteriors.items()}
     guide_order = _topological(cls, among)
     # Shared latents are drawn before the plate.
     order.sort(key=lambda name: not nodes[name].shared)
-    return Graph({n: nodes[n] for n in order}, {n: posteriors[n] for n in guide_order}, tuple(dict.fromkeys(inputs)))
+    return Graph(
+        {n: nodes[n] for n in order},
+        {n: posteriors[n] for n in guide_order},
+        tuple(dict.fromkeys(inputs)),
+        penalties,
+    )
 
 
 def _check_posterior(cls: type, posterior: Posterior) -> None:
@@ -193,11 +252,7 @@ def _check_posterior(cls: type, posterior: Posterior) -> None:
         )
 
 
-def _check_names(
-    cls: type, nodes: Mapping[str, Node], posteriors: Mapping[str, Posterior], inputs: Iterable[str]
-) -> None:
-    known = {*nodes, *inputs}
-    items: list[Node | Posterior] = [*nodes.values(), *posteriors.values()]
+def _check_parents(cls: type, items: Iterable[Term], known: set[str]) -> None:
     for item in items:
         for parent in item.parents:
             if parent not in known:
@@ -207,6 +262,9 @@ def _check_names(
                     f"{cls.__name__}.{item.name}: argument {parent!r} names no node or input; there are "
                     f"{', '.join(sorted(known)) or 'none'}{hint}"
                 )
+
+
+def _check_shared(cls: type, nodes: Mapping[str, Node]) -> None:
     for node in nodes.values():
         local = [p for p in node.parents if p not in nodes or not nodes[p].shared]
         if node.shared and local:

@@ -1,6 +1,6 @@
 """How a declaration runs: values in scope, nodes called with their parents, factors of log p and log q."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.declare.local import LocalPosterior
-from ppl_vae.declare.nodes import Node, Posterior
+from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, observe
+from ppl_vae.declare.order import entangled
 from ppl_vae.declare.shared import Law, SharedLatents
-from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.missing import Incomplete, Known
 from ppl_vae.objectives import Sites
 
@@ -86,22 +87,24 @@ class Program(SharedLatents):
         node = self._graph.nodes.get(name)
         return node is not None and node.kind == "latent" and name in obs.missing
 
-    def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
-        for name in item.parents:
+    def _arguments(self, item: Term, names: Sequence[str], scope: Mapping[str, Placed]) -> dict[str, Tensor]:
+        """Values of these parents of a term, of one batch shape where theirs differ."""
+        for name in names:
             if name not in scope:
                 raise DeclarationError(
                     f"{type(self).__name__}.{item.name}: argument {name!r} has no value yet; a posterior may depend on "
                     f"observed nodes, inputs and latents with a posterior of their own: declare one with "
                     f"@{name}.posterior"
                 )
-        parents = [scope[name] for name in item.parents]
-        shapes = {p.batch_shape for p in parents if p.event_dim is not None}
-        if len(shapes) > 1:
-            batch = torch.broadcast_shapes(*shapes)
-            values = [p.value if p.event_dim is None else p.expand(batch) for p in parents]
-        else:
-            values = [p.value for p in parents]
-        d = item.function(self, *values)
+        parents = {name: scope[name] for name in names}
+        shapes = {p.batch_shape for p in parents.values() if p.event_dim is not None}
+        if len(shapes) <= 1:
+            return {name: p.value for name, p in parents.items()}
+        batch = torch.broadcast_shapes(*shapes)
+        return {name: p.value if p.event_dim is None else p.expand(batch) for name, p in parents.items()}
+
+    def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
+        d = item.function(self, *self._arguments(item, item.parents, scope).values())
         if not isinstance(d, torch.distributions.Distribution):
             raise DeclarationError(
                 f"node {item.name!r} returned {type(d).__name__}; a node returns a pyro.distributions object"
@@ -129,7 +132,7 @@ class Program(SharedLatents):
 
     def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
         """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
-        scope, sites = self.scope(obs), Sites({}, {})
+        scope, sites = self.scope(obs), Sites({}, {}, sampled=entangled(self._graph))
         for node in self._inferred(scope):
             q = self._posterior(node, scope, obs, index)
             if q is None:
@@ -158,7 +161,50 @@ class Program(SharedLatents):
             value = scope[node.name].value
             sites.p[node.name] = d
             sites.log_p[node.name] = self.restrict(node.name, value, obs, d.log_prob(value))
+        for name, penalty in self._graph.penalties.items():
+            sites.penalties[name] = expected(sites, self._penalty(penalty, scope, sites))
         return sites
+
+    def _penalty(self, penalty: Penalty, scope: Scope, sites: Sites) -> Tensor:
+        """A penalty at every value of the finite latents, [*enumerated, n] up to broadcasting."""
+        laws = {q.name: sites.q.get(name) for name, q in self._graph.posteriors.items()}
+        found: dict[str, Any] = self._arguments(penalty, [p for p in penalty.parents if p not in laws], scope)
+        found |= {name: laws[name] for name in penalty.parents if name in laws}
+        absent = [name for name, q in found.items() if q is None]
+        if absent:
+            raise DataError(
+                f"{type(self).__name__}.{penalty.name} needs {absent[0]}, and the data give the latent it is of: it "
+                f"has no posterior"
+            )
+        value = penalty.function(self, *[found[name] for name in penalty.parents])
+        whole = sites.joint().shape
+        fits = isinstance(value, Tensor) and value.dim() > 0 and value.shape[-1] == whole[-1]
+        if not fits or torch.broadcast_shapes(value.shape, whole) != whole:
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise DeclarationError(
+                f"{type(self).__name__}.{penalty.name}: a penalty is one number for each datum, shape "
+                f"({whole[-1]},) here{f' or {tuple(whole)}' if len(whole) > 1 else ''}; it returned {what}"
+            )
+        return value
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """Names of the terms that only SVI's training objective has."""
+        return tuple(self._graph.penalties)
+
+    def refuse_penalties(self, engine: str) -> None:
+        """Say that an engine has no training objective from which a penalty could be subtracted.
+
+        Raises
+        ------
+        EngineError
+            If the model declares one.
+        """
+        if self.penalties:
+            raise EngineError(
+                f"{engine}: the penalty {self.penalties[0]!r} of {type(self).__name__} is a term of SVI's training "
+                f"objective only; fit by SVI, or declare the model without it"
+            )
 
     def local_nodes(self) -> list[Node]:
         """Nodes with a value per datum, parents before children."""
@@ -179,6 +225,7 @@ class Program(SharedLatents):
         else:
             return None
         q = q if q.batch_shape else q.expand([n])
+        q = q.weigh(obs.weights) if obs.weights is not None and hasattr(q, "weigh") else q
         return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self.partly_observed(node.name, obs) else q
 
     def _require_finite(self, node: Node, d: TorchDistribution) -> None:
@@ -253,6 +300,16 @@ class Program(SharedLatents):
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
             return found
+
+
+def expected(sites: Sites, value: Tensor) -> Tensor:
+    """Expectation of [*enumerated, n] under p(z | x) of the latents summed out and under q of the enumerated, [n]."""
+    dims = [d for d in sites.summed.values() if -d <= value.dim()]
+    if dims:
+        joint = sites.joint()
+        share = (joint - sites.marginal(joint)).exp()
+        value = (share * value).sum([d for d in sites.summed.values() if -d <= joint.dim()], keepdim=True)
+    return sites.expect(value)
 
 
 def enumerate_values(d: TorchDistribution, dim: int) -> Tensor:

@@ -42,7 +42,7 @@ class SharedLatents(PyroModule):
         self.guide_name: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._graph.nodes or name in self._graph.inputs:
+        if name in self._graph.nodes or name in self._graph.inputs or name in self._graph.penalties:
             raise DeclarationError(
                 f"{type(self).__name__}: the attribute {name!r} would hide the node {name!r}; give one another name"
             )

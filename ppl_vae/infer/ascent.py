@@ -13,7 +13,8 @@ from ppl_vae.errors import EngineError
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.step import Pieces
-from ppl_vae.objectives import Elbo, Objective
+from ppl_vae.objectives import Elbo, Objective, Sites
+from ppl_vae.objectives.sites import score
 
 __all__ = ["ModelObjective"]
 
@@ -30,7 +31,7 @@ class ModelObjective:
     total : float
         Weight of the whole data set: each batch takes its share of what the shared latents cost.
     annealed : bool
-        Whether the objective differs from the bound, which is then computed beside it.
+        Whether the objective differs from the bound, which is then computed beside it; with penalties it does.
     precision : {"full", "bf16"}
         "bf16": matrix products in bfloat16, everything else as it is.
     """
@@ -43,7 +44,8 @@ class ModelObjective:
         annealed: bool = False,
         precision: str = "full",
     ) -> None:
-        self.model, self.objective, self.annealed = model, objective, annealed
+        self.model, self.objective, self.penalties = model, objective, model.penalties
+        self.annealed = annealed or bool(self.penalties)
         if precision not in PRECISIONS:
             raise EngineError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.autocast = PRECISIONS[precision]
@@ -92,14 +94,14 @@ class ModelObjective:
             name: b for name, (b, _) in before.items() if name.rpartition(".")[0] in changed or b.is_floating_point()
         }
 
-    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objective and bound of a piece, with these tensors in the place of the model's parameters."""
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Objective, bound and penalties of a piece, with these tensors in the place of the model's parameters."""
         buffers = rest[len(rest) - len(self.buffers) :]
         names = [*self.names, *self.row_names, *self.buffers]
         given = {f"model.{name}": tensor for name, tensor in zip(names, [*leaves, *buffers], strict=True)}
         return functional_call(self.holder, given, (rest,))
 
-    def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
         values, gaps = len(self.values), len(self.gaps)
         w, total, beta = rest[values + gaps : values + gaps + 3]
         missing = dict(zip(self.gaps, rest[values : values + gaps], strict=True))
@@ -114,8 +116,15 @@ class ModelObjective:
             value = (w * self.objective(sites, beta, w)).sum() + beta * theta
             if not self.annealed:
                 return value, value
+            penalties = [self._penalty(sites, name, w) for name in self.penalties]
             with torch.no_grad():
-                return value, (w * Elbo(particles)(sites)).sum() + theta
+                bound = (w * Elbo(particles)(sites)).sum() + theta
+            return value - sum(penalties), bound, *penalties
+
+    def _penalty(self, sites: Sites, name: str, weights: Tensor) -> Tensor:
+        """Of the data, its mean over the particles, with the score's gradient for draws that have no pathwise one."""
+        each = sites.penalties[name]
+        return weights @ (each + score(sites, each)).reshape(self.objective.num_particles, -1).mean(0)
 
     def move_rows(self, batch: Batch, gradients: Sequence[Tensor], share: Share) -> None:
         """A step of SparseAdam on the rows in the batch of all processes."""
@@ -142,7 +151,7 @@ class ModelObjective:
             with model.bind(shared):
                 index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
                 sites = model.sites(batch.obs.repeat(particles), index)
-        for log in (sites.log_p, sites.log_q):
+        for log in (sites.log_p, sites.log_q, sites.penalties):
             for name, density in log.items():
                 impossible = (density == -torch.inf) & (density.dim() == 1)  # along a finite latent that may well be
                 if bool((density.isnan() | (density == torch.inf) | impossible).any()):
@@ -163,7 +172,7 @@ class _Holder(nn.Module):
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self.function(rest)
 
 

@@ -169,6 +169,7 @@ class EM:
             self._check_pair(weights)
             return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
+        model.refuse_penalties("EM")
         fitted = deepcopy(model).double()
         with (
             threads(1) as num_threads,

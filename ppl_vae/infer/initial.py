@@ -40,7 +40,7 @@ def em_applies(model: LatentVariableModel, obs: Observations) -> bool:
     latents = [n for n in model.local_nodes() if n.kind == "latent"]
     observed = {n.name for n in model.local_nodes() if n.kind == "observed"}
     families = model.observed_families(obs)
-    return bool(latents) and not model.draws_latents(obs) and set(families) == observed
+    return bool(latents) and not model.penalties and not model.draws_latents(obs) and set(families) == observed
 
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:

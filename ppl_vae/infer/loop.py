@@ -37,10 +37,13 @@ class History:
     objective: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    penalties: dict[str, list[float]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """The columns that were filled."""
-        return {k: torch.tensor(v, dtype=torch.float64) for k, v in vars(self).items() if v}
+        columns = {name: column for name, column in vars(self).items() if isinstance(column, list)}
+        columns |= {f"penalty: {name}": column for name, column in self.penalties.items()}
+        return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items() if column}
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Loop:
 
     def _zeros(self) -> Tensor:
         device = self.step.dense[0].device if self.step.dense else None
-        return torch.zeros(3, dtype=torch.float64, device=device)
+        return torch.zeros(3 + len(self.step.climbed.penalties), dtype=torch.float64, device=device)
 
     def run(self, state: Any = None) -> tuple[History, Status]:
         """Train until the epochs are over, patience is, a callback or Ctrl-C says so, or a number is not finite."""
@@ -135,7 +138,7 @@ class Loop:
         result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.checkpoint.interrupted))
         if not result.moved:
             return self._failed(batch, beta, before, result)
-        self.sums += torch.stack([result.bound, result.objective, result.weight])
+        self.sums += torch.stack([result.bound, result.objective, result.weight, *result.penalties.values()])
         self.steps, self.number = self.steps + 1, self.number + 1
         if self.steps % LOOK == 0 and not self._remember():
             return self._failed(batch, beta, before, result)
@@ -156,7 +159,9 @@ class Loop:
 
     def _close(self) -> Status | None:
         """End an epoch: record it, look at held-out data, let the learning rate change."""
-        bound, objective = (self.sums[:2] / self.sums[2]).tolist()
+        bound, objective, _, *penalties = (self.sums / self.sums[2]).tolist()
+        for name, value in zip(self.step.climbed.penalties, penalties, strict=True):
+            self.history.penalties.setdefault(name, []).append(value)
         self.history.bound.append(bound)
         self.history.objective.append(objective)
         self.history.seconds.append(self.elapsed + time.perf_counter() - self.begin)
@@ -251,7 +256,7 @@ class Loop:
         module = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         return {
             "epoch": self.epoch, "number": self.number, "steps": self.steps, "sums": self.sums.clone(),
-            "history": {name: list(column) for name, column in vars(self.history).items()},
+            "history": asdict(self.history),
             "elapsed": self.elapsed + time.perf_counter() - self.begin,
             "module": module, "mode": self.step.mode, "notes": list(self.notes),
             "optimizer": self.optimizer.state_dict(),

@@ -50,6 +50,7 @@ class PairObjective:
     """
 
     num_rows = 0
+    penalties: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """One step of gradient ascent: a traced value and gradient, summed over pieces and processes, and an optimiser."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +28,8 @@ class StepResult:
         Whether the parameters were moved.
     signals : sequence of float
         What the processes told each other with this step, summed.
+    penalties : mapping
+        By name, terms that the objective has and the bound has not, in nats.
     """
 
     bound: Tensor
@@ -35,10 +37,13 @@ class StepResult:
     weight: Tensor
     moved: bool = True
     signals: Sequence[float] = ()
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Bound and objective in nats per datum, not yet read from the device."""
-        return {"bound": self.bound / self.weight, "objective": self.objective / self.weight}
+        """Bound, objective and penalties in nats per datum, not yet read from the device."""
+        sums = {"bound": self.bound, "objective": self.objective}
+        sums |= {f"penalty: {name}": value for name, value in self.penalties.items()}
+        return {name: value / self.weight for name, value in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,20 @@ class Climbed(Protocol):
         Parameters moved at every step.
     num_rows : int
         Tensors of per-datum parameters, of which a batch moves its rows.
+    penalties : tuple of str
+        Names of the terms that only the objective has.
     """
 
     dense: list[Tensor]
     num_rows: int
+    penalties: tuple[str, ...]
 
     def pieces(self, batch: Any, beta: float, count: int) -> list[Pieces]:
         """A batch in `count` pieces of one shape."""
         ...
 
-    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The objective and the bound summed over a piece, in nats, at these parameters and rows."""
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The objective, the bound and each penalty summed over a piece, in nats, at these parameters and rows."""
         ...
 
     def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
@@ -123,13 +131,13 @@ class Step:
         self.traced.mode = "off"
 
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Objective and bound of a piece, and the gradient of minus the objective over the first tensor."""
+        """Objective, bound and penalties of a piece, and the gradient of minus the objective over the first tensor."""
         norm, (moved, rest) = tensors[0], self._split(tensors[1:])
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in moved]
-            value, bound = self.climbed.sums(leaves, rest)
+            value, *seen = self.climbed.sums(leaves, rest)
             gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True, materialize_grads=True)
-        return value.detach(), bound.detach(), *gradients
+        return value.detach(), *[each.detach() for each in seen], *gradients
 
     def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         count = len(self.dense) + self.climbed.num_rows
@@ -148,19 +156,24 @@ class Step:
     ) -> tuple[StepResult, Sequence[Tensor]]:
         """Sums over the batch of all processes, and the gradient of minus the objective per unit of weight."""
         parts = self.climbed.pieces(batch, beta, self.accumulate)
+        names = self.climbed.penalties
         if len(parts) == 1 and self.share.world == 1:
-            value, bound, *moves = self._call(parts[0], parts[0].weight)
-            return StepResult(bound, value, parts[0].weight, signals=signals), moves
+            value, bound, *rest = self._call(parts[0], parts[0].weight)
+            terms = dict(zip(names, rest, strict=False))
+            return StepResult(bound, value, parts[0].weight, signals=signals, penalties=terms), rest[len(names) :]
         found = [self._call(part, torch.ones_like(part.weight)) for part in parts]
-        dense = 2 + len(self.dense)
+        reported = 2 + len(names)
+        dense = reported + len(self.dense)
         sums = [torch.stack(each).sum(0) for each in zip(*[one[:dense] for one in found], strict=True)]
         rows = [torch.cat(each) for each in zip(*[one[dense:] for one in found], strict=True)]
         weight = torch.stack([part.weight for part in parts]).sum()
         heard = [weight.new_tensor(float(signal)) for signal in signals]
-        summed = self.share.add([*sums[:2], weight, *heard, *sums[2:]])
-        (value, bound, weight), heard, moves = summed[:3], summed[3 : 3 + len(heard)], summed[3 + len(heard) :]
-        gradients = torch._foreach_div([*moves, *rows], weight)
-        return StepResult(bound, value, weight, signals=[float(signal) for signal in heard]), gradients
+        summed = iter(self.share.add([weight, *heard, *sums]))
+        weight, heard, value, bound = next(summed), [next(summed) for _ in heard], next(summed), next(summed)
+        terms = {name: next(summed) for name in names}
+        gradients = torch._foreach_div([*summed, *rows], weight)
+        told = [float(signal) for signal in heard]
+        return StepResult(bound, value, weight, signals=told, penalties=terms), gradients
 
     def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
         return self.traced(norm, *self.dense, *part.rows, *part.rest)
