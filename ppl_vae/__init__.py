@@ -3,7 +3,7 @@
 from ppl_vae import data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
 from ppl_vae.compare import Table, compare
-from ppl_vae.declare import LatentVariableModel, given, latent, observed
+from ppl_vae.declare import LatentVariableModel, given, latent, observed, penalty
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import (
@@ -82,6 +82,7 @@ __all__ = [
     "normalized",
     "observed",
     "optimizer",
+    "penalty",
     "posteriors",
     "priors",
     "refit_prior",
