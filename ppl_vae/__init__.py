@@ -31,7 +31,7 @@ from ppl_vae.infer import (
     svi_step,
     track,
 )
-from ppl_vae.objectives import elbo, iwae
+from ppl_vae.objectives import elbo, infovae, iwae, tc_elbo
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.refit import refit_prior
 from ppl_vae.select import Selection, select
@@ -72,6 +72,7 @@ __all__ = [
     "families",
     "flows",
     "given",
+    "infovae",
     "iwae",
     "latent",
     "likelihood_ratio_test",
@@ -92,5 +93,6 @@ __all__ = [
     "sgd",
     "standard_errors",
     "svi_step",
+    "tc_elbo",
     "track",
 ]

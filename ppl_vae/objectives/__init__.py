@@ -5,8 +5,26 @@ make them directly, `trace_sites` makes them from an ordinary Pyro pair.
 """
 
 from ppl_vae.objectives.bound import Elbo, Objective, elbo
+from ppl_vae.objectives.discrepancy import InfoVae, discrepancy, infovae
 from ppl_vae.objectives.importance import Iwae, iwae
 from ppl_vae.objectives.sites import Sites, has_analytic_kl
+from ppl_vae.objectives.total_correlation import TcElbo, TcTerms, tc_elbo
 from ppl_vae.objectives.tracing import max_plate_nesting, trace_sites
 
-__all__ = ["Elbo", "Iwae", "Objective", "Sites", "elbo", "has_analytic_kl", "iwae", "max_plate_nesting", "trace_sites"]
+__all__ = [
+    "Elbo",
+    "InfoVae",
+    "Iwae",
+    "Objective",
+    "Sites",
+    "TcElbo",
+    "TcTerms",
+    "discrepancy",
+    "elbo",
+    "has_analytic_kl",
+    "infovae",
+    "iwae",
+    "max_plate_nesting",
+    "tc_elbo",
+    "trace_sites",
+]
