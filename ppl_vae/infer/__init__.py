@@ -19,9 +19,11 @@ from ppl_vae.infer.own_loop import svi_step
 from ppl_vae.infer.schedules import constant, cyclical, linear
 from ppl_vae.infer.svi import SVI
 from ppl_vae.infer.trackers import CSVTracker, TensorBoardTracker, Tracker, track
+from ppl_vae.infer.turns import Alternate, Lagging, alternate, lagging
 from ppl_vae.infer.vb import VB
 
 __all__ = [
+    "Alternate",
     "EM",
     "NUTS",
     "SVI",
@@ -29,6 +31,7 @@ __all__ = [
     "CSVTracker",
     "Callback",
     "Checkpoints",
+    "Lagging",
     "Run",
     "TensorBoardTracker",
     "Tracker",

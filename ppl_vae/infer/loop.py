@@ -20,6 +20,7 @@ from ppl_vae.infer.progress import Update
 from ppl_vae.infer.random_state import random_state, restore_random_state
 from ppl_vae.infer.step import Step, StepResult
 from ppl_vae.infer.stepper import Stepper
+from ppl_vae.infer.turns import Turns
 
 __all__ = ["History", "Loop"]
 
@@ -68,6 +69,8 @@ class Loop:
         Its bound is recorded at the end of each epoch.
     patience : int, optional
         Epochs without a better held-out bound before the end.
+    turns : Turns, optional
+        Whose turn a step is, where not all parameters move at each.
     """
 
     module: nn.Module
@@ -82,6 +85,7 @@ class Loop:
     callbacks: Callbacks = field(default_factory=Callbacks)
     update: Update = lambda done, text: None
     seed: int = 0
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         self.history, self.text = History(), ""
@@ -135,11 +139,14 @@ class Loop:
         beta = self._beta()
         if self.callbacks:
             self.callbacks.begin(self.steps)
-        result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.checkpoint.interrupted))
+        moving = None if self.turns is None else self.turns.moving(self.steps, self.epoch)
+        result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.checkpoint.interrupted), moving)
         if not result.moved:
             return self._failed(batch, beta, before, result)
         self.sums += torch.stack([result.bound, result.objective, result.weight, *result.penalties.values()])
         self.steps, self.number = self.steps + 1, self.number + 1
+        if self.turns is not None:
+            self.turns.seen(result)
         if self.steps % LOOK == 0 and not self._remember():
             return self._failed(batch, beta, before, result)
         self.update(self.steps, self.text)
@@ -169,6 +176,8 @@ class Loop:
         if not math.isfinite(bound + objective):
             return self._failed(None, self._beta(), None, None)
         self._share_statistics()
+        note = "" if self.turns is None else self.turns.close(self.epoch)
+        self.notes += [note] if note else []
         better = self._look()
         self.optimizer.end_of_epoch((self.history.validation or self.history.bound)[-1])
         self.epoch, self.number, self.sums = self.epoch + 1, 0, self._zeros()
@@ -262,6 +271,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "held_out": None if self.held_out is None else self.held_out.state(),
             "best": {"epoch": self.best_epoch, "state": self.best_state},
+            "turns": None if self.turns is None else self.turns.state(),
             "ended": None if self.ended is None or self.ended.code == INTERRUPTED else asdict(self.ended),
             "random": random_state(), "generators": self.share.stacked(torch.get_rng_state()),
         }  # fmt: skip
@@ -275,6 +285,8 @@ class Loop:
         if self.held_out is not None:
             self.held_out.restore(state["held_out"])
         self.best_epoch, self.best_state = state["best"]["epoch"], state["best"]["state"]
+        if self.turns is not None:
+            self.turns.restore(state["turns"])
         self.ended = None if state["ended"] is None else Status(**state["ended"])
         if state["mode"] == "off":
             self.step.run_eagerly()

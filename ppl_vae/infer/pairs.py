@@ -97,6 +97,7 @@ class _Whole:
 
 WHOLE: dict[str, Any] = {
     "batch_size": None, "beta": 1.0, "validation": None, "patience": None, "accumulate": 1, "precision": "full",
+    "alternate": None,
 }  # fmt: skip
 """Settings that only a declaration gives a meaning, at the values that do nothing."""
 

@@ -143,12 +143,14 @@ class Step:
         count = len(self.dense) + self.climbed.num_rows
         return tensors[:count], tensors[count:]
 
-    def __call__(self, batch: Any, beta: float = 1.0, signals: Sequence[float] = ()) -> StepResult:
-        """One step; on a CPU, none where the objective is not finite."""
+    def __call__(
+        self, batch: Any, beta: float = 1.0, signals: Sequence[float] = (), moving: Sequence[bool] | None = None
+    ) -> StepResult:
+        """One step; on a CPU, none where the objective is not finite. `moving` is as in `move`."""
         result, gradients = self.gradient(batch, beta, signals)
         if not result.objective.is_cuda and not bool(result.objective.isfinite()):
             return replace(result, moved=False)
-        self.move(batch, gradients)
+        self.move(batch, gradients, moving)
         return result
 
     def gradient(
@@ -178,13 +180,14 @@ class Step:
     def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
         return self.traced(norm, *self.dense, *part.rows, *part.rest)
 
-    def move(self, batch: Any, gradients: Sequence[Tensor]) -> None:
-        """The optimiser's step along these gradients."""
-        for parameter, gradient in zip(self.dense, gradients, strict=False):
-            parameter.grad = gradient
+    def move(self, batch: Any, gradients: Sequence[Tensor], moving: Sequence[bool] | None = None) -> None:
+        """The optimiser's step along these gradients, of the parameters and rows that are `moving`: all by default."""
+        moving = moving or [True] * len(gradients)
+        for parameter, gradient, own in zip(self.dense, gradients, moving, strict=False):
+            parameter.grad = gradient if own else None
         if self.optimizer is not None:
             self.optimizer.step()
-        if len(gradients) > len(self.dense):
+        if len(gradients) > len(self.dense) and moving[-1]:
             self.climbed.move_rows(batch, gradients[len(self.dense) :], self.share)
 
     def check(self, batch: Any, beta: float = 1.0) -> float:

@@ -31,6 +31,7 @@ from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
+from ppl_vae.infer.turns import Alternate, Lagging
 from ppl_vae.objectives import Objective, elbo
 
 __all__ = ["SVI"]
@@ -52,7 +53,7 @@ class SVI:
     optimizer : callable
         Parameters to a torch optimiser: `adam(lr)`, `sgd(lr)`, or your own.
     objective : Objective
-        `elbo()`, `elbo(num_particles, kl="analytic")`, `iwae(num_particles)`.
+        `elbo()`, `elbo(num_particles, kl="analytic")`, `iwae(num_particles)`, `infovae(...)`, `tc_elbo(...)`.
     guide : str or callable
         q of the shared latents: "normal", "lowrank", "multivariate", "delta", or a Pyro autoguide class.
     beta : float or callable
@@ -74,6 +75,8 @@ class SVI:
         Pieces into which a batch is cut, one gradient after the other, to save memory.
     precision : {"full", "bf16"}
         "bf16": matrix products in bfloat16.
+    alternate : Alternate or Lagging, optional
+        q and the model in turns: `alternate(q=5, model=1)`, `lagging()`; None moves them together.
     num_draws : int
         Draws of the shared latents kept in the Fit.
     seed : int
@@ -110,6 +113,7 @@ class SVI:
     compile: str = "auto"
     accumulate: int = 1
     precision: str = "full"
+    alternate: Alternate | Lagging | None = None
     num_draws: int = 1000
     seed: int = 0
     progress: bool = True
@@ -124,6 +128,10 @@ class SVI:
             )
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")
+        if not isinstance(self.alternate, Alternate | Lagging | None):
+            raise EngineError(
+                f"SVI: alternate takes pv.alternate(q=..., model=...) or pv.lagging(), got {self.alternate!r}"
+            )
         if self.compile not in ("auto", *MODES):
             raise EngineError(f"SVI: compile must be auto, {', '.join(MODES)}; got {self.compile!r}")
         if self.precision not in PRECISIONS:
@@ -188,7 +196,7 @@ class SVI:
 
     def _settings(self) -> dict[str, Any]:
         names = ("epochs", "batch_size", "patience", "accumulate", "precision", "num_draws", "seed")
-        spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta")}
+        spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta", "alternate")}
         return {**{k: getattr(self, k) for k in names}, **spoken}
 
     def _prepare(self, model: LatentVariableModel, batches: Batches) -> None:
@@ -216,6 +224,7 @@ class SVI:
         steps = None if batches.steps is None else self.epochs * batches.steps
         count = sum(p.numel() for p in climbed.dense)
         step = Step(climbed, optimizer, choose(self.compile, count, batches.batch_size, steps), self.accumulate, share)
+        turns = None if self.alternate is None else self.alternate.turns(climbed, batches, share)
         held_out = self._held_out(model)
         run = Run("SVI", model, steps, batches.steps, self._settings(), share=share)
         with (
@@ -228,7 +237,7 @@ class SVI:
             hooks = Callbacks(self.callbacks, run)
             loop = Loop(
                 model, step, batches, optimizer, self.epochs, self.beta, held_out, self.patience, checkpoint, hooks,
-                update, self.seed,
+                update, self.seed, turns,
             )  # fmt: skip
             with hooks:
                 try:
@@ -301,7 +310,7 @@ SMALL = 1_000_000
 """Products of a step, at most, that are not worth a second thread."""
 HEADER = (
     "epochs", "batch_size", "optimizer", "objective", "guide", "beta", "patience", "start", "compile", "accumulate",
-    "precision", "seed",
+    "precision", "seed", "alternate",
 )  # fmt: skip
 """Settings that a resumed run must share."""
 

@@ -1,0 +1,312 @@
+"""q and the model trained in turns, as EM takes them: which parameters are whose, and whose turn a step is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae.declare import Observations
+from ppl_vae.errors import EngineError
+from ppl_vae.infer.ascent import ModelObjective
+from ppl_vae.infer.batches import Batches
+from ppl_vae.infer.processes import Share
+from ppl_vae.infer.step import StepResult
+from ppl_vae.objectives import Sites
+
+__all__ = ["Alternate", "Lagging", "Turns", "alternate", "belongs_to_q", "lagging", "mutual_information"]
+
+
+class Turns(Protocol):
+    """Whose turn each step of one fit is."""
+
+    def moving(self, step: int, epoch: int) -> Sequence[bool] | None:
+        """For each parameter, those of single data last, whether this step moves it; None: all of them."""
+
+    def seen(self, result: StepResult) -> None:
+        """Take note of a step that was taken."""
+
+    def close(self, epoch: int) -> str:
+        """End an epoch; a note for the fit's status, or nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next turns depend on beside the numbers of step and epoch."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """Turns of fixed length; made by `alternate`, which tells what each field means."""
+
+    q: int = 1
+    model: int = 1
+    per: str = "step"
+    parameters: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.q < 1 or self.model < 1:
+            raise EngineError(f"alternate: both turns have at least one step, got q={self.q} and model={self.model}")
+        if self.per not in ("step", "epoch"):
+            raise EngineError(f'alternate: per must be "step" or "epoch", got {self.per!r}')
+
+    def turns(self, climbed: ModelObjective, batches: Batches, share: Share) -> Turns:
+        """The turns of a fit."""
+        return _Cycle(self, belongs_to_q(climbed, batches.first, self.parameters))
+
+
+@dataclass(frozen=True)
+class Lagging:
+    """Many steps of q before each one of the model, while codes gain information; made by `lagging`."""
+
+    window: int = 10
+    most: int = 100
+    rows: int = 500
+    parameters: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.most < self.window or self.rows < 2:
+            raise EngineError(
+                f"lagging: window must be at least 1, most at least window and rows at least 2; got {self.window}, "
+                f"{self.most} and {self.rows}"
+            )
+
+    def turns(self, climbed: ModelObjective, batches: Batches, share: Share) -> Turns:
+        """The turns of a fit."""
+        return _Lag(self, belongs_to_q(climbed, batches.first, self.parameters), climbed, batches, share)
+
+
+class _Cycle:
+    """q's turn, the model's turn, and again: a function of the step, so there is nothing to keep."""
+
+    def __init__(self, plan: Alternate, q: Sequence[bool]) -> None:
+        self.plan, self.q, self.model = plan, tuple(q), tuple(not own for own in q)
+
+    def moving(self, step: int, epoch: int) -> Sequence[bool]:
+        count = step if self.plan.per == "step" else epoch
+        return self.q if count % (self.plan.q + self.plan.model) < self.plan.q else self.model
+
+    def seen(self, result: StepResult) -> None:
+        pass
+
+    def close(self, epoch: int) -> str:
+        return ""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class _Lag:
+    """The schedule of He et al. (2019): its state is where the inner loop stands, and the last information."""
+
+    def __init__(
+        self, plan: Lagging, q: Sequence[bool], climbed: ModelObjective, batches: Batches, share: Share
+    ) -> None:
+        self.plan, self.q, self.model = plan, tuple(q), tuple(not own for own in q)
+        self.climbed, self.batches, self.share = climbed, batches, share
+        self.joint, self.inner, self.sum = False, 0, 0.0
+        self.last: float | None = None
+        self.information: float | None = None
+
+    def moving(self, step: int, epoch: int) -> Sequence[bool] | None:
+        if self.joint:
+            return None
+        return self.model if self.inner < 0 else self.q
+
+    def seen(self, result: StepResult) -> None:
+        if self.joint:
+            return
+        if self.inner < 0:  # the model had its step
+            self.inner, self.sum, self.last = 0, 0.0, None
+            return
+        self.inner, self.sum = self.inner + 1, self.sum + float(result.objective / result.weight)
+        if self.inner % self.plan.window == 0:
+            mean, self.sum = self.sum / self.plan.window, 0.0
+            flat = self.last is not None and mean <= self.last
+            self.last = mean
+            if flat or self.inner >= self.plan.most:
+                self.inner = -1
+
+    def close(self, epoch: int) -> str:
+        if self.joint:
+            return ""
+        before, self.information = self.information, self._information()
+        self.joint = before is not None and self.information <= before
+        if not self.joint:
+            return ""
+        return (
+            f"q and the model were trained together from epoch {epoch + 1} on: the information of the codes went from "
+            f"{before:.3f} to {self.information:.3f} nats"
+        )
+
+    def _information(self) -> float:
+        """The mean over all processes, with the same noise at every look."""
+        count = min(self.plan.rows, len(self.batches.first))
+        obs = self.batches.first.rows(torch.arange(count, device=self.climbed.like.device))
+        with torch.no_grad():
+            value = mutual_information(_sites(self.climbed, obs, seed=0)[0])
+        return float(self.share.sum(value)) / self.share.world
+
+    def state(self) -> dict[str, Any]:
+        names = ("joint", "inner", "sum", "last", "information")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def mutual_information(sites: Sites) -> Tensor:
+    """I(x; z) under q, mean_i log q(z_i | x_i) - log (1/n) sum_k q(z_i | x_k), in nats; it never exceeds log n.
+
+    Of several latents the sum, each given the earlier ones' draws.
+
+    Raises
+    ------
+    EngineError
+        If no latent is drawn, or one for each value of a finite latent.
+    """
+    drawn = [name for name in sites.log_q if name not in sites.enumerated]
+    if not drawn or any(sites.log_q[name].dim() > 1 for name in drawn):
+        raise EngineError("the information of codes is measured on latents with one draw per datum; there is none here")
+    total: Any = 0.0
+    for name in drawn:
+        z = sites.values[name]
+        each = sites.q[name].log_prob(z.unsqueeze(1))  # log q(z_i | x_k), [n, n]
+        total = total + (each.diagonal() - each.logsumexp(1)).mean() + torch.tensor(float(len(z))).log()
+    return total
+
+
+def belongs_to_q(climbed: ModelObjective, obs: Observations, given: Sequence[str] | None = None) -> list[bool]:
+    """For each parameter, those of single data last, whether it is q's: whether a draw of q or its density uses it.
+
+    A parameter that the model uses too, such as a VampPrior's encoder, is q's: the bound rises in both turns whatever
+    the division.
+
+    Parameters
+    ----------
+    climbed : ModelObjective
+        With the model's parameters and their names.
+    obs : Observations
+        Data to look at.
+    given : sequence of str, optional
+        Names of q's parameters or of the modules that hold them, where the user knows better.
+
+    Raises
+    ------
+    EngineError
+        If one side has no parameter, or a given name does not exist.
+    """
+    dense = _named(climbed.names, given) if given is not None else _reached(climbed, obs)
+    found = [*dense, *[True] * climbed.num_rows]
+    if all(found) or not any(found):
+        side = "q" if all(found) else "the model"
+        raise EngineError(
+            f"alternate: every parameter belongs to {side}, so there are no turns to take; finite latents without a "
+            "posterior are summed out exactly and have no q of their own"
+        )
+    return found
+
+
+def _named(names: Sequence[str], given: Sequence[str]) -> list[bool]:
+    for prefix in given:
+        if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
+            raise EngineError(f"alternate: parameters names {prefix!r}; the model has {', '.join(names)}")
+    return [any(name == prefix or name.startswith(f"{prefix}.") for prefix in given) for name in names]
+
+
+def _reached(climbed: ModelObjective, obs: Observations) -> list[bool]:
+    sites, shared = _sites(climbed, obs.rows(torch.arange(min(4, len(obs)), device=climbed.like.device)), seed=0)
+    seen = [each for each in (*sites.log_q.values(), *sites.values.values(), *shared) if each.requires_grad]
+    if not seen or not climbed.dense:
+        return [False] * len(climbed.dense)
+    total = torch.stack([each.sum() for each in seen]).sum()
+    gradients = torch.autograd.grad(total, climbed.dense, allow_unused=True)
+    return [gradient is not None for gradient in gradients]
+
+
+def _sites(climbed: ModelObjective, obs: Observations, seed: int) -> tuple[Sites, list[Tensor]]:
+    """Factors of the model at one draw, with the shared latents' values and log q; nothing else is changed by it."""
+    model, training = climbed.model, climbed.model.training
+    devices = [model.like.device] if model.like.device.type == "cuda" else []
+    index = torch.arange(len(obs), device=model.like.device) if climbed.num_rows else None
+    model.eval()  # running statistics stay as they are
+    with torch.random.fork_rng(devices), model.numeric():
+        torch.manual_seed(seed)
+        shared, log_q = model.draw_shared()
+        with model.bind(shared):
+            sites = model.sites(obs, index)
+    model.train(training)
+    return sites, [*shared.values(), log_q]
+
+
+def alternate(q: int = 1, model: int = 1, per: str = "step", parameters: Sequence[str] | None = None) -> Alternate:
+    """Train q and the model in turns, for `SVI(alternate=...)`: EM with gradient steps (T18, 000 s. 3).
+
+    In q's turn the bound rises by closing the gap to log p(x), in the model's turn by raising what is below. Gradients
+    of all parameters are computed in one graph, and the optimiser moves those whose turn it is; the others keep their
+    moments.
+
+    Parameters
+    ----------
+    q, model : int
+        Lengths of the turns; q begins.
+    per : {"step", "epoch"}
+        What the lengths count.
+    parameters : sequence of str, optional
+        Which parameters are q's, by name or by the module that holds them, such as ["encoder"]. By default those that a
+        draw of q or its density uses: encoders, parameters of single data, the guide of shared latents. What the
+        prior uses too, as a VampPrior the encoder, is q's.
+
+    Raises
+    ------
+    EngineError
+        If a length is below 1; at the fit, if one side has no parameter.
+
+    Examples
+    --------
+    >>> alternate(q=5)
+    Alternate(q=5, model=1, per='step', parameters=None)
+    """
+    return Alternate(q, model, per, None if parameters is None else tuple(parameters))
+
+
+def lagging(window: int = 10, most: int = 100, rows: int = 500, parameters: Sequence[str] | None = None) -> Lagging:
+    """Let q catch up before every step of the model while codes gain information, then train both: against collapse.
+
+    An encoder that lags behind the true posterior lets the decoder learn to ignore the code (T22). q takes steps until
+    the mean objective of a window of them is no better than that of the window before, then the model takes one. At the
+    end of each epoch I(x; z) is estimated; the first time that it does not rise, both are trained together from then
+    on, and the status of the fit says so.
+
+    Parameters
+    ----------
+    window : int
+        Steps of q whose objectives are averaged.
+    most : int
+        Steps of q in one turn, at most.
+    rows : int
+        Rows of the data, the first ones, on which I(x; z) is estimated; the estimate cannot exceed log(rows).
+    parameters : sequence of str, optional
+        As in `alternate`.
+
+    Raises
+    ------
+    EngineError
+        If a number is out of range; at the fit, where codes are not drawn one per datum.
+
+    References
+    ----------
+    He, Spokoyny, Neubig and Berg-Kirkpatrick (2019). Lagging inference networks and posterior collapse in variational
+    autoencoders. ICLR.
+
+    Examples
+    --------
+    >>> lagging(most=50).most
+    50
+    """
+    return Lagging(window, most, rows, None if parameters is None else tuple(parameters))
