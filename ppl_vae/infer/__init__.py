@@ -23,11 +23,11 @@ from ppl_vae.infer.turns import Alternate, Lagging, alternate, lagging
 from ppl_vae.infer.vb import VB
 
 __all__ = [
-    "Alternate",
     "EM",
     "NUTS",
     "SVI",
     "VB",
+    "Alternate",
     "CSVTracker",
     "Callback",
     "Checkpoints",
@@ -37,11 +37,13 @@ __all__ = [
     "Tracker",
     "adam",
     "adamw",
+    "alternate",
     "checkpoints",
     "clipped",
     "clipped_adam",
     "constant",
     "cyclical",
+    "lagging",
     "linear",
     "normalized",
     "optimizer",
