@@ -6,6 +6,7 @@ from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed, penalty
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.fit import Fit, Status
+from ppl_vae.from_pyro import from_pyro
 from ppl_vae.infer import (
     EM,
     NUTS,
@@ -74,6 +75,7 @@ __all__ = [
     "elbo",
     "families",
     "flows",
+    "from_pyro",
     "given",
     "infovae",
     "iwae",

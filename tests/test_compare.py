@@ -80,7 +80,7 @@ def test_datatree_holds_the_marginal_likelihood(fits):
         expected = fits["NUTS"].model.log_prob(x)
     stored = torch.as_tensor(tree["log_likelihood"]["x"].values[0, 3])
     torch.testing.assert_close(stored, expected)
-    assert tree["observed_data"]["x"].coords["x_column"].values.tolist() == ["eruptions", "waiting"]
+    assert tree["observed_data"]["x"].coords["feature"].values.tolist() == ["eruptions", "waiting"]
 
 
 def test_point_fit_has_one_chain_of_one_draw(fits):

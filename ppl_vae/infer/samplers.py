@@ -38,6 +38,10 @@ STATS = {
     "energy": "energy",
     "tree_depth": "depth",
     "acceptance_rate": "mean_tree_accept",
+    "lp": "logp",
+    "energy_error": "energy_error",
+    "step_size_bar": "step_size_bar",
+    "reached_max_treedepth": "maxdepth_reached",
 }
 """Our names (ArviZ's) of nutpie's statistics."""
 

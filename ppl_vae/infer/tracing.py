@@ -138,7 +138,8 @@ def _difference(expected: Tensor, found: Tensor, least: float) -> float:
     if not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
     a, b = a.nan_to_num(), b.nan_to_num()
-    least = max(least, torch.finfo(expected.dtype).tiny ** 0.5)
+    dtype = expected.dtype if expected.is_floating_point() else torch.float64
+    least = max(least, torch.finfo(dtype).tiny ** 0.5)
     return ((a - b).abs().max() / a.abs().max().clamp_min(least)).item()
 
 
