@@ -63,14 +63,15 @@ class Lagging:
 
     window: int = 10
     most: int = 100
+    patience: int = 1
     rows: int = 500
     parameters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.most < self.window or self.rows < 2:
+        if self.window < 1 or self.most < self.window or self.patience < 1 or self.rows < 2:
             raise EngineError(
-                f"lagging: window must be at least 1, most at least window and rows at least 2; got {self.window}, "
-                f"{self.most} and {self.rows}"
+                f"lagging: window and patience must be at least 1, most at least window and rows at least 2; got "
+                f"{self.window}, {self.patience}, {self.most} and {self.rows}"
             )
 
     def turns(self, climbed: ModelObjective, batches: Batches, share: Share) -> Turns:
@@ -102,7 +103,7 @@ class _Cycle:
 
 
 class _Lag:
-    """The schedule of He et al. (2019): its state is where the inner loop stands, and the last information."""
+    """The schedule of He et al. (2019): its state is where the inner loop stands, and the best information."""
 
     def __init__(
         self, plan: Lagging, q: Sequence[bool], climbed: ModelObjective, batches: Batches, share: Share
@@ -111,7 +112,7 @@ class _Lag:
         self.climbed, self.batches, self.share = climbed, batches, share
         self.joint, self.inner, self.sum = False, 0, 0.0
         self.last: float | None = None
-        self.information: float | None = None
+        self.best, self.waited = -1.0, 0
 
     def moving(self, step: int, epoch: int) -> Sequence[bool] | None:
         if self.joint:
@@ -135,13 +136,15 @@ class _Lag:
     def close(self, epoch: int) -> str:
         if self.joint:
             return ""
-        before, self.information = self.information, self._information()
-        self.joint = before is not None and self.information <= before
+        information = self._information()
+        self.waited = 0 if information > self.best else self.waited + 1
+        self.best = max(self.best, information)
+        self.joint = self.waited >= self.plan.patience
         if not self.joint:
             return ""
         return (
-            f"q and the model were trained together from epoch {epoch + 1} on: the information of the codes went from "
-            f"{before:.3f} to {self.information:.3f} nats"
+            f"q and the model were trained together from epoch {epoch + 1} on: the information of the codes was "
+            f"{information:.3f} nats, {self.best:.3f} at its best"
         )
 
     def _information(self) -> float:
@@ -153,7 +156,7 @@ class _Lag:
         return float(self.share.sum(value)) / self.share.world
 
     def state(self) -> dict[str, Any]:
-        names = ("joint", "inner", "sum", "last", "information")
+        names = ("joint", "inner", "sum", "last", "best", "waited")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -275,13 +278,15 @@ def alternate(q: int = 1, model: int = 1, per: str = "step", parameters: Sequenc
     return Alternate(q, model, per, None if parameters is None else tuple(parameters))
 
 
-def lagging(window: int = 10, most: int = 100, rows: int = 500, parameters: Sequence[str] | None = None) -> Lagging:
+def lagging(
+    window: int = 10, most: int = 100, patience: int = 1, rows: int = 500, parameters: Sequence[str] | None = None
+) -> Lagging:
     """Let q catch up before every step of the model while codes gain information, then train both: against collapse.
 
     An encoder that lags behind the true posterior lets the decoder learn to ignore the code (T22). q takes steps until
     the mean objective of a window of them is no better than that of the window before, then the model takes one. At the
-    end of each epoch I(x; z) is estimated; the first time that it does not rise, both are trained together from then
-    on, and the status of the fit says so.
+    end of each epoch I(x; z) is estimated; when it has not risen above its best for `patience` epochs, both are trained
+    together from then on, and the status of the fit says so.
 
     Parameters
     ----------
@@ -289,6 +294,8 @@ def lagging(window: int = 10, most: int = 100, rows: int = 500, parameters: Sequ
         Steps of q whose objectives are averaged.
     most : int
         Steps of q in one turn, at most.
+    patience : int
+        Epochs without more information before both are trained together; 1 is the published rule, for long epochs.
     rows : int
         Rows of the data, the first ones, on which I(x; z) is estimated; the estimate cannot exceed log(rows).
     parameters : sequence of str, optional
@@ -309,4 +316,4 @@ def lagging(window: int = 10, most: int = 100, rows: int = 500, parameters: Sequ
     >>> lagging(most=50).most
     50
     """
-    return Lagging(window, most, rows, None if parameters is None else tuple(parameters))
+    return Lagging(window, most, patience, rows, None if parameters is None else tuple(parameters))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class InfoVae:
             codes, draws = (self._grouped([*earlier, one.expand_as(z)]) for one in (z, prior))
             w = codes.new_ones(codes.shape[1]) if weights is None else weights
             spread = 2 * codes.shape[-1] * self.scale**2
-            found = found + discrepancy(codes, draws, w, lambda s, spread=spread: KERNELS[self.kernel](s, spread))
+            found = found + discrepancy(codes, draws, w, partial(KERNELS[self.kernel], spread=spread))
             earlier.append(z)
         return found
 

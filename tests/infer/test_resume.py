@@ -76,6 +76,8 @@ CASES = {
     "patience": (vae, binary, {"validation": binary(40), "patience": 3, "optimizer": BY_SCORE}),
     "a rate for each step": (vae, binary, {"optimizer": EVERY_STEP, "accumulate": 2}),
     "warm-up": (vae, binary, {"beta": pv.linear(0.0, 1.0, 3), "objective": pv.iwae(3)}),
+    "turns": (vae, binary, {"alternate": pv.alternate(q=2, model=1)}),
+    "a lagging encoder": (vae, binary, {"alternate": pv.lagging(window=2, most=4, rows=40)}),
     "momentum": (vae, binary, {"optimizer": pv.sgd(1e-2, momentum=0.9)}),
     "a Dataset": (vae, lambda: TensorDataset(binary()), {}),
     "a DataLoader": (
