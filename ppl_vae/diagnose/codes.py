@@ -4,7 +4,7 @@ All latents that are drawn count as one code z = (z_1, z_2, ...): several layers
 Finite latents that stand between them are summed out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -23,6 +23,7 @@ Code = dict[str, Tensor]
 """Values of the drawn latents by name, [m, *event] each."""
 PAIRS_AT_ONCE = 1 << 18
 """Pairs of a code and a datum whose density is in memory at once, per unit."""
+NOTHING = Observations({})
 DRAWS = 64
 """Draws per datum for moments that have no closed form."""
 
@@ -81,6 +82,10 @@ class Codes:
     def _declared(self, name: str) -> bool:
         return name in self.model._graph.posteriors
 
+    def first(self, count: int) -> "Codes":
+        """Those of the first data."""
+        return Codes(self.model, self.obs.rows(slice(0, count)))
+
     @property
     def factorised(self) -> bool:
         """Whether the q of every latent depends on data alone."""
@@ -99,12 +104,18 @@ class Codes:
                 scope[node.name] = Placed(q.sample(), q.event_dim)
             return {name: scope[name].value for name in self.names}
 
-    def draw_prior(self, count: int) -> Code:
-        """Codes of the prior, z ~ p(z)."""
+    def draw_prior(self, count: int, given: Observations = NOTHING) -> Code:
+        """Codes of the prior, z ~ p(z), or p(z | inputs) where they are given, one for each row.
+
+        Raises
+        ------
+        UndefinedError
+            If the prior depends on what is not given.
+        """
         with torch.no_grad(), self.model.numeric():
-            scope: Scope = {}
-            for node in self._prior_nodes():
-                d = self.model.distribution(node.name, scope | self._shared(), Observations({}))
+            scope = self.model.scope(given)
+            for node in self._above(scope):
+                d = self.model.distribution(node.name, scope, NOTHING)
                 scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((count,)), d.event_dim)
             return {name: scope[name].value for name in self.names}
 
@@ -129,44 +140,34 @@ class Codes:
         with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
             return self.prior(z).double()
 
-    def prior(self, z: Code) -> Tensor:
-        """Log p(z_s) in the model's own dtype, with its gradient, [m]."""
-        scope: Scope = {name: Placed(value, self._event_dim(name)) for name, value in z.items()} | self._shared()
+    def prior(self, z: Code, given: Observations = NOTHING) -> Tensor:
+        """Log p(z_s), or log p(z_s | inputs_s), in the model's own dtype and with its gradient, [m]."""
+        scope = self.model.scope(given)
+        nodes = self._above(scope)
+        scope |= {name: Placed(value, value.dim() - 1) for name, value in z.items()}
+        return self._total(nodes, scope, lambda node: self.model.distribution(node.name, scope, NOTHING))
+
+    def _above(self, scope: Scope) -> list[Any]:
+        """The drawn latents and what their prior depends on, parents first."""
+        graph, wanted = self.model._graph, set(self.names)
+        for node in reversed(self.model.local_nodes()):
+            wanted |= {name for name in node.parents if node.name in wanted and name not in scope}
+        unknown = sorted(name for name in wanted if name not in graph.nodes or graph.nodes[name].kind != "latent")
+        if unknown:
+            raise UndefinedError(f"the prior depends on {unknown[0]}, a value of each datum: there is no one p(z)")
+        return [node for node in self.model.local_nodes() if node.name in wanted]
+
+    def _total(self, nodes: list[Any], scope: Scope, law: Callable[[Any], Any]) -> Tensor:
+        """Log density of the nodes' values in scope, those not in it finite and summed out, [m]."""
         total: Any = 0.0
         dims = 0
-        for node in self._prior_nodes():
-            d = self.model.distribution(node.name, scope, Observations({}))
+        for node in nodes:
+            d = law(node)
             if node.name not in scope:
                 dims += 1
                 scope[node.name] = Placed(enumerate_values(d, -1 - dims), d.event_dim)
             total = total + d.log_prob(scope[node.name].value)
-        total = total.expand(torch.broadcast_shapes(total.shape, (len(next(iter(z.values()))),)))
         return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
-
-    def _prior_nodes(self) -> list[Any]:
-        """The drawn latents and what they depend on, parents first."""
-        graph, wanted = self.model._graph, set(self.names)
-        for node in reversed(self.model.local_nodes()):
-            wanted |= {
-                p for p in node.parents if node.name in wanted and p in graph.nodes and not graph.nodes[p].shared
-            }
-        given = {p for name in wanted for p in graph.nodes[name].parents if p in graph.inputs}
-        given |= {name for name in wanted if graph.nodes[name].kind == "observed" or name not in self._unknown()}
-        if given:
-            raise UndefinedError(
-                f"the prior depends on the data's own {', '.join(sorted(given))}: there is no one p(z)"
-            )
-        return [node for node in self.model.local_nodes() if node.name in wanted]
-
-    def _unknown(self) -> list[str]:
-        scope = self.model.scope(self.obs)
-        return [node.name for node in self.model.local_nodes() if node.kind == "latent" and node.name not in scope]
-
-    def _shared(self) -> Scope:
-        return self.model.scope(Observations({}))
-
-    def _event_dim(self, name: str) -> int:
-        return len(self._events()[name])
 
     def _events(self) -> dict[str, torch.Size]:
         laws = self.model.prototypes(self.obs)
@@ -197,17 +198,8 @@ class Codes:
     def _walk(self, rows: Observations, index: Tensor, z: Code) -> Tensor:
         """Log q(z_r | x_r) along the guide, finite latents summed out, [r]."""
         scope = self.model.scope(rows)
-        total: Any = 0.0
-        dims = 0
-        for node in self.nodes:
-            q = self.model._posterior(node, scope, rows, index)
-            if node.name in z:
-                scope[node.name] = Placed(z[node.name], q.event_dim)
-            else:
-                dims += 1
-                scope[node.name] = Placed(enumerate_values(q, -1 - dims), q.event_dim)
-            total = total + q.log_prob(scope[node.name].value)
-        return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
+        scope |= {name: Placed(value, value.dim() - 1) for name, value in z.items()}
+        return self._total(self.nodes, scope, lambda node: self.model._posterior(node, scope, rows, index))
 
     # Moments of q(z | x_i), each unit for itself, [n, units] in float64.
 

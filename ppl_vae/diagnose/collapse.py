@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.diagnose.aggregate import DRAWS, Aggregate
 from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
-from ppl_vae.diagnose.quantity import Quantity, measured, undefined
+from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.objectives import Elbo
 
 __all__ = ["ACTIVE", "Collapse", "collapse", "mutual_information", "sensitivity"]
@@ -16,8 +17,6 @@ __all__ = ["ACTIVE", "Collapse", "collapse", "mutual_information", "sensitivity"
 PART = "collapse"
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
-DRAWS, FEWEST = 4, 4000
-"""Codes drawn of every datum, and of all data together."""
 INFORMED = 0.1
 """Nats below which a code says next to nothing about its datum."""
 STEP, DIRECTIONS = 0.01, 8
@@ -52,15 +51,16 @@ class Collapse:
     quantities: list[Quantity]
 
 
-def collapse(codes: Codes) -> Collapse:
+def collapse(found: Aggregate) -> Collapse:
     """Measure what the units carry: KL, active units, mutual information, sensitivity of the encoder."""
+    codes = found.codes
     mean, variance = codes.moments()
     between = variance_of_mean(mean, None if codes.exact_moments else variance)
     active = between >= ACTIVE
     rows = [_active(active)]
     kl, kl_units = divergence(codes)
     rows.append(_kl(codes, kl))
-    rows += _information(codes, kl)
+    rows += _information(found, kl)
     moved, said = _sensitivity(codes)
     return Collapse(codes.units(), between, active, kl_units, moved, [*rows, said])
 
@@ -107,38 +107,22 @@ def _kl(codes: Codes, kl: Tensor) -> Quantity:
     return measured("KL", PART, "mean over data of KL(q(z | x) || p(z))", kl.mean(), error(kl))
 
 
-def error(values: Tensor) -> Tensor | None:
-    """Standard error of a mean over data, None for one datum."""
-    return values.std() / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def mutual_information(codes: Codes) -> tuple[Tensor, Tensor]:
+def mutual_information(found: Aggregate) -> tuple[Tensor, Tensor]:
     """Bounds of I(x; z) from below and above, one term per datum, [n] and [n] nats.
 
     The mean of log q(z_i | x_i) - log (1/n) sum_j q(z_i | x_j), z_i ~ q(z | x_i), is the mutual information between a
     code and which of the n data it came from: at most log n, and in the mean a lower bound of I(x; z) over the
     population. With the datum itself left out of the mixture, (1/(n-1)) sum_{j != i}, it is an upper bound.
 
-    Parameters
-    ----------
-    codes : Codes
-        Of n data.
-
     References
     ----------
     Poole, Ozair, van den Oord, Alemi and Tucker (2019). On variational bounds of mutual information. ICML.
     """
-    lower, upper = [], []
-    for _ in range(max(DRAWS, -(-FEWEST // codes.n))):
-        pairs = codes.log_q(codes.draw())
-        own = pairs.diagonal()
-        others = pairs.clone().fill_diagonal_(-torch.inf)
-        lower.append(own - torch.logsumexp(pairs, 1) + math.log(codes.n))
-        upper.append(own - torch.logsumexp(others, 1) + math.log(max(codes.n - 1, 1)))
-    return torch.stack(lower).mean(0), torch.stack(upper).mean(0)
+    return (found.own - found.mixed).mean(0), (found.own - found.others).mean(0)
 
 
-def _information(codes: Codes, kl: Tensor) -> list[Quantity]:
+def _information(found: Aggregate, kl: Tensor) -> list[Quantity]:
+    codes = found.codes
     below = (
         f"between x and z, from below: E log q(z | x) / q(z), q(z) the mixture of q(z | x_i) of these n = {codes.n} "
         f"data, so at most log n = {math.log(codes.n):.2f}; equally mean KL(q(z | x) || p) - KL(q(z) || p)"
@@ -146,7 +130,7 @@ def _information(codes: Codes, kl: Tensor) -> list[Quantity]:
     above = "between x and z, from above: the same with the datum's own q(z | x_i) left out of q(z); at most the KL"
     if codes.n == 1:
         return [undefined("mutual information", PART, below, "it takes two data at least")]
-    lower, upper = mutual_information(codes)
+    lower, upper = mutual_information(found)
     most = torch.minimum(upper.mean(), kl.mean())
     finite = bool(most.isfinite())
     return [

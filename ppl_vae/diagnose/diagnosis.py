@@ -8,8 +8,11 @@ import torch
 
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.advice import advise
+from ppl_vae.diagnose.aggregate import aggregate
 from ppl_vae.diagnose.codes import Codes
 from ppl_vae.diagnose.collapse import Collapse, collapse
+from ppl_vae.diagnose.hole import Hole, hole
+from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
 from ppl_vae.errors import DataError
 
@@ -27,6 +30,10 @@ class Diagnosis:
     ----------
     collapse : Collapse
         What the latent units carry.
+    hole : Hole
+        How the aggregate posterior and the prior differ.
+    inference : Inference
+        How good q is.
     n : int
         Number of data that were looked at.
     seed : int
@@ -45,13 +52,15 @@ class Diagnosis:
     """
 
     collapse: Collapse
+    hole: Hole
+    inference: Inference
     n: int
     seed: int
     notes: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = [self.collapse]
+        parts = (self.collapse, self.hole, self.inference)
         named = {quantity.name: quantity for part in parts for quantity in part.quantities}
         object.__setattr__(self, "quantities", named)
 
@@ -111,7 +120,7 @@ def diagnose(
     fit: Any,
     data: Any = None,
     size: int = 1000,
-    num_particles: int = 100,
+    num_particles: int = 500,
     gap_data: int = 32,
     ais_data: int = 0,
     seed: int = 0,
@@ -153,7 +162,9 @@ def diagnose(
         whole = fit.data if data is None else model.check(data)
         obs = whole.rows(torch.randperm(len(whole))[:size].sort().values)
         with model.numeric(), local_q(model, obs):
-            return Diagnosis(collapse(Codes(model, obs)), len(obs), seed, _notes(fit))
+            found = aggregate(Codes(model, obs))
+            q = inference(found.codes, num_particles, gap_data, ais_data)
+            return Diagnosis(collapse(found), hole(found), q, len(obs), seed, _notes(fit))
 
 
 def _notes(fit: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Quantity", "measured", "undefined"]
+__all__ = ["Quantity", "error", "measured", "undefined"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,8 @@ def measured(
 def undefined(name: str, part: str, meaning: str, why: str) -> Quantity:
     """A quantity that this model or these data do not have."""
     return Quantity(name, part, meaning, why=why)
+
+
+def error(values: Tensor) -> Tensor | None:
+    """Standard error of a mean over data, None for one datum."""
+    return values.std() / len(values) ** 0.5 if len(values) > 1 else None

@@ -1,0 +1,52 @@
+"""The aggregate posterior q(z) = (1/n) sum_i q(z | x_i), at codes of the data themselves."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.diagnose.codes import Code, Codes
+
+__all__ = ["Aggregate", "aggregate"]
+
+DRAWS, FEWEST = 4, 4000
+"""Codes drawn of every datum, and of all data together."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """R codes of each of n data, and log densities there, [R, n] nats.
+
+    Attributes
+    ----------
+    codes : Codes
+        Of the n data.
+    draws : list of dict
+        R codes z_i ~ q(z | x_i).
+    own : Tensor
+        log q(z_i | x_i).
+    mixed : Tensor
+        log (1/n) sum_j q(z_i | x_j): q(z) itself.
+    others : Tensor
+        log (1/(n - 1)) sum_{j != i} q(z_i | x_j): what the other data have there.
+    """
+
+    codes: Codes
+    draws: list[Code]
+    own: Tensor
+    mixed: Tensor
+    others: Tensor
+
+
+def aggregate(codes: Codes) -> Aggregate:
+    """Draw codes of all data, and see how dense q(z) is at them."""
+    draws, own, mixed, others = [], [], [], []
+    for _ in range(max(DRAWS, -(-FEWEST // codes.n))):
+        z = codes.draw()
+        pairs = codes.log_q(z)
+        draws.append(z)
+        own.append(pairs.diagonal().clone())
+        mixed.append(torch.logsumexp(pairs, 1) - math.log(codes.n))
+        others.append(torch.logsumexp(pairs.fill_diagonal_(-torch.inf), 1) - math.log(max(codes.n - 1, 1)))
+    return Aggregate(codes, draws, torch.stack(own), torch.stack(mixed), torch.stack(others))

@@ -1,0 +1,151 @@
+"""The prior hole: where the aggregate posterior leaves the prior empty, or runs away from it (T23, T24)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.diagnose.aggregate import Aggregate
+from ppl_vae.diagnose.codes import Code, Codes, UndefinedError, flat
+from ppl_vae.diagnose.discrepancy import discrepancy
+from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
+from ppl_vae.likelihoods.gaussian import Floored
+
+__all__ = ["Hole", "hole", "prior_hole"]
+
+PART = "prior hole"
+LEVEL = 0.01
+"""Share of the data's codes where q(z) is thinner than in a hole."""
+PRIOR_DRAWS = 4000
+NATS, SHARE, SPREAD = 1.0, 0.1, 4.0
+"""Most KL, share of the prior in holes, and variance over the prior's, of a sound fit."""
+SHOWN = 64
+
+
+@dataclass(frozen=True)
+class Hole:
+    """How the aggregate posterior q(z) and the prior differ.
+
+    Attributes
+    ----------
+    holes : dict of Tensor
+        Draws of the prior where q(z) has next to nothing, the emptiest first, by latent, [m, *event]; at most 64.
+    level : float or None
+        Log density of q(z) below which a point is in a hole.
+    variance_ratio : Tensor or None
+        [units] variance of the aggregate posterior over the prior's.
+    quantities : list of Quantity
+        The rows of the table.
+    """
+
+    holes: Code
+    level: float | None
+    variance_ratio: Tensor | None
+    quantities: list[Quantity]
+
+
+def hole(found: Aggregate) -> Hole:
+    """Measure how far the aggregate posterior is from the prior."""
+    codes = found.codes
+    try:
+        prior = codes.draw_prior(PRIOR_DRAWS)
+    except UndefinedError as why:
+        rows = [undefined(name, PART, meaning, str(why)) for name, meaning in MEANINGS.items()]
+        return Hole({}, None, None, [*rows, decoder_scale(codes)])
+    level, share, holes = prior_hole(found, prior)
+    ratio = spread(codes, prior)
+    rows = [*_divergence(found), *_discrepancy(found, prior), share, _spread(ratio, codes), decoder_scale(codes)]
+    return Hole(holes, level, ratio, rows)
+
+
+MEANINGS = {
+    "KL(q(z) || p)": "KL of the aggregate posterior, the mixture of q(z | x_i) of these data, from the prior",
+    "KL(q(z) || p), at least": (
+        "the same with the datum's own q(z | x_i) left out of q(z): a lower bound over the population"
+    ),
+    "MMD": "squared maximum mean discrepancy between codes and prior, unbiased, normal kernel, in prior sds",
+    "prior in holes": (
+        f"share of the prior's mass where q(z) is thinner than at all but {LEVEL:.0%} of the data's own codes"
+    ),
+    "variance over the prior's": "of the aggregate posterior, in the unit where it is largest",
+}
+
+
+def _divergence(found: Aggregate) -> list[Quantity]:
+    above, below = MEANINGS["KL(q(z) || p)"], MEANINGS["KL(q(z) || p), at least"]
+    if found.codes.n == 1:
+        why = "it takes two data at least"
+        return [undefined("KL(q(z) || p)", PART, above, why), undefined("KL(q(z) || p), at least", PART, below, why)]
+    log_p = torch.stack([found.codes.log_prior(z) for z in found.draws])
+    whole, left = (found.mixed - log_p).mean(0), (found.others - log_p).mean(0)
+    # Left out of a mixture that does not reach it, a code has density zero, and the bound says nothing.
+    least = torch.nan_to_num(left.mean(), neginf=0.0).clamp_min(0)
+    noise = error(left) if least > 0 else None
+    return [
+        measured("KL(q(z) || p)", PART, above, whole.mean(), error(whole)),
+        measured("KL(q(z) || p), at least", PART, below, least, noise, ok=least <= NATS),
+    ]
+
+
+def _discrepancy(found: Aggregate, prior: Code) -> list[Quantity]:
+    meaning, n = MEANINGS["MMD"], found.codes.n
+    if n < 2:
+        return [undefined("MMD", PART, meaning, "it takes two data at least")]
+    many = min(n, PRIOR_DRAWS)
+    p = flat(prior)
+    unit = p.std(0).clamp_min(1e-12)
+    d = discrepancy(flat(found.draws[0])[:many] / unit, p[:many] / unit)
+    said = f"{meaning}; up to {d.by_chance:.2g} by chance in 95%, p = {d.p_value:.2g} by {200} shuffles"
+    return [measured("MMD", PART, said, d.value, d.standard_error, unit="")]
+
+
+def prior_hole(found: Aggregate, prior: Code) -> tuple[float | None, Quantity, Code]:
+    """The level of a hole, the prior's mass below it, and draws from there.
+
+    The level is the 1% quantile of log q(z_i) over the data's codes, each left out of its own q(z): a point is in a
+    hole if the data come less near to it than to one another. Where q(z) equals the prior the share is 1%.
+    """
+    meaning = MEANINGS["prior in holes"]
+    level = found.others.flatten().quantile(LEVEL).item() if found.codes.n > 1 else -torch.inf
+    if level == -torch.inf:
+        return None, undefined("prior in holes", PART, meaning, "codes of different data do not overlap"), {}
+    density = found.codes.log_aggregate(prior)
+    inside = density < level
+    share = inside.double().mean()
+    order = density.argsort()[: min(int(inside.sum()), SHOWN)]
+    noise = (share * (1 - share) / len(density)).sqrt()
+    row = measured("prior in holes", PART, meaning, share, noise, unit="of its mass", ok=share <= SHARE)
+    return level, row, {name: value[order] for name, value in prior.items()}
+
+
+def spread(codes: Codes, prior: Code) -> Tensor:
+    """Variance of the aggregate posterior over the prior's by unit, [units]: E Var(z | x) + Var E(z | x)."""
+    mean, within = codes.moments()
+    return (within.mean(0) + mean.var(0, correction=0)) / flat(prior).var(0)
+
+
+def _spread(ratio: Tensor, codes: Codes) -> Quantity:
+    name, worst = "variance over the prior's", int(ratio.argmax())
+    meaning = f"{MEANINGS[name]}, {codes.units()[worst]}"
+    return measured(name, PART, meaning, ratio[worst], unit="times", ok=ratio[worst] <= SPREAD)
+
+
+def decoder_scale(codes: Codes) -> Quantity:
+    """How many of the decoder's learned scales have run down to their floor, at pixels that do vary."""
+    name, part = "decoder scales at their floor", PART
+    meaning = "share of the learned standard deviations, at inputs that vary, that are within 5% of their floor"
+    floors = [m for m in codes.model.modules() if isinstance(m, Floored)]
+    with torch.no_grad(), codes.model.numeric():
+        sites = codes.model.sites(codes.obs)
+    observed = [n.name for n in codes.model.local_nodes() if n.kind == "observed"]
+    if len(floors) != 1 or len(observed) != 1:
+        return undefined(name, part, meaning, "there is no one likelihood with a floor under its scale")
+    scale, x = _stddev(sites.p[observed[0]]), codes.obs.values[observed[0]]
+    varies = x.var(0) > 0 if codes.n > 1 else torch.ones_like(x[0], dtype=torch.bool)
+    low = (scale <= 1.05 * floors[0].floor * floors[0].unit).expand(x.shape)[:, varies].double()
+    share = low.mean()
+    return measured(name, part, meaning, share, unit="of them", ok=share <= LEVEL)
+
+
+def _stddev(d: torch.distributions.Distribution) -> Tensor:
+    return getattr(d, "base", d).stddev
