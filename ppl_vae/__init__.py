@@ -2,6 +2,8 @@
 
 from ppl_vae import data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
+from ppl_vae.calibrate import calibrate, calibrate_latents
+from ppl_vae.calibration import Calibration
 from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed, penalty
 from ppl_vae.errors import DataError, DeclarationError, EngineError
@@ -34,9 +36,12 @@ from ppl_vae.infer import (
     svi_step,
     track,
 )
+from ppl_vae.log_evidence import log_evidence
 from ppl_vae.objectives import elbo, infovae, iwae, tc_elbo
+from ppl_vae.predictive import loo_pit, predictive_check, prior_predictive
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.refit import refit_prior
+from ppl_vae.relabel import Ordering, Stephens, relabel
 from ppl_vae.select import Selection, select
 from ppl_vae.uncertainty import StandardErrors, standard_errors
 from ppl_vae.version import __version__
@@ -47,6 +52,7 @@ __all__ = [
     "SVI",
     "VB",
     "CSVTracker",
+    "Calibration",
     "Callback",
     "Checkpoints",
     "DataError",
@@ -55,9 +61,11 @@ __all__ = [
     "Fit",
     "LatentVariableModel",
     "LikelihoodRatio",
+    "Ordering",
     "Selection",
     "StandardErrors",
     "Status",
+    "Stephens",
     "Table",
     "TensorBoardTracker",
     "__version__",
@@ -65,6 +73,8 @@ __all__ = [
     "adamw",
     "alternate",
     "bootstrap",
+    "calibrate",
+    "calibrate_latents",
     "checkpoints",
     "clipped",
     "clipped_adam",
@@ -84,6 +94,8 @@ __all__ = [
     "likelihood_ratio_test",
     "likelihoods",
     "linear",
+    "log_evidence",
+    "loo_pit",
     "models",
     "nets",
     "normalized",
@@ -91,8 +103,11 @@ __all__ = [
     "optimizer",
     "penalty",
     "posteriors",
+    "predictive_check",
+    "prior_predictive",
     "priors",
     "refit_prior",
+    "relabel",
     "rmsprop",
     "scheduled",
     "select",

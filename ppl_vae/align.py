@@ -1,125 +1,148 @@
-"""Label switching: components of draws and of fits put into one order before anything is averaged."""
+"""Which components of a model can trade labels, and how labels of two fits are matched."""
 
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations, product
 
-import pyro
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 
-__all__ = ["align", "exchangeable", "match", "permute"]
+__all__ = ["Symmetry", "assignments", "match", "permute", "symmetries"]
 
-ROWS = 300
-"""Data on whose responsibilities labels are compared."""
-SWEEPS = 10
+ROWS = 50
+"""Data on which a symmetry is tested."""
+TRIES = 256
+"""Sets of parameters that are tried at most."""
 
 
-def exchangeable(model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Shared latents whose first axis are the components: permuting them together changes neither p(x) nor p(theta).
+@dataclass(frozen=True)
+class Symmetry:
+    """Components of a finite latent whose names mean nothing: trading them changes neither p(x) nor p(theta).
 
-    The model's own symmetry is tested at one draw, so that a prior which tells components apart is respected.
+    Attributes
+    ----------
+    latent : str
+        The finite latent.
+    axes : dict of int
+        Component axis of each parameter that is traded with the label.
+    blocks : tuple of tuple of int
+        Components that can trade places with each other, two or more in each.
+    size : int
+        Number of components K.
     """
-    with model.bind(values), torch.no_grad(), model.numeric():
-        sites = model.sites(obs)
-        finite = {**sites.summed, **sites.enumerated}
-        if len(finite) != 1:
-            return ()
-        K = class_probabilities(sites, next(iter(finite)), 1).shape[1]
-        before = model.log_weights(obs, 1)[0], model.log_prior(values)
-    if K < 2:
-        return ()
-    cycle = torch.arange(K).roll(1)
-    candidates = [name for name, value in values.items() if value.dim() and value.shape[0] == K]
-    for size in range(len(candidates), 0, -1):
-        for names in combinations(candidates, size):
-            moved = {**values, **{name: values[name][cycle] for name in names}}
-            with model.bind(moved), torch.no_grad(), model.numeric():
-                after = model.log_weights(obs, 1)[0], model.log_prior(moved)
-            if all(torch.allclose(a, b, rtol=1e-8, atol=1e-8) for a, b in zip(before, after, strict=True)):
-                return names
-    return ()
+
+    latent: str
+    axes: dict[str, int]
+    blocks: tuple[tuple[int, ...], ...]
+    size: int
+
+    @property
+    def allowed(self) -> Tensor:
+        """Whether component j may take place k, [K, K] of bool."""
+        found = torch.eye(self.size, dtype=torch.bool)
+        for block in self.blocks:
+            found[torch.tensor(block)[:, None], torch.tensor(block)] = True
+        return found
 
 
-def align(
-    model: LatentVariableModel, obs: Observations, draws: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str | None]:
-    """Relabel the components of every draw by their responsibilities (Stephens 2000, algorithm 2).
+def symmetries(model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor]) -> list[Symmetry]:
+    """The label symmetries of a model, one for each finite latent that has one.
 
-    Draw s takes the permutation that minimises sum_i KL(p_s(z | x_i) || q(z | x_i)), q the mean of the relabelled
-    responsibilities, in turns until nothing changes.
+    They are read off the model itself at one value of its parameters: a swap of two components must leave log p(x_i)
+    and log p(theta) as they are and swap the responsibilities. A prior or a tied parameter that tells components
+    apart, or a datum whose component is known, is respected.
 
     Parameters
     ----------
-    draws : mapping
-        Shared latents, [chain, draw, *event].
-
-    Returns
-    -------
-    draws, note
-        The relabelled draws, and a sentence when some were switched.
+    model : LatentVariableModel
+        The declaration, whose latents of each datum are finite.
+    obs : Observations
+        Data.
+    values : mapping
+        One value of every shared latent and family parameter that may carry components, [*event].
     """
-    if not draws or model.draws_latents(obs):
-        return dict(draws), None
-    few = obs.rows(torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long())
-    flat = {name: value.flatten(0, 1) for name, value in draws.items()}
-    with pyro.validation_enabled(False):
-        names = exchangeable(model, few, {name: value[0] for name, value in flat.items()})
-        if not names:
-            return dict(draws), None
-        order = _stephens(_responsibilities(model, few, flat))
-    switched = int((order != torch.arange(order.shape[1])).any(1).sum())
-    if not switched:
-        return dict(draws), None
-    for name in names:
-        index = order.reshape(*order.shape, *[1] * (flat[name].dim() - 2)).expand(flat[name].shape)
-        flat[name] = flat[name].gather(1, index)
-    shape = next(iter(draws.values())).shape[:2]
-    note = f"component labels of {switched} of {len(order)} draws were switched back (Stephens 2000)"
-    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in flat.items()}, note
+    few = obs.rows(_rows(obs))
+    with model.bind(values), torch.no_grad(), model.numeric():
+        sites = model.sites(few)
+        sizes = {name: class_probabilities(sites, name, 1).shape[1] for name in {**sites.summed, **sites.enumerated}}
+    found = (_symmetry(model, few, values, name, K) for name, K in sizes.items() if K > 1)
+    return [symmetry for symmetry in found if symmetry is not None]
 
 
-def _responsibilities(model: LatentVariableModel, obs: Observations, flat: Mapping[str, Tensor]) -> Tensor:
-    """p_s(z | x_i), [draw, n, K]."""
-
-    def one(values: dict[str, Tensor]) -> Tensor:
-        with model.bind(values), model.numeric():
-            sites = model.sites(obs)
-            return class_probabilities(sites, next(iter({**sites.summed, **sites.enumerated})), 1)
-
-    with torch.no_grad():
-        return torch.vmap(one, chunk_size=max(1, (1 << 18) // len(obs)))(dict(flat))
+def _rows(obs: Observations) -> Tensor:
+    """Evenly spaced data, and some of those whose partly observed entries are known."""
+    rows = [torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long()]
+    for missing in obs.missing.values():
+        rows.append((~missing.reshape(len(obs), -1).all(1)).nonzero()[:ROWS, 0].cpu())
+    return torch.cat(rows).unique()
 
 
-def _stephens(p: Tensor) -> Tensor:
-    """For each draw, which old component takes each place, [draw, K]."""
-    S, _, K = p.shape
-    order = torch.arange(K).expand(S, K).clone()
-    reference = p[0]
-    for _ in range(SWEEPS):
-        # sum_i p_s(j) log q(k): the entropy of p_s does not depend on the permutation.
-        gain = torch.einsum("snj,nk->sjk", p, reference.clamp_min(1e-300).log())
-        fresh = torch.stack([_assignment(g) for g in gain])
-        if bool((fresh == order).all()) and _ > 0:
-            break
-        order = fresh
-        reference = p.gather(2, order[:, None, :].expand(p.shape)).mean(0)
-    return order
+def _symmetry(
+    model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor], latent: str, K: int
+) -> Symmetry | None:
+    before = _answers(model, obs, values, latent)
+    tries: list[dict[str, int]] = list(_candidates(values, K))
+    leader = list(range(K))
+    for i, j in combinations(range(K), 2):
+        if leader[i] == leader[j]:
+            continue  # (i k) and (k j) make (i j)
+        order = torch.arange(K)
+        order[i], order[j] = j, i
+        for axes in tries:
+            after = _answers(model, obs, permute(values, axes, order), latent)
+            if _equal(after, (*before[:2], before[2][:, order])):
+                tries = [axes]
+                leader = [leader[i] if own == leader[j] else own for own in leader]
+                break
+    blocks = tuple(tuple(k for k in range(K) if leader[k] == own) for own in sorted(set(leader)))
+    kept = tuple(block for block in blocks if len(block) > 1)
+    return Symmetry(latent, tries[0], kept, K) if kept else None
 
 
-def _assignment(gain: Tensor) -> Tensor:
-    """Old component for each place, the total gain [old, place] at its largest."""
+def _candidates(values: Mapping[str, Tensor], K: int) -> Iterator[dict[str, int]]:
+    """Sets of parameters with an axis of K entries each, first axes first, large sets first."""
+    options = {name: [a for a, size in enumerate(value.shape) if size == K] for name, value in values.items()}
+    options = {name: axes for name, axes in options.items() if axes}
+    if (1 + len(options)) * 2 ** len(options) > TRIES:
+        options = {name: axes[:1] for name, axes in options.items()}
+    sets = [
+        {name: axis for name, axis in zip(options, chosen, strict=True) if axis is not None}
+        for chosen in product(*[[*axes, None] for axes in options.values()])
+    ]
+    yield from sorted((s for s in sets if s), key=lambda axes: (sum(map(bool, axes.values())), -len(axes)))[:TRIES]
+
+
+def _answers(
+    model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor], latent: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log p(x_i), log p(theta) and responsibilities."""
+    with model.bind(values), torch.no_grad(), model.numeric():
+        r = class_probabilities(model.sites(obs), latent, 1)
+        return model.log_weights(obs, 1)[0], torch.as_tensor(model.log_prior(values)), r
+
+
+def _equal(a: Collection[Tensor], b: Collection[Tensor]) -> bool:
+    """Whether tensors are equal up to the rounding of a sum in another order."""
+    return all(
+        torch.allclose(x, y, rtol=(eps := torch.finfo(x.dtype).eps ** 0.6), atol=eps) for x, y in zip(a, b, strict=True)
+    )
+
+
+def assignments(gain: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Old component for each place, [draw, K], the total gain [draw, old, place] at its largest among the allowed."""
     from scipy.optimize import linear_sum_assignment
 
-    old, place = linear_sum_assignment(gain.numpy(), maximize=True)
-    order = torch.empty(len(old), dtype=torch.long)
-    order[torch.as_tensor(place)] = torch.as_tensor(old)
-    return order
+    own = gain if allowed is None else gain.masked_fill(~allowed, -torch.inf)
+    # Transposed, so that rows are places: rows come back in order, and columns are the answer.
+    orders = [linear_sum_assignment(one, maximize=True)[1] for one in own.mT.cpu().numpy()]
+    return torch.as_tensor(np.stack(orders), dtype=torch.long)
 
 
-def match(reference: Tensor, r: Tensor) -> Tensor:
+def match(reference: Tensor, r: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Which component of `r` takes the place of each component of `reference`, from responsibilities [n, K].
 
     Examples
@@ -129,9 +152,9 @@ def match(reference: Tensor, r: Tensor) -> Tensor:
     >>> match(a, a[:, [2, 0, 1]]).tolist()
     [1, 2, 0]
     """
-    return _assignment(r.mT @ reference)
+    return assignments((r.mT @ reference)[None], allowed)[0]
 
 
-def permute(values: Mapping[str, Tensor], names: tuple[str, ...], order: Tensor, axis: int = 0) -> dict[str, Tensor]:
-    """Values with the component axis of `names` in this order."""
-    return {k: v.index_select(axis, order) if k in names else v for k, v in values.items()}
+def permute(values: Mapping[str, Tensor], axes: Mapping[str, int], order: Tensor, skip: int = 0) -> dict[str, Tensor]:
+    """Values with the component axes in this order; `skip` leading dimensions are of draws."""
+    return {k: v.index_select(axes[k] + skip, order.to(v.device)) if k in axes else v for k, v in values.items()}

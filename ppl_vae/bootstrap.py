@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.align import exchangeable, match, permute
+from ppl_vae.align import match, permute, symmetries
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
@@ -197,10 +197,10 @@ def _draws(fit: Fit, refits: list[Fit]) -> dict[str, Tensor]:
     """Parameters of every refit with components in the order of the original, [1, B, *event]."""
     obs: Observations = fit.data
     few = obs.rows(torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long())
-    names = exchangeable(fit.model, few, fit.parameters)
+    found = [] if fit.model.draws_latents(obs) else symmetries(fit.model, obs, fit.parameters)
     values = [one.parameters for one in refits]
-    if names:
-        reference = fit.responsibilities(few)
-        orders = [match(reference, one.responsibilities(few)) for one in refits]
-        values = [permute(own, names, order) for own, order in zip(values, orders, strict=True)]
+    if len(found) == 1:
+        (symmetry,), reference = found, fit.responsibilities(few)
+        orders = [match(reference, one.responsibilities(few), symmetry.allowed) for one in refits]
+        values = [permute(own, symmetry.axes, order) for own, order in zip(values, orders, strict=True)]
     return {name: torch.stack([own[name] for own in values])[None] for name in values[0]}

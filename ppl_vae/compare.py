@@ -12,65 +12,20 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from ppl_vae.align import exchangeable, match
-from ppl_vae.coordinates import coordinates
+from ppl_vae.align import match, permute, symmetries
+from ppl_vae.convergence import convergence
 from ppl_vae.datatree import posterior_draws
 from ppl_vae.declare import Observations
-from ppl_vae.diagnostics import convergence, elbo_total, evaluate, leave_one_out, standard_error
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.invariants import invariants
+from ppl_vae.quality import quality, quality_words
+from ppl_vae.rows import COLUMNS, Row, judge
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["COLUMNS", "Row", "Table", "compare"]
-
-K_LIMIT, WEIGHT_SHARE = 0.7, 0.05
-
-Total = tuple[float, float, float]
-"""Bound on log p(X), its importance-weighted estimate, and the share of draws that the weights are worth."""
-
-COLUMNS = {
-    "engine": "engine",
-    "log_predictive": "log p(x) of the data compared on, nats per datum",
-    "log_predictive_se": "standard error",
-    "log_likelihood": "log p(X | theta), total, training",
-    "elbo_total": "bound on log p(X), total",
-    "elbo": "bound on log p(x), nats per datum",
-    "gap": "what the bound lacks, in its own unit",
-    "bic": "BIC, smaller is better",
-    "elpd_loo": "ELPD by PSIS-LOO, total",
-    "elpd_se": "its standard error",
-    "bad_k": "data with Pareto k above 0.7",
-    "rhat": "worst R-hat",
-    "ess": "smallest ESS",
-    "ari": "agreement of labels",
-    "seconds": "seconds",
-    "status": "status",
-}
-"""Columns of a comparison with what they mean."""
-
-
-@dataclass
-class Row:
-    """One fit's line of the table; None where a column has no meaning for it."""
-
-    engine: str
-    log_predictive: float
-    log_predictive_se: float
-    seconds: float
-    status: str
-    log_likelihood: float | None = None
-    elbo_total: float | None = None
-    elbo: float | None = None
-    gap: float | None = None
-    bic: float | None = None
-    elpd_loo: float | None = None
-    elpd_se: float | None = None
-    bad_k: int | None = None
-    rhat: float | None = None
-    ess: float | None = None
-    ari: float | None = None
 
 
 @dataclass
@@ -89,6 +44,12 @@ class Table:
         Draws of each fit, [chain, draw, *event] by parameter, components in the order of the first fit.
     warnings : list of str
         What the reader should know before believing a number.
+    notes : list of str
+        How the labels of components were treated.
+    invariants : dict
+        What of each fit's draws does not depend on labels, [chain, draw, ...] by name: see ppl_vae.invariants.
+    elpd : dict
+        ArviZ's record of leave-one-out of each fit that has one.
     """
 
     fits: dict[str, Fit]
@@ -96,6 +57,9 @@ class Table:
     rows: dict[str, Row]
     matched: dict[str, dict[str, Tensor]]
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    invariants: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    elpd: dict[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per fit, the columns of COLUMNS; NaN where a column has no meaning for a fit."""
@@ -105,13 +69,16 @@ class Table:
         return frame[[name for name in COLUMNS if frame[name].notna().any()]]
 
     def parameters(self) -> "pd.DataFrame":
-        """Every scalar parameter of matched components: mean by fit; sd and 90% interval where there are draws."""
+        """Every scalar parameter of matched components, and then what does not depend on labels.
+
+        Mean by fit; sd and 90% interval where there are draws.
+        """
         import pandas as pd
 
         columns: dict[str, dict[str, float]] = {}
-        for name, draws in self.matched.items():
+        for name in self.matched:
             sampled = not self.fits[name].is_point
-            for parameter, value in draws.items():
+            for parameter, value in self._everything(name).items():
                 flat = value.flatten(0, 1).double()
                 for where in np.ndindex(*flat.shape[1:]):
                     label = f"{parameter}[{', '.join(map(str, where))}]" if where else parameter
@@ -123,6 +90,57 @@ class Table:
                         columns.setdefault(f"{name} lower", {})[label] = lower
                         columns.setdefault(f"{name} upper", {})[label] = upper
         return pd.DataFrame(columns)
+
+    def _everything(self, name: str) -> dict[str, Tensor]:
+        return {**self.matched[name], **self.invariants.get(name, {})}
+
+    def loo(self, method: str = "stacking") -> "pd.DataFrame":
+        """ArviZ's comparison by leave-one-out: differences of elpd with their standard errors, and model weights.
+
+        Parameters
+        ----------
+        method : {"stacking", "bb-pseudo-bma", "pseudo-bma"}
+            How models are weighted.
+
+        Raises
+        ------
+        EngineError
+            If fewer than two fits have draws of a posterior and hold their training data, or those differ in number.
+        """
+        from arviz_stats import compare as by_elpd
+
+        sizes = {int(elpd.n_data_points) for elpd in self.elpd.values()}
+        if len(self.elpd) < 2 or len(sizes) > 1:
+            raise EngineError(
+                f"loo compares two or more fits with draws and the same training data; {', '.join(self.elpd) or 'none'}"
+                f" of {', '.join(self.fits)} have draws, of {sorted(sizes)} data"
+            )
+        return by_elpd(self.elpd, method=method)
+
+    def sampled(self) -> str | None:
+        """Name of the fit whose draws are the posterior itself: the first of NUTS."""
+        return next((name for name, fit in self.fits.items() if fit.engine == "NUTS"), None)
+
+    def quality(self, reference: str | None = None) -> "pd.DataFrame":
+        """Errors of every other fit against draws from the posterior, by fit and scalar: see ppl_vae.quality.quality.
+
+        Parameters
+        ----------
+        reference : str, optional
+            The fit held for the posterior; the first of NUTS.
+
+        Raises
+        ------
+        EngineError
+            If there is no such fit, or it has no draws.
+        """
+        name = self.sampled() if reference is None else reference
+        if name is None or name not in self.fits or self.fits[name].is_point:
+            raise EngineError(
+                f"quality needs draws from the posterior to hold the others against: name one of {', '.join(self.fits)}"
+                f" that has draws, got {reference!r}; NUTS is taken where it is there"
+            )
+        return quality(self._everything(name), {n: self._everything(n) for n in self.fits if n != name})
 
     def report(self, path: str | Path, command: str | None = None) -> Path:
         """Write the comparison as one self-contained HTML file."""
@@ -146,6 +164,8 @@ class Table:
         console.print(self.rich())
         for warning in self.warnings:
             console.print(f"! {warning}", markup=False)
+        for note in self.notes:
+            console.print(note, markup=False)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
@@ -165,6 +185,7 @@ FORMATS = {
     "elpd_loo": "{:.2f}",
     "elpd_se": "{:.2f}",
     "bad_k": "{:.0f}",
+    "khat": "{:.2f}",
     "rhat": "{:.4f}",
     "ess": "{:.0f}",
     "ari": "{:.3f}",
@@ -202,7 +223,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     Returns
     -------
     Table
-        With to_frame(), parameters(), report(path).
+        With to_frame(), parameters(), quality(), loo(), report(path).
 
     Raises
     ------
@@ -229,61 +250,35 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
     reference = _hard_labels(first, obs) if labels is None else np.asarray(labels)
     for name, fit in named.items():
-        total = elbo_total(fit)
-        table.rows[name] = _row(fit, fit.model.check(_raw(obs)), num_particles, total)
-        table.rows[name].ari = _agreement(fit, obs, reference, skip=fit is first and labels is None)
-        table.matched[name] = _matched(first, fit, obs)
-        table.warnings += [f"{name}: {sentence}" for sentence in _warnings(fit, table.rows[name], total)]
+        own = fit.model.check(_raw(obs))
+        judged = judge(fit, own, num_particles)
+        judged.row.ari = _agreement(fit, obs, reference, skip=fit is first and labels is None)
+        table.rows[name] = judged.row
+        if judged.elpd is not None:
+            table.elpd[name] = judged.elpd
+        table.matched[name], how = _matched(first, fit, obs)
+        table.invariants[name] = invariants(fit.model, own, table.matched[name])
+        table.notes += [f"labels of {name}: {said}" for said in (fit.settings.get("labels"), how) if said]
+        table.warnings += [f"{name}: {sentence}" for sentence in judged.warnings]
+    table.warnings += _against_reference(table)
     return table
+
+
+def _against_reference(table: Table) -> list[str]:
+    """What is wrong with approximate posteriors, where chains that agree tell what the posterior is."""
+    name = table.sampled()
+    found = None if name is None else convergence(table.fits[name])
+    if name is None or found is None or not found.ok:
+        return []
+    errors = table.quality(name)
+    others = [n for n, fit in table.fits.items() if not fit.is_point and fit.engine in ("SVI", "VB")]
+    own = {n: errors.loc[n] for n in others if n in errors.index.get_level_values(0)}
+    return [f"{n}: {said}" for n, frame in own.items() for said in quality_words(name, frame)]
 
 
 def _raw(obs: Observations) -> dict[str, Any]:
     """Values with their NaN back, so that each fit reads them in its own dtype."""
     return {n: v.masked_fill(obs.missing[n], torch.nan) if n in obs.missing else v for n, v in obs.values.items()}
-
-
-def _row(fit: Fit, obs: Observations, num_particles: int, total: Total | None) -> Row:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        predictive = fit.log_predictive(obs, num_particles).double()
-    row = Row(fit.engine, predictive.mean().item(), standard_error(predictive), fit.seconds, fit.status.code)
-    if fit.engine == "EM":
-        _fill_em(row, fit)
-    elif total is not None:
-        row.elbo_total, row.gap = total[0], total[1] - total[0]
-    elif fit.engine == "SVI":
-        evaluation = evaluate(fit, obs, num_particles)
-        row.elbo, row.gap = evaluation.elbo, evaluation.log_prob - evaluation.elbo
-    if (chains := convergence(fit)) is not None:
-        row.rhat, row.ess = chains.rhat, chains.ess
-    if (elpd := leave_one_out(fit) if fit.data is not None else None) is not None:
-        row.elpd_loo, row.elpd_se = float(elpd.elpd), float(elpd.se)
-        row.bad_k = int((np.asarray(elpd.pareto_k) > K_LIMIT).sum())
-    return row
-
-
-def _fill_em(row: Row, fit: Fit) -> None:
-    """Log p(X | theta): the bound is tight after an E-step, so its gap is zero; BIC where theta is its maximum."""
-    if fit.data is None:
-        return
-    weights = torch.ones(len(fit.data)) if fit.weights is None else fit.weights
-    per_datum = fit.log_predictive(fit.data).double()
-    row.log_likelihood, row.gap = (weights.to(per_datum) * per_datum).sum().item(), 0.0
-    if not fit.bound.endswith("log p(theta)"):
-        row.bic = -2 * row.log_likelihood + degrees_of_freedom(fit) * float(torch.log(weights.sum()))
-
-
-def degrees_of_freedom(fit: Fit) -> int:
-    """Number of free scalars among a fit's parameters: a simplex of K counts K - 1.
-
-    Examples
-    --------
-    >>> import ppl_vae as pv
-    >>> fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), pv.data.faithful())
-    >>> degrees_of_freedom(fit)
-    11
-    """
-    return coordinates(fit.model, fit.settings.get("frozen", ())).size
 
 
 def _hard_labels(fit: Fit, obs: Observations) -> np.ndarray | None:
@@ -306,32 +301,18 @@ def _agreement(fit: Fit, obs: Observations, reference: np.ndarray | None, skip: 
     return None if own is None else float(adjusted_rand_score(reference, own))
 
 
-def _matched(first: Fit, fit: Fit, obs: Observations) -> dict[str, Tensor]:
-    """The fit's draws with components in the order of the first fit's."""
+def _matched(first: Fit, fit: Fit, obs: Observations) -> tuple[dict[str, Tensor], str | None]:
+    """The fit's draws with components in the order of the first fit's, and how that was found."""
     draws = posterior_draws(fit)
     if fit is first or not draws or not _finite(fit, obs) or not _finite(first, obs):
-        return draws
+        return draws, None
     a, b = first.responsibilities(_raw(obs)), fit.responsibilities(_raw(obs))
     if a.shape != b.shape:
-        return draws
+        return draws, f"{b.shape[1]} components, not matched to the {a.shape[1]} of the first fit"
     point = {name: value.flatten(0, 1)[0] for name, value in draws.items()}
     own = fit.model.check(_raw(obs))
-    names = exchangeable(fit.model, own.rows(torch.arange(min(50, len(own)))), point)
-    order = match(a.double(), b.double())
-    return {name: value.index_select(2, order) if name in names else value for name, value in draws.items()}
-
-
-def _warnings(fit: Fit, row: Row, total: Total | None) -> list[str]:
-    found = [] if fit.status.ok else [str(fit.status)]
-    if fit.status.ok:
-        found += list(fit.status.notes)
-    if (chains := convergence(fit)) is not None:
-        found += [said for said in chains.warnings() if said not in found]
-    if row.bad_k:
-        found.append(f"{row.bad_k} data have a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
-    if total is not None and total[2] < WEIGHT_SHARE:
-        found.append(
-            f"q covers the posterior poorly: the importance weights are worth {total[2]:.1%} of the draws, so the gap "
-            f"is underestimated"
-        )
-    return found
+    found = symmetries(fit.model, own, point)
+    if len(found) != 1:
+        return draws, None
+    order = match(a.double(), b.double(), found[0].allowed)
+    return permute(draws, found[0].axes, order, skip=2), "components matched to the first fit's by responsibilities"

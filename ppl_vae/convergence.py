@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.fit import Fit
 
-__all__ = ["ESS_PER_CHAIN", "RHAT_LIMIT", "Convergence", "convergence"]
+__all__ = ["ESS_PER_CHAIN", "RHAT_LIMIT", "Convergence", "convergence", "rhat"]
 
 RHAT_LIMIT, ESS_PER_CHAIN = 1.01, 100
 """The worst R-hat and the smallest effective draws per chain to be trusted (Vehtari et al. 2021, s. 4)."""
@@ -119,10 +119,16 @@ def _numbers(column: Any) -> tuple[float, float] | None:
 
     if np.ptp(column) == 0:
         return None
-    rhat = float(array_stats.rhat(column, chain_axis=0, draw_axis=1))
     bulk = float(array_stats.ess(column, chain_axis=0, draw_axis=1, method="bulk"))
     tail = float(array_stats.ess(column, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95)))
-    return rhat, min(bulk, tail)
+    return rhat(column), min(bulk, tail)
+
+
+def rhat(column: Any) -> float:
+    """Rank-normalised split R-hat of a scalar, [chain, draw] (Vehtari et al. 2021)."""
+    from arviz_stats.base import array_stats
+
+    return float(array_stats.rhat(column, chain_axis=0, draw_axis=1))
 
 
 def _or_inf(value: float) -> float:

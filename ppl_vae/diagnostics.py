@@ -15,10 +15,21 @@ from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
 from ppl_vae.objectives import Sites, has_analytic_kl
 
-__all__ = ["Convergence", "Evaluation", "convergence", "elbo_total", "evaluate", "leave_one_out"]
+__all__ = [
+    "Convergence",
+    "Evaluation",
+    "convergence",
+    "elbo_total",
+    "evaluate",
+    "khat",
+    "leave_one_out",
+    "log_densities",
+]
 
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
+EQUAL = 1e-9
+"""Relative spread of log weights below which they are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -147,41 +158,107 @@ def _factors(sites: Sites) -> tuple[Any, Any] | None:
     return q.base_dist, p.base_dist
 
 
-# Cross-validation.
+# Draws of a q(theta), and cross-validation.
 
 
-def leave_one_out(fit: Fit, data: Any = None) -> Any:
-    """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits."""
+def log_densities(fit: Fit, pointwise: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """Log p(X, theta) and log q(theta) of every draw, [chain, draw] total nats; None unless draws are of a q(theta).
+
+    Parameters
+    ----------
+    fit : Fit
+        Of SVI or VB, with its training data.
+    pointwise : Tensor, optional
+        Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
+    """
+    if fit.is_point or "log_q" not in fit.sample_stats or fit.data is None:
+        return None
+    each = _pointwise(fit, fit.data) if pointwise is None else pointwise
+    weights = torch.ones(len(fit.data)) if fit.weights is None else fit.weights
+    log_p = (each * weights.to(each)).sum(-1) + fit.sample_stats["log_prior"]
+    return log_p.double(), fit.sample_stats["log_q"].double()
+
+
+def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
+    """Shape k of the generalised Pareto law of the largest weights p(X, theta) / q(theta); None unless q has draws.
+
+    Up to 0.7 the draws of q can stand for the posterior once they are weighted; above, q misses so much of it that not
+    even that helps (Yao et al. 2018). Weights that are all equal, where q is the posterior, have k = 0.
+
+    Parameters
+    ----------
+    fit, pointwise
+        As of `log_densities`.
+
+    References
+    ----------
+    Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work?: Evaluating variational inference".
+    """
+    if (densities := log_densities(fit, pointwise)) is None:
+        return None
+    from arviz_stats.base import array_stats
+
+    log_w = (densities[0] - densities[1]).flatten().cpu().numpy()
+    if np.ptp(log_w) <= EQUAL * max(1.0, float(np.abs(log_w).max())):
+        return 0.0
+    return float(array_stats.psislw(-log_w)[1])  # it takes log likelihoods, the inverse of weights
+
+
+def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -> Any:
+    """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits.
+
+    Draws of a q(theta) are weighted by p(X, theta) / q(theta) as well (Magnusson et al. 2019), where they are on the
+    training data.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of NUTS, SVI or VB.
+    data : optional
+        The training data, for a fit that was loaded from a file.
+    pointwise : Tensor, optional
+        Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
+    """
     if fit.is_point or fit.engine == "bootstrap":
         return None
     import arviz_base
-    from arviz_stats import loo
+    from arviz_stats import loo, loo_approximate_posterior
 
-    pointwise = seeded(0, lambda: fit.pointwise(data_of(fit, data)))
-    tree = arviz_base.from_dict(
-        {"posterior": {n: v.numpy() for n, v in fit.draws.items()}, "log_likelihood": {"x": pointwise.numpy()}}
-    )
+    each = _pointwise(fit, data_of(fit, data)) if pointwise is None else pointwise
+    groups = {
+        "posterior": {name: value.cpu().numpy() for name, value in fit.draws.items()},
+        "log_likelihood": {"x": each.double().cpu().numpy()},
+    }
+    densities = log_densities(fit, each) if data is None else None
     with warnings.catch_warnings():
         # Bad Pareto k are counted and worded by the table.
         warnings.simplefilter("ignore", UserWarning)
-        return loo(tree, pointwise=True)
+        if densities is None:
+            return loo(arviz_base.from_dict(groups), pointwise=True)
+        log_p, log_q = (value.flatten().cpu().numpy() for value in densities)
+        return loo_approximate_posterior(arviz_base.from_dict(groups), log_p, log_q, pointwise=True)
 
 
-def elbo_total(fit: Fit) -> tuple[float, float, float] | None:
+def elbo_total(fit: Fit, pointwise: Tensor | None = None) -> tuple[float, float, float] | None:
     """The bound on log p(X) with the shared latents integrated: (bound, importance-weighted log p(X), ESS share).
 
     elbo_total = E_q(theta)[log p(X | theta) + log p(theta) - log q(theta)], total nats; the same draws weighted by
     p(X, theta) / q(theta) estimate log p(X), and the difference is KL(q || p(theta | X)). VB has a bound of its own in
     closed form, which is lower because its q(z) does not know theta.
+
+    Parameters
+    ----------
+    fit, pointwise
+        As of `log_densities`.
     """
-    if fit.is_point or "log_q" not in fit.sample_stats or fit.data is None:
+    if (densities := log_densities(fit, pointwise)) is None:
         return None
-    obs = data_of(fit, None)
-    pointwise = seeded(0, lambda: fit.pointwise(obs))
-    weights = torch.ones(len(obs)) if fit.weights is None else fit.weights
-    likelihood = (pointwise * weights.to(pointwise)).sum(-1)
-    log_w = (likelihood + fit.sample_stats["log_prior"] - fit.sample_stats["log_q"]).flatten().double()
+    log_w = (densities[0] - densities[1]).flatten()
     share = torch.softmax(log_w, 0)
     ess = 1 / share.square().sum() / len(log_w)
     bound = fit.trace["bound"][-1] if fit.engine == "VB" else log_w.mean()
     return bound.item(), log_mean_exp(log_w).item(), ess.item()
+
+
+def _pointwise(fit: Fit, obs: Any) -> Tensor:
+    return seeded(0, lambda: fit.pointwise(obs))

@@ -10,8 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.align import align
-from ppl_vae.convergence import convergence
+from ppl_vae.convergence import RHAT_LIMIT, convergence
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -19,9 +18,11 @@ from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.samplers import SAMPLERS
-from ppl_vae.infer.target import COMPILE, JITTER, Density, make_target
+from ppl_vae.infer.target import COMPILE, JITTER, Density, Target, make_target
 from ppl_vae.infer.watch import Chains, Plan
 from ppl_vae.infer.weights import check_weights
+from ppl_vae.invariants import disagreement
+from ppl_vae.relabel import Relabelled, Relabelling, Stephens, relabel_draws
 
 __all__ = ["NUTS"]
 
@@ -50,6 +51,8 @@ class NUTS:
         through Python each time; "auto" compiles where so many draws are worth it.
     callbacks : sequence of Callback
         Told of every draw, those of the warm-up included; one of them may end the fit, which keeps what was drawn.
+    labels : Stephens, Ordering or None
+        How components are put into one order in every draw, where their names mean nothing; None leaves them as drawn.
 
     Raises
     ------
@@ -79,6 +82,7 @@ class NUTS:
     progress: bool = True
     compile: str = "auto"
     callbacks: Sequence[Callback] = ()
+    labels: Relabelling | None = Stephens()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "callbacks", checked(self.callbacks))
@@ -106,6 +110,7 @@ class NUTS:
 
             return sample_pair(self, model, data, weights)
         begin = time.perf_counter()
+        model.refuse_penalties("NUTS")
         fitted = deepcopy(model).double()
         _refuse_free_parameters(fitted)
         obs = fitted.check(data)
@@ -118,14 +123,31 @@ class NUTS:
                 raise EngineError(f"{type(model).__name__} has nothing to sample: no prior, no continuous latent")
             chains, how = self.sample(fitted, potential, self._starts(fitted, potential, obs, w))
             draws = potential.layout.draws(chains.u)
-        aligned, note = align(fitted, obs, {name: draws[name] for name in fitted.shared_laws()})
-        fit = self.record(fitted, {**draws, **aligned}, chains, how, (note,) if note else ())
+        aligned = self._aligned(fitted, obs, draws)
+        count = next(iter(draws.values())).shape[:2].numel()
+        notes = (f"component labels of {aligned.switched} of {count} draws were switched back",)
+        fit = self.record(
+            fitted, aligned.draws, chains, {**how, "labels": aligned.said}, notes if aligned.switched else ()
+        )
+        if (why := self._disagreement(fit, obs, w)) is not None:
+            fit = replace(fit, status=replace(fit.status, notes=(*fit.status.notes, why)))
         return replace(fit, seconds=time.perf_counter() - begin, data=obs, weights=w)
+
+    def _aligned(self, model: LatentVariableModel, obs: Any, draws: dict[str, Tensor]) -> Relabelled:
+        return Relabelled(draws, "as drawn") if self.labels is None else relabel_draws(model, obs, draws, self.labels)
+
+    def _disagreement(self, fit: Fit, obs: Any, weights: Tensor | None) -> str | None:
+        """Why the chains disagree, where they do."""
+        found = convergence(fit)
+        shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
+        if found is None or found.rhat <= RHAT_LIMIT or not shared:
+            return None
+        return disagreement(fit.model, obs, shared, weights)
 
     def sample(self, model: Any, density: Density, starts: Tensor) -> tuple[Chains, dict[str, str]]:
         """The chains, and which sampler and mode of compilation made them."""
         length = self.warmup + self.num_samples
-        target = make_target(density, starts[0], self.num_chains * length, self.compile)
+        target = self.target(density, starts[0])
         name = self.sampler if self.sampler != "auto" else ("pyro" if target.mode == "off" else "nutpie")
         run = Run("NUTS", model, self.num_chains * length, settings=self._settings())
         with Callbacks(self.callbacks, run) as hooks:
@@ -134,6 +156,10 @@ class NUTS:
             )
             hooks.status = chains.ended  # None: as planned
         return chains, {"sampler": name, "compile": target.mode}
+
+    def target(self, density: Density, at: Tensor) -> Target:
+        """What is sampled."""
+        return make_target(density, at, self.num_chains * (self.warmup + self.num_samples), self.compile)
 
     def record(
         self, model: Any, draws: dict[str, Tensor], chains: Chains, how: dict[str, str], notes: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
 from ppl_vae.objectives import Objective, elbo
+from ppl_vae.relabel import relabel
 
 __all__ = ["SVI"]
 
@@ -179,7 +180,7 @@ class SVI:
             draws, stats = self._draw(fitted)
         if fitted.shared_laws() and draws and next(iter(draws.values())).shape[1] == 1:
             fitted.fix({name: value[0, 0] for name, value in draws.items()})
-        return Fit(
+        fit = Fit(
             model=fitted,
             engine="SVI",
             draws=draws,
@@ -193,6 +194,7 @@ class SVI:
             weights=None if weights is None else batches.weights,
             sample_stats=stats,
         )
+        return relabel(fit)
 
     def _settings(self) -> dict[str, Any]:
         names = ("epochs", "batch_size", "patience", "accumulate", "precision", "num_draws", "seed")

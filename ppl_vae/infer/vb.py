@@ -22,6 +22,7 @@ from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
 from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.starts import first_responsibilities, given_values
+from ppl_vae.relabel import relabel
 
 __all__ = ["VB"]
 
@@ -108,6 +109,7 @@ class VB:
         if not isinstance(model, LatentVariableModel):
             raise EngineError(f"VB takes a declared model, whose families it can read; got {type(model).__name__}")
         begin = time.perf_counter()
+        model.refuse_penalties("VB")
         fitted = deepcopy(model).double()
         with (
             threads(1) as num_threads,
@@ -124,7 +126,7 @@ class VB:
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
             torch.manual_seed(self.seed)
             draws, stats = _draws(best.q, priors(fitted), self.num_draws)
-        return Fit(
+        fit = Fit(
             model=fitted.requires_grad_(False),
             engine="VB",
             draws=draws,
@@ -146,6 +148,7 @@ class VB:
             sample_stats=stats,
             q=best.q,
         )
+        return relabel(fit)
 
     def _settled(self, bounds: list[float], total: float) -> bool:
         """Whether the last iteration gained too little to go on; an engine that ends by another rule gives its own."""

@@ -1,0 +1,202 @@
+"""Label switching: which components can trade labels, and draws put back into one order."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.align import symmetries
+from ppl_vae.relabel import Stephens, relabel_draws
+
+
+def switched(draws, orders):
+    """Every draw's components on their first axis in an order of its own."""
+    found = {}
+    for name, value in draws.items():
+        flat = value.flatten(0, 1)
+        found[name] = torch.stack([one[o] for one, o in zip(flat, orders, strict=True)]).reshape(value.shape)
+    return found
+
+
+@pytest.fixture(scope="module")
+def x():
+    return pv.data.faithful()
+
+
+@pytest.fixture(scope="module")
+def vb(x):
+    return pv.VB(num_draws=60, progress=False).fit(pv.models.GaussianMixture(3, 2, prior="weak"), x)
+
+
+class Tied(pv.LatentVariableModel):
+    """Means of three components with priors: alike for two of them, another for the third."""
+
+    def __init__(self, centers):
+        super().__init__()
+        self.register_buffer("centers", torch.tensor(centers))
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(self.centers, 2.0).to_event(1)
+
+    @pv.latent
+    def z(self):
+        return dist.Categorical(torch.ones(3) / 3)
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(loc[z], 1.0)
+
+
+LOC = {"loc": torch.tensor([-3.0, 0.5, 4.0])}
+
+
+@pytest.mark.parametrize(
+    ("centers", "blocks"),
+    [([0.0, 0.0, 0.0], [((0, 1, 2),)]), ([0.0, 5.0, 0.0], [((0, 2),)]), ([0.0, 1.0, 2.0], [])],
+)
+def test_priors_decide_which_components_can_trade_labels(centers, blocks):
+    model = Tied(centers)
+    found = symmetries(model, model.check(torch.randn(30)), LOC)
+    assert [s.blocks for s in found] == blocks
+    assert all(s.axes == {"loc": 0} for s in found)
+
+
+def test_a_datum_whose_component_is_known_tells_components_apart():
+    model = Tied([0.0, 0.0, 0.0])
+    z = torch.full((500,), torch.nan)
+    z[123] = 1.0
+    obs = model.check({"x": torch.randn(500), "z": z})
+    assert [s.blocks for s in symmetries(model, obs, LOC)] == [((0, 2),)]
+
+
+def test_a_square_of_features_is_not_taken_for_components(x):
+    """Two components of two features: locations are [2, 2], a tied covariance too."""
+    model = pv.models.GaussianMixture(2, 2, "tied", prior="weak")
+    fit = pv.VB(num_draws=2, progress=False).fit(model, x)
+    (found,) = symmetries(fit.model, fit.data, fit.draw(0))
+    assert found.axes == {"mixing.probs": 0, "components.loc": 0}
+
+
+class Table(pv.LatentVariableModel):
+    """Two finite latents; the second one's table has the first one's components as rows and its own as columns."""
+
+    @pv.latent(shared=True)
+    def rows(self):
+        return dist.Dirichlet(torch.ones(2, 3)).to_event(1)
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(torch.zeros(3), 3.0).to_event(1)
+
+    @pv.latent
+    def a(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.latent
+    def b(self, rows, a):
+        return dist.Categorical(rows[a])
+
+    @pv.observed
+    def x(self, loc, b):
+        return dist.Normal(loc[b], 1.0)
+
+
+def test_several_finite_latents_have_a_symmetry_each():
+    model, values = Table(), {"rows": torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]), "loc": LOC["loc"]}
+    found = {s.latent: s for s in symmetries(model, model.check(torch.randn(40) * 3), values)}
+    assert found["a"].axes == {"rows": 0}
+    assert found["b"].axes == {"rows": 1, "loc": 0}
+
+
+def test_stephens_reaches_the_least_divergence_of_all_orders():
+    """Four draws of three components: the loss of Stephens's answer against every combination of permutations."""
+    torch.manual_seed(1)
+    base = torch.tensor([[4.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [2.0, 2.0, 0.0]])
+    orders = [torch.randperm(3) for _ in range(4)]
+    p = torch.stack([(base + 0.3 * torch.randn(4, 3)).softmax(-1)[:, o] for o in orders]).double()
+
+    def loss(chosen):
+        moved = torch.stack([one[:, list(o)] for one, o in zip(p, chosen, strict=True)])
+        return (moved * (moved / moved.mean(0)).log()).sum()
+
+    found = Stephens().minimise(p, p[0], torch.ones(3, 3, dtype=torch.bool))
+    every = [()]
+    for _ in range(4):
+        every = [(*chosen, o) for chosen in every for o in permutations(range(3))]
+    assert loss(found.tolist()) == pytest.approx(min(loss(chosen) for chosen in every).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("by", [Stephens(), pv.Ordering("components.loc", 1)])
+def test_switched_draws_come_back(vb, by):
+    torch.manual_seed(2)
+    once = relabel_draws(vb.model, vb.data, vb.draws, by).draws
+    orders = torch.stack([torch.randperm(3) for _ in range(60)])
+    again = relabel_draws(vb.model, vb.data, switched(once, orders), by)
+    order = torch.stack(
+        [(again.draws["components.loc"][0, 0, k] == once["components.loc"][0, 0]).all(-1) for k in range(3)]
+    )
+    order = order.long().argmax(1)  # Stephens leaves the order of places to its start
+    for name, value in once.items():
+        torch.testing.assert_close(again.draws[name], value[:, :, order], rtol=0, atol=0)
+    # What was moved is what the words say.
+    moved = sum(
+        not torch.equal(a, b)
+        for a, b in zip(again.draws["components.loc"][0], switched(once, orders)["components.loc"][0], strict=True)
+    )
+    assert again.switched == moved
+    assert f"{moved} of 60 draws switched" in again.said
+
+
+def test_one_finite_latent_at_a_time_across_chains():
+    torch.manual_seed(3)
+    model = Table()
+    rows = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7]]).expand(2, 10, 2, 3)
+    loc = LOC["loc"] + 0.1 * torch.randn(2, 10, 3)
+    draws = {"rows": rows.clone(), "loc": loc.clone()}
+    draws["rows"][1] = draws["rows"][1][:, :, [2, 0, 1]]
+    draws["loc"][1] = draws["loc"][1][:, [2, 0, 1]]
+    done = relabel_draws(model, model.check(torch.randn(50) * 3), draws)
+    assert done.switched in (10, 20)
+    order = done.draws["loc"].argsort(-1)
+    assert bool((order == order[0, 0]).all())
+    assert bool((done.draws["rows"] == done.draws["rows"][0, 0]).all())
+
+
+@pytest.mark.parametrize(
+    ("model", "draws", "reason"),
+    [
+        (Tied([0.0, 1.0, 2.0]), LOC, "no two components"),
+        (pv.models.GaussianMixture(2, 1), {}, "no parameter has draws"),
+    ],
+)
+def test_where_nothing_can_switch_nothing_is_done(model, draws, reason):
+    draws = {name: value + torch.randn(2, 5, 3) for name, value in draws.items()}
+    done = relabel_draws(model, model.check(torch.randn(20)), draws)
+    assert done.draws.keys() == draws.keys()
+    assert all(torch.equal(done.draws[name], value) for name, value in draws.items())
+    assert reason in done.said
+
+
+def test_the_fit_says_which_was_used_and_judges_the_relabelled_draws(x):
+    """Chains whose labels were switched on purpose disagree; put back into one order, they agree."""
+    fit = pv.VB(num_draws=800, progress=False).fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+    assert fit.settings["labels"] == "Stephens (2000), by responsibilities of 272 of 272 data; 0 of 800 draws switched"
+    chains = {name: value.reshape(2, 400, *value.shape[2:]) for name, value in fit.draws.items()}
+    draws = {name: torch.stack([value[0], value[1].flip(1)]) for name, value in chains.items()}
+    apart = replace(fit, draws=draws)
+    apart.status = pv.Status("finished", "", pv.diagnostics.convergence(apart).warnings())
+    assert "R-hat" in " ".join(apart.status.notes)
+    for by in (None, pv.Ordering("components.loc")):
+        again = pv.relabel(apart, by)
+        assert pv.diagnostics.convergence(again).rhat < 1.02 < 1.5 < pv.diagnostics.convergence(apart).rhat
+        assert "400 of 800 draws switched" in again.settings["labels"]
+        assert again.status.notes == pv.diagnostics.convergence(again).warnings()
+
+
+def test_an_ordering_by_what_carries_no_components_is_refused(vb):
+    with pytest.raises(pv.EngineError, match=r"order by one of mixing\.probs"):
+        pv.relabel(vb, pv.Ordering("weights"))
