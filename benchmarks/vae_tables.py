@@ -1,0 +1,72 @@
+"""Tables of VAEs beside published numbers: trained, evaluated, printed and written down.
+
+    python benchmarks/vae_tables.py --table fashion --folder runs             # goes on where it was interrupted
+    python benchmarks/vae_tables.py --table fashion --folder runs --rows gaussian vamp --seeds 0 --device cuda
+    python benchmarks/vae_tables.py --table fashion --folder runs --write     # all results to docs/results
+
+Each table has a module of its own: `options` adds to the arguments, `run` yields a record for each run, which resumes,
+and `text` makes the table of records.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import ppl_vae as pv
+
+TABLES = {"fashion": "vae_fashion"}
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def machine():
+    """Where and when a result was made, and with what."""
+    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "gpu": graphics,
+        "versions": {"ppl_vae": pv.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+    }
+
+
+def processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main():
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--table", choices=TABLES, required=True)
+    table = importlib.import_module(TABLES[first.parse_known_args()[0].table])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[first])
+    parser.add_argument("--root", help="folder of the image files")
+    parser.add_argument("--folder", required=True, help="where the runs are kept, and go on from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", default="auto", choices=["auto", "inductor", "trace", "off"])
+    parser.add_argument("--write", action="store_true", help="write all results to docs/results as JSON")
+    table.options(parser)
+    arguments = parser.parse_args()
+    arguments.machine = machine
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    results = []
+    for record in table.run(arguments):
+        results.append(record)
+        print(table.text(results), flush=True)
+    if arguments.write:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{arguments.table}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

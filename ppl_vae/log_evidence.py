@@ -1,0 +1,281 @@
+"""log p(x) of many data by many draws: importance weights in bounded memory, resumable."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.local import local_q
+from ppl_vae.declare.model import log_weights
+from ppl_vae.declare.observations import Observations
+from ppl_vae.errors import EngineError
+from ppl_vae.evidence import Evidence, RunningWeights
+from ppl_vae.fit import Fit
+from ppl_vae.infer.identity import differences, fingerprint
+from ppl_vae.infer.progress import progress as shown
+from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.step import choose
+from ppl_vae.infer.tracing import Traced
+from ppl_vae.records import read_record, write_record
+
+__all__ = ["log_evidence"]
+
+AT_ONCE = 4096
+"""Data times draws held in memory at once, unless told otherwise: on a processor its caches hold their pixels."""
+ROWS = 16
+"""Data in a block, at most."""
+WRITE_EVERY = 10.0
+"""Seconds between two writes of a checkpoint."""
+KIND = "ppl_vae log evidence"
+COLUMNS = ("value", "standard_error", "effective_sample_size", "k_hat")
+
+
+def log_evidence(
+    fit: Fit | LatentVariableModel,
+    data: Any,
+    num_particles: int = 5000,
+    at_once: int = AT_ONCE,
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    compile: str = "auto",  # noqa: A002
+    progress: bool = True,
+) -> Evidence:
+    """Log p(x_i) by importance weights of many draws of q, in memory that grows with neither data nor draws.
+
+        log p(x) ~ log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x),   z_s ~ q(z | x)
+
+    The estimate is a lower bound in expectation and rises to log p(x) with S. A posterior that looks at data only runs
+    once for many draws; the densities are traced once. Draws depend on the seed and the datum's block only: a run that
+    was interrupted ends with the numbers of one that was not.
+
+    Parameters
+    ----------
+    fit : Fit or LatentVariableModel
+        A point estimate, or a model without shared latents.
+    data : Tensor, array, data frame or mapping
+        Observed values, n rows.
+    num_particles : int
+        S, draws of q per datum.
+    at_once : int
+        Data times draws held in memory at once.
+    checkpoint : path, optional
+        File that keeps what is done; the same call goes on from it, and returns at once when all is done.
+    seed : int
+        Seed of the draws.
+    compile : {"auto", "inductor", "trace", "off"}
+        As of `SVI`.
+    progress : bool
+        Show progress.
+
+    Returns
+    -------
+    Evidence
+        Value, standard error, effective sample size and k-hat of each datum, [n], float64; exact where every latent is
+        finite.
+
+    Raises
+    ------
+    EngineError
+        For a fit with many draws of its parameters, a checkpoint of another call, or a weight that is not a number.
+
+    References
+    ----------
+    Burda, Grosse and Salakhutdinov (2016). Importance weighted autoencoders. ICLR.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> x = pv.data.images("digits", binarize="threshold").test[:20]
+    >>> vae = pv.models.VAE(pv.nets.mlp_encoder(64, 8, 2), pv.nets.mlp_decoder(2, 8, 64))
+    >>> found = pv.log_evidence(vae, x, num_particles=50, progress=False)
+    >>> found.value.shape, found.k_hat.shape, found.method
+    (torch.Size([20]), torch.Size([20]), 'importance')
+    """
+    if min(num_particles, at_once) < 1:
+        raise EngineError(f"log_evidence: num_particles and at_once must be at least 1, got {num_particles}, {at_once}")
+    if isinstance(fit, Fit) and not fit.is_point:
+        raise EngineError(
+            f"log_evidence needs one value of the parameters, this fit has {fit.num_draws} draws of them: take "
+            "fit.log_predictive(data, num_particles), which averages over draws"
+        )
+    model = fit.model if isinstance(fit, Fit) else fit
+    values = fit.draw(0) if isinstance(fit, Fit) and fit.draws else {}
+    with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
+        obs = model.check(data)
+        if not model.draws_latents(obs):
+            return model.evidence(obs)
+        plan = Plan(num_particles, at_once, seed, len(obs))
+        found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
+        with pyro.validation_enabled(False), _evaluating(model), shown("log p(x)", len(obs), progress) as update:
+            found.fill(plan, _weigher(model, obs, plan, compile), obs, update)
+    return found.evidence()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How data and draws are cut: blocks of `rows` data, each with `draws` draws at a time."""
+
+    count: int
+    at_once: int
+    seed: int
+    size: int
+
+    @property
+    def rows(self) -> int:
+        """Data in a block."""
+        return max(1, min(self.size, ROWS, self.at_once))
+
+    @property
+    def pieces(self) -> int:
+        """Passes over a block."""
+        return -(-self.count * self.rows // self.at_once)
+
+    @property
+    def draws(self) -> int:
+        """Draws for each datum in a pass."""
+        return -(-self.count // self.pieces)
+
+    def blocks(self, done: int) -> Iterator[Tensor]:
+        """Rows of each block that is not done."""
+        return iter(torch.arange(done, self.size).split(self.rows))
+
+    def header(self, model: LatentVariableModel, obs: Observations) -> dict[str, Any]:
+        """What a checkpoint must share with the call."""
+        return {
+            "model": type(model).__name__,
+            "parameters": fingerprint({**model.state_dict(), **model._bound}),
+            "data": fingerprint({**obs.values, **{f"{name}, missing": gap for name, gap in obs.missing.items()}}),
+            "num_particles": self.count,
+            "at_once": self.at_once,
+            "seed": self.seed,
+            "device": model.like.device.type,
+        }
+
+
+class Found:
+    """What is known so far: four numbers for each of the first `done` data, and the file that keeps them."""
+
+    def __init__(self, path: Path | None, header: dict[str, Any], columns: dict[str, Tensor], done: int = 0) -> None:
+        self.path, self.header, self.columns, self.done = path, header, columns, done
+        self.written, self.last = done, time.monotonic()
+
+    @classmethod
+    def opened(cls, checkpoint: str | os.PathLike[str] | None, header: dict[str, Any], n: int) -> "Found":
+        """What the file holds, if there is one, of a call with this header."""
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is None or not path.exists():
+            return cls(path, header, {name: torch.full((n,), torch.nan, dtype=torch.float64) for name in COLUMNS})
+        record, columns = read_record(path, KIND, "checkpoint of log_evidence")
+        differs = differences(record["header"], header)
+        if differs:
+            raise EngineError(f"{path} is of another call: {'; '.join(differs)}; name another file, or remove this one")
+        return cls(path, header, columns, record["done"])
+
+    def fill(
+        self, plan: Plan, weigh: Callable[[Observations], Tensor], obs: Observations, update: Callable[[int, str], None]
+    ) -> None:
+        """Work through the blocks that are not done; what is done by an interruption is kept."""
+        try:
+            for rows in plan.blocks(self.done):
+                self._keep(rows, _of_block(plan, weigh, obs, rows))
+                update(self.done, f"mean {self.columns['value'][: self.done].mean().item():.3f} nats")
+                if time.monotonic() - self.last > WRITE_EVERY:
+                    self._write()
+        finally:
+            self._write()
+
+    def _keep(self, rows: Tensor, block: Evidence) -> None:
+        for name, column in self.columns.items():
+            value = getattr(block, name)
+            if value is not None:
+                column[rows] = value[: len(rows)].cpu()
+        self.done += len(rows)
+
+    def _write(self) -> None:
+        if self.path is not None and self.done > self.written:
+            write_record(self.path, {"header": self.header, "done": self.done}, self.columns, KIND)
+            self.written, self.last = self.done, time.monotonic()
+
+    def evidence(self) -> Evidence:
+        """As an Evidence."""
+        value, error, ess, k_hat = (self.columns[name] for name in COLUMNS)
+        return Evidence(value, error, ess, "importance", None if k_hat.isnan().all() else k_hat)
+
+
+def _of_block(plan: Plan, weigh: Callable[[Observations], Tensor], obs: Observations, rows: Tensor) -> Evidence:
+    """All draws of one block, with a seed of its own; a short block is filled up, so that there is one graph."""
+    torch.manual_seed((plan.seed * 1_000_003 + int(rows[0])) % (1 << 63))
+    filled = torch.cat([rows, rows[:1].expand(plan.rows - len(rows))])
+    block, weights = obs.rows(filled.to(_device(obs))), RunningWeights(plan.count)
+    for start in range(0, plan.count, plan.draws):
+        log_w = weigh(block)[: plan.count - start]
+        if not bool((log_w < torch.inf).all()):
+            row = int(rows[0]) + int((~(log_w < torch.inf)).any(0).nonzero()[0])
+            raise EngineError(f"log_evidence: an importance weight of datum {row} is not finite; look at model.elbo(x)")
+        weights.add(log_w)
+    return weights.evidence()
+
+
+def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: str) -> Callable[[Observations], Tensor]:
+    """A function of a block: log weights of further draws, [draws, rows]."""
+    names, gaps = list(obs.values), list(obs.missing)
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor]:
+        values, missing = tensors[: len(names)], tensors[len(names) :]
+        block = Observations(dict(zip(names, values, strict=True)), dict(zip(gaps, missing, strict=True)), obs.columns)
+        return (weights_of(model, block, plan.draws),)
+
+    if model.draws_without_posterior(obs):  # every block then has a q of its own
+        mode = "off"
+    steps = -(-plan.size // plan.rows) * plan.pieces
+    traced = Traced(of_tensors, choose(mode, sum(p.numel() for p in model.parameters()), plan.at_once, steps))
+
+    def weigh(block: Observations) -> Tensor:
+        with model.numeric(), local_q(model, block):
+            return traced(*block.values.values(), *block.missing.values())[0]
+
+    return weigh
+
+
+def weights_of(model: LatentVariableModel, obs: Observations, count: int) -> Tensor:
+    """Log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n].
+
+    A posterior whose arguments are data is called once for all draws; other latents are drawn along with the rest.
+    """
+    first, given, log_q = model.sites(obs), {}, torch.zeros((), device=model.like.device)
+    for name in _of_data(model, obs):
+        z = first.q[name].sample((count,))
+        given[name], log_q = z.flatten(0, 1), log_q + first.q[name].log_prob(z)
+    rows = obs.repeat(count)
+    rows = Observations({**rows.values, **given}, rows.missing, rows.columns)
+    index = torch.arange(len(obs), device=model.like.device).repeat(count) if model.local_posteriors else None
+    return log_weights(model.sites(rows, index), count) - log_q
+
+
+def _of_data(model: LatentVariableModel, obs: Observations) -> list[str]:
+    """Continuous latents whose declared posterior looks at nothing that is drawn."""
+    posteriors, known = model._graph.posteriors, set(obs.values) - set(obs.missing)
+    return [n for n in model.draws_latents(obs) if n in posteriors and set(posteriors[n].parents) <= known]
+
+
+def _device(obs: Observations) -> torch.device:
+    return next(iter(obs.values.values())).device
+
+
+@contextmanager
+def _evaluating(model: LatentVariableModel) -> Iterator[None]:
+    """Within the block batch normalisation and its like stand still."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
