@@ -19,7 +19,10 @@ LEVEL = 0.01
 PRIOR_DRAWS = 4000
 NATS, SHARE, SPREAD = 1.0, 0.1, 4.0
 """Most KL, share of the prior in holes, and variance over the prior's, of a sound fit."""
-SHOWN = 64
+SHOWN, SEEN = 64, 1000
+"""Draws kept from holes, and of the prior."""
+LEAST = 0.5e-3
+"""Least scale of a decoder beside the data's: half the floor that a learned scale has by default."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Hole:
     ----------
     holes : dict of Tensor
         Draws of the prior where q(z) has next to nothing, the emptiest first, by latent, [m, *event]; at most 64.
+    codes, prior, empty : Tensor or None
+        [., units], all latents side by side: a code of each datum, draws of the prior, and those of `holes`.
     level : float or None
         Log density of q(z) below which a point is in a hole.
     variance_ratio : Tensor or None
@@ -39,6 +44,9 @@ class Hole:
     """
 
     holes: Code
+    codes: Tensor
+    prior: Tensor | None
+    empty: Tensor
     level: float | None
     variance_ratio: Tensor | None
     quantities: list[Quantity]
@@ -51,11 +59,13 @@ def hole(found: Aggregate) -> Hole:
         prior = codes.draw_prior(PRIOR_DRAWS)
     except UndefinedError as why:
         rows = [undefined(name, PART, meaning, str(why)) for name, meaning in MEANINGS.items()]
-        return Hole({}, None, None, [*rows, decoder_scale(codes)])
+        return Hole({}, None, None, [*rows, decoder_scale(codes), least_scale(codes)])
     level, share, holes = prior_hole(found, prior)
     ratio = spread(codes, prior)
-    rows = [*_divergence(found), *_discrepancy(found, prior), share, _spread(ratio, codes), decoder_scale(codes)]
-    return Hole(holes, level, ratio, rows)
+    rows = [*_divergence(found), *_discrepancy(found, prior), share, _spread(ratio, codes)]
+    rows += [decoder_scale(codes), least_scale(codes)]
+    z = flat(found.draws[0])
+    return Hole(holes, z, flat(prior)[:SEEN], flat(holes) if holes else z[:0], level, ratio, rows)
 
 
 MEANINGS = {
@@ -145,6 +155,21 @@ def decoder_scale(codes: Codes) -> Quantity:
     low = (scale <= 1.05 * floors[0].floor * floors[0].unit).expand(x.shape)[:, varies].double()
     share = low.mean()
     return measured(name, part, meaning, share, unit="of them", ok=share <= LEVEL)
+
+
+def least_scale(codes: Codes) -> Quantity:
+    """The decoder's smallest standard deviation beside the data's, where p(x | z) is normal (T24)."""
+    name, part = "smallest decoder scale", PART
+    meaning = "smallest standard deviation of p(x | z), over the root of the mean variance of the inputs"
+    observed = [n.name for n in codes.model.local_nodes() if n.kind == "observed"]
+    with torch.no_grad(), codes.model.numeric():
+        p = codes.model.sites(codes.obs).p[observed[0]]
+    law = getattr(p, "base", p)
+    if len(observed) != 1 or not isinstance(getattr(law, "base_dist", law), torch.distributions.Normal):
+        return undefined(name, part, meaning, "p(x | z) is not normal")
+    unit = codes.obs.values[observed[0]].double().var(0, correction=0).mean().sqrt()
+    ratio = law.stddev.min().double() / unit
+    return measured(name, part, meaning, ratio, unit="of the data's", ok=ratio >= LEAST)
 
 
 def _stddev(d: torch.distributions.Distribution) -> Tensor:
