@@ -169,7 +169,8 @@ class Codes:
             total = total + d.log_prob(scope[node.name].value)
         return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
 
-    def _events(self) -> dict[str, torch.Size]:
+    def events(self) -> dict[str, torch.Size]:
+        """Event shape of each drawn latent."""
         laws = self.model.prototypes(self.obs)
         return {name: laws[name].event_shape for name in self.names}
 
@@ -227,7 +228,7 @@ class Codes:
     def units(self) -> list[str]:
         """Names of the units, z[0], z[1], ... of each latent."""
         found = []
-        for name, event in self._events().items():
+        for name, event in self.events().items():
             count = event.numel()
             found += [name] if not event else [f"{name}[{j}]" for j in range(count)]
         return found
@@ -241,4 +242,4 @@ def flat(z: Code) -> Tensor:
     >>> flat({"z": torch.zeros(3, 2), "w": torch.ones(3)}).shape
     torch.Size([3, 3])
     """
-    return torch.cat([value.reshape(len(value), -1) for value in z.values()], 1).double()
+    return torch.cat([value.reshape(len(value), value.shape[1:].numel()) for value in z.values()], 1).double()
