@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,16 +13,20 @@ from ppl_vae.objectives.sites import Sites
 __all__ = ["KERNELS", "InfoVae", "discrepancy", "infovae"]
 
 
-def _imq(squares: Tensor, spread: float) -> Tensor:
-    return spread / (spread + squares)
+Kernel = Callable[[Tensor], Tensor]
+"""k(x, y) as a function of |x - y|^2."""
 
 
-def _rbf(squares: Tensor, spread: float) -> Tensor:
-    return torch.exp(-squares / spread)
+def _imq(spread: float) -> Kernel:
+    return lambda squares: spread / (spread + squares)
 
 
-KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {"imq": _imq, "rbf": _rbf}
-"""k(x, y) as a function of |x - y|^2 and of the spread 2 d scale^2, which is its mean between draws of the prior."""
+def _rbf(spread: float) -> Kernel:
+    return lambda squares: torch.exp(-squares / spread)
+
+
+KERNELS: dict[str, Callable[[float], Kernel]] = {"imq": _imq, "rbf": _rbf}
+"""Kernels by name, from their spread 2 d scale^2: the mean of |x - y|^2 between two draws of the prior."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class InfoVae:
             codes, draws = (self._grouped([*earlier, one.expand_as(z)]) for one in (z, prior))
             w = codes.new_ones(codes.shape[1]) if weights is None else weights
             spread = 2 * codes.shape[-1] * self.scale**2
-            found = found + discrepancy(codes, draws, w, partial(KERNELS[self.kernel], spread=spread))
+            found = found + discrepancy(codes, draws, w, KERNELS[self.kernel](spread))
             earlier.append(z)
         return found
 
@@ -104,7 +107,7 @@ class InfoVae:
         return [name for name in sites.p if name in sites.log_q]
 
 
-def discrepancy(x: Tensor, y: Tensor, weights: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+def discrepancy(x: Tensor, y: Tensor, weights: Tensor, kernel: Kernel) -> Tensor:
     """sum_{i != j} w_i w_j [k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)] / sum_{i != j} w_i w_j.
 
     The unbiased estimate of MMD^2 (Gretton et al. 2012, eq. 4): it may be negative. Rows of weight 0 count for nothing.

@@ -107,9 +107,9 @@ def iwae(num_particles: int = 8, gradient: str = "standard") -> Iwae:
         S, draws of z per datum.
     gradient : {"standard", "dreg"}
         "standard": the gradient of the estimate itself. Its signal-to-noise ratio for q falls as 1/sqrt(S) (Rainforth
-        et al. 2018). "dreg": the doubly reparameterised one, with the same expectation, whose ratio rises with S. It
-        needs reparameterised draws, and one more backward pass down to z. Where the prior shares parameters with q,
-        as a VampPrior does, these get the model's gradient through the prior and this one through q.
+        et al. 2018). "dreg": the doubly reparameterised one, with the same expectation, whose ratio grows as sqrt(S)
+        where S is large. It needs reparameterised draws, and one more backward pass down to z. Where the prior shares
+        parameters with q, as a VampPrior does, these get the model's gradient through the prior and this one through q.
 
     Raises
     ------
