@@ -81,6 +81,7 @@ NEIGHBOURS = {
 LOOK_UP = {
     ("fit", "evaluate", "diagnostics"),
     ("fit", "diagnose", "diagnose"),
+    ("diagnose", "figures", "plots"),
     ("fit", "to_datatree", "datatree"),
     ("fit", "export", "export"),
     ("fit", "_repr_html_", "report"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.advice import advise
@@ -34,8 +35,8 @@ class Diagnosis:
         How the aggregate posterior and the prior differ.
     inference : Inference
         How good q is.
-    n : int
-        Number of data that were looked at.
+    index : Tensor
+        [n] rows of the data that were looked at.
     seed : int
         That chose them and drew the codes.
     notes : tuple of str
@@ -54,7 +55,7 @@ class Diagnosis:
     collapse: Collapse
     hole: Hole
     inference: Inference
-    n: int
+    index: Tensor
     seed: int
     notes: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = field(init=False)
@@ -71,6 +72,11 @@ class Diagnosis:
 
     def __iter__(self) -> Iterator[Quantity]:
         return iter(self.quantities.values())
+
+    @property
+    def n(self) -> int:
+        """Number of data that were looked at."""
+        return len(self.index)
 
     @property
     def ok(self) -> bool:
@@ -93,6 +99,12 @@ class Diagnosis:
         columns = ("value", "standard_error", "unit", "verdict", "part", "meaning", "why")
         frame = pd.DataFrame([[getattr(q, c) for c in columns] for q in self], list(self.quantities), columns)
         return frame.astype({"value": float, "standard_error": float})
+
+    def figures(self, fit: Any = None, shape: Any = None, labels: Any = None) -> dict[str, Any]:
+        """Axes by name; samples from holes need the fit and the shape of its images: see plots.diagnosis_figures."""
+        from ppl_vae.plots import diagnosis_figures
+
+        return diagnosis_figures(self, fit, shape, labels)
 
     def __str__(self) -> str:
         width = max(map(len, self.quantities)) + 2
@@ -160,11 +172,12 @@ def diagnose(
     with torch.random.fork_rng(devices), model.bind(fit.draw(0) if fit.draws else {}):
         torch.manual_seed(seed)
         whole = fit.data if data is None else model.check(data)
-        obs = whole.rows(torch.randperm(len(whole))[:size].sort().values)
+        index = torch.randperm(len(whole))[:size].sort().values
+        obs = whole.rows(index)
         with model.numeric(), local_q(model, obs):
             found = aggregate(Codes(model, obs))
             q = inference(found.codes, num_particles, gap_data, ais_data)
-            return Diagnosis(collapse(found), hole(found), q, len(obs), seed, _notes(fit))
+            return Diagnosis(collapse(found), hole(found), q, index, seed, _notes(fit))
 
 
 def _notes(fit: Any) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ def hole(found: Aggregate) -> Hole:
         prior = codes.draw_prior(PRIOR_DRAWS)
     except UndefinedError as why:
         rows = [undefined(name, PART, meaning, str(why)) for name, meaning in MEANINGS.items()]
-        return Hole({}, None, None, [*rows, decoder_scale(codes), least_scale(codes)])
+        z = flat(found.draws[0])
+        return Hole({}, z, None, z[:0], None, None, [*rows, decoder_scale(codes), least_scale(codes)])
     level, share, holes = prior_hole(found, prior)
     ratio = spread(codes, prior)
     rows = [*_divergence(found), *_discrepancy(found, prior), share, _spread(ratio, codes)]

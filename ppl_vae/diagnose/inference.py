@@ -17,7 +17,7 @@ from ppl_vae.evidence import Evidence
 __all__ = ["Inference", "inference"]
 
 PART = "inference"
-BAD_SHARE, NATS, DRAWS = 0.1, 1.0, 5.0
+BAD_SHARE, NATS, DRAWS = 0.25, 1.0, 5.0
 """Most data with a bad k, nats of amortisation gap, and fewest effective draws at the median, of a sound q."""
 
 
