@@ -184,6 +184,7 @@ def pareto_k_hat(largest: Tensor) -> Tensor:
     log_w = (largest - largest[0]).T.double().cpu()
     k = torch.full((len(log_w),), -torch.inf, dtype=torch.float64)
     k[log_w[:, 1:].isneginf().all(1) | log_w.isnan().any(1)] = torch.inf
+    k[log_w[:, tail - max(int(tail / 4 + 0.5), 1)] < -NOTHING] = torch.inf  # the fit divides by their lower quartile
     fitted = (log_w[:, tail - 1] < -SAME) & k.isneginf()
     if bool(fitted.any()):
         # Of few draws ArviZ takes the upper fifth as the tail: our tail, and zeros. Its log_weights=True reads the
@@ -197,3 +198,5 @@ def pareto_k_hat(largest: Tensor) -> Tensor:
 
 SAME = 1e-12
 """Nats between log weights that count as the same."""
+NOTHING = 500.0
+"""Nats below the largest at which a weight is nothing beside it in double precision."""

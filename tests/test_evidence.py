@@ -7,7 +7,7 @@ import pytest
 import torch
 from example_models import LinearVAE, make, numbers
 
-from ppl_vae.evidence import exact, importance, log_mean_exp
+from ppl_vae.evidence import RunningWeights, exact, importance, log_mean_exp, pareto_k_hat, tail_length
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -71,3 +71,79 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence():
     torch.testing.assert_close(found.value, model.exact(x).detach())
     torch.testing.assert_close(found.effective_sample_size, torch.full((6,), 3.0).double())
     torch.testing.assert_close(model.elbo(x), model.exact(x).detach())
+
+
+@pytest.mark.parametrize("piece", [37, 2500])
+@pytest.mark.parametrize("spread", [1e-9, 0.5, 4.0])
+def test_weights_in_pieces_say_what_all_together_say(piece, spread):
+    generator = torch.Generator().manual_seed(2)
+    log_w = spread * torch.randn(2500, 6, dtype=torch.float64, generator=generator) - 800
+    log_w[0, 0] = -torch.inf
+    log_w[:, 1] = log_w[:, 1].sort().values  # the largest is always the newest
+    running, expected = RunningWeights(2500), importance(log_w)
+    for part in log_w.split(piece):
+        running.add(part)
+    found = running.evidence()
+    for name in ("value", "standard_error", "effective_sample_size"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-16)
+    assert found.value.dtype == torch.float64
+    assert found.method == "importance"
+
+
+def test_weights_that_are_all_zero_say_that_nothing_is_known():
+    running = RunningWeights(50)
+    for _ in range(5):
+        running.add(torch.tensor([[-torch.inf, -3.0]]).repeat(10, 1))
+    found = running.evidence()
+    assert found.value.tolist() == [-math.inf, -3.0]
+    assert found.standard_error.tolist() == [math.inf, 0.0]
+    assert found.effective_sample_size.tolist() == pytest.approx([0.0, 50.0])
+    assert found.k_hat.tolist() == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("draws", [25, 100, 1000, 2500, 5000])
+def test_k_hat_of_the_largest_weights_is_arvizs_of_all(draws):
+    from arviz_stats.base import array_stats
+
+    generator = torch.Generator().manual_seed(draws)
+    spread = torch.linspace(0.1, 4.0, 12, dtype=torch.float64)
+    log_w = spread * torch.randn(draws, 12, dtype=torch.float64, generator=generator) - 230
+    running = RunningWeights(draws)
+    for part in log_w.split(64):
+        running.add(part)
+    _, expected = array_stats.psislw(-log_w.T.numpy())  # which takes ratios' negative logarithms
+    np.testing.assert_allclose(running.evidence().k_hat.numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert expected.min() < 0.5 < expected.max()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_k_hat_of_weights_that_vanish_beside_the_largest_is_infinite():
+    """Most of the tail is zero in double precision: there is nothing to fit a law to."""
+    top = torch.tensor([0.0, -440.0, -600.0, *(-800.0 - i for i in range(24))], dtype=torch.float64)
+    spread = torch.linspace(0.0, -3.0, len(top), dtype=torch.float64)
+    found = pareto_k_hat(torch.stack([top, spread], 1))
+    assert found[0] == torch.inf
+    assert found[1] < 0.7
+
+
+def test_k_hat_is_that_of_psislw():
+    arviz = pytest.importorskip("arviz")
+    if not hasattr(arviz, "psislw"):
+        pytest.skip("this ArviZ has no psislw of its own")
+    generator = torch.Generator().manual_seed(0)
+    log_w = 2 * torch.randn(2500, 5, dtype=torch.float64, generator=generator)  # both versions' tail is 150
+    top = log_w.topk(tail_length(2500) + 1, dim=0).values
+    np.testing.assert_allclose(pareto_k_hat(top).numpy(), arviz.psislw(log_w.T.numpy().copy())[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("k", [0.1, 0.5, 0.9])
+def test_k_hat_finds_the_shape_of_a_pareto_law(k):
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    top = (-k * u[: tail_length(20_000) + 1].log())[:, None]
+    assert pareto_k_hat(top).item() == pytest.approx(k, abs=0.05)
+
+
+def test_a_short_tail_has_no_k_hat():
+    running = RunningWeights(24)
+    running.add(torch.zeros(24, 3))
+    assert running.evidence().k_hat is None
