@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 import ppl_vae as pv
+from ppl_vae.diagnose.codes import Codes
+from ppl_vae.diagnose.gap import local_bound
 
 N, D, K, S = 30, 5, 2, 0.7
 
@@ -130,3 +132,17 @@ def test_t14_an_encoder_is_never_above_the_best_q_of_a_datum():
     linear, blinkered = lost.values()
     assert linear < 0.01
     assert blinkered > 0.5
+
+
+def test_t14_the_amortisation_gap_is_what_the_encoder_loses():
+    """The local search starts at the encoder's answer, never ends below it, and finds what the closed form says."""
+    x, fit = data(), amortised(Blinkered)
+    with torch.no_grad(), fit.model.numeric():
+        torch.manual_seed(0)
+        codes = Codes(fit.model, fit.model.check(x))
+        found = local_bound(codes)
+    q = fit.posterior(x)
+    expected = below(x, q.base_dist.loc, q.base_dist.scale)
+    gain = found.local - found.amortised
+    assert bool((gain > -0.05).all())
+    torch.testing.assert_close(gain.mean(), expected.mean(), rtol=0.05, atol=0.02)
