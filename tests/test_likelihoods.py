@@ -269,6 +269,25 @@ def test_data_outside_the_contract_are_refused_at_fit(name, x, said):
     vae.check(good)
 
 
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name.startswith("gaussian")])
+def test_normal_pixels_are_finite_real_numbers_of_the_decoders_width(name):
+    """The contract of every normal likelihood, whatever its scale."""
+    width = LIKELIHOODS[name].width
+    vae = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * width), name)
+    fit = pv.SVI(1, progress=False).fit
+    infinite = torch.ones(5, 3).index_fill(0, torch.tensor([2]), math.inf)
+    for x, said in (
+        (infinite, "row 2 is infinite"),
+        (torch.ones(5, 3, dtype=torch.uint8), r"convert them with \.double"),
+    ):
+        with pytest.raises(pv.DataError, match=said):
+            fit(vae, x)
+    narrow = pv.models.VAE(pv.nets.mlp_encoder(4, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * width), name)
+    with pytest.raises(pv.DataError, match=r"has event shape \(3,\)"):
+        fit(narrow, torch.ones(5, 4))
+    vae.check(torch.randn(5, 3) * 1e6)
+
+
 def test_eight_bit_integers_are_told_how_to_become_pixels():
     vae = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * 256), "categorical")
     x = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
