@@ -40,7 +40,8 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     constant_data            inputs, and the weights of the data
     ======================== =============================================================================
 
-    Dimensions are named: `obs_id` counts the data, `component` the values of the finite latent, `feature` the columns.
+    Dimensions are named: `obs_id` counts the data, `z_component` the values of a finite latent z, `feature` the
+    columns.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     Notes
     -----
     `lp` is the log density that the engine saw: NUTS's holds the Jacobian of its unconstrained coordinates. ArviZ
-    writes the tree with `tree.to_netcdf(path, engine="h5netcdf")` and `tree.to_zarr(path)`.
+    writes the tree with `tree.to_netcdf(path, engine="h5netcdf")` and `tree.to_zarr(path, consolidated=False)`.
 
     Examples
     --------
@@ -67,7 +68,7 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
     >>> tree = to_datatree(pv.VB(num_draws=50, progress=False).fit(gmm, pv.data.faithful()))
     >>> tree["posterior"]["components.loc"].dims
-    ('chain', 'draw', 'component', 'feature')
+    ('chain', 'draw', 'z_component', 'feature')
     >>> tree["posterior"]["feature"].values.tolist()
     ['eruptions', 'waiting']
     """

@@ -86,7 +86,8 @@ def _components(model: LatentVariableModel, laws: Mapping[str, Any]) -> dict[int
         for node in model.local_nodes()
         if node.kind == "latent" and laws[node.name].has_enumerate_support
     }
-    named = {name: "component" if len(finite) == 1 else f"{name}_component" for name in finite}
+    # `component` alone is a name that ArviZ gives to parts of its own.
+    named = {name: f"{name}_component" for name in finite}
     found = {id(laws[name].origin[0]): named[name] for name in finite if _made(laws[name])}
     for node in model.local_nodes():
         parents = [p for p in node.parents if p in finite]

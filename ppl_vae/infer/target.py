@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
 
-__all__ = ["COMPILE", "JITTER", "Density", "Target", "make_target", "with_gradient", "worth_compiling"]
+__all__ = ["COMPILE", "JITTER", "Density", "Target", "make_target", "make_traced", "with_gradient", "worth_compiling"]
 
 COMPILE = ("auto", *MODES)
 JITTER = 0.1
@@ -44,7 +44,13 @@ class Target:
 
 
 def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
-    """The density as fast as `mode` has it; "auto" compiles where so many draws are worth the seconds it takes."""
+    """The density at its data, as fast as `mode` has it."""
+    traced, data = make_traced(density, at, draws, mode), density.data
+    return Target(lambda u: traced(u, *data), traced.mode)
+
+
+def make_traced(density: Density, at: Tensor, draws: int, mode: str) -> Traced:
+    """(u, *data) to log density and gradient; "auto" compiles where so many draws are worth the seconds it takes."""
     function = with_gradient(density.log_density)
     traced, data = Traced(function, "trace" if mode == "auto" else mode, num_threads=1), density.data
     traced(at, *data)
@@ -57,7 +63,7 @@ def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
             "the model runs eagerly, since its graph is wrong elsewhere: control flow on values", stacklevel=2
         )
         traced.mode = "off"
-    return Target(lambda u: traced(u, *data), traced.mode)
+    return traced
 
 
 def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
