@@ -18,6 +18,8 @@ FEW = {
     "conditional_vae": {"epochs": 30},
     "semi_supervised_vae": {},
     "posterior_collapse": {},
+    "prior_hole": {},
+    "variance_explosion": {},
     "train_resume": {"epochs": 6},
     "custom_loop": {},
     "export_model": {"epochs": 2},

@@ -229,6 +229,17 @@ def test_the_classifier_learns_from_labels_by_its_own_term_only():
         assert (moved > 0) == (alpha > 0)
 
 
+def test_partly_labelled_data_train_traced_as_they_do_eagerly():
+    data = labelled()
+    fits = [
+        pv.SVI(4, 4, pv.adam(1e-2), compile=mode, progress=False).fit(semi_supervised(), data)
+        for mode in ("off", "trace")
+    ]
+    for name in ("bound", "objective", "penalty: mistaken"):
+        torch.testing.assert_close(fits[0].trace[name], fits[1].trace[name], rtol=1e-9, atol=1e-9)
+    assert bool((fits[0].trace["penalty: mistaken"] > 0).all())
+
+
 def test_a_conditional_vae_draws_and_scores_by_label():
     torch.manual_seed(0)
     model = example("conditional_vae").ConditionalVAE(5, 3, 2, hidden=4)
