@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def log_evidence(
             f"log_evidence needs one value of the parameters, this fit has {fit.num_draws} draws of them: take "
             "fit.log_predictive(data, num_particles), which averages over draws"
         )
-    model = fit.model if isinstance(fit, Fit) else fit
+    model: Any = fit.model if isinstance(fit, Fit) else fit
     values = fit.draw(0) if isinstance(fit, Fit) and fit.draws else {}
     with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
         obs = model.check(data)
@@ -145,7 +145,7 @@ class Plan:
 
     def blocks(self, done: int) -> Iterator[Tensor]:
         """Rows of each block that is not done."""
-        return iter(torch.arange(done, self.size).split(self.rows))
+        return (torch.arange(first, min(first + self.rows, self.size)) for first in range(done, self.size, self.rows))
 
     def header(self, model: LatentVariableModel, obs: Observations) -> dict[str, Any]:
         """What a checkpoint must share with the call."""
@@ -226,12 +226,12 @@ def _of_block(plan: Plan, weigh: Callable[[Observations], Tensor], obs: Observat
 
 def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: str) -> Callable[[Observations], Tensor]:
     """A function of a block: log weights of further draws, [draws, rows]."""
-    names, gaps = list(obs.values), list(obs.missing)
+    names, gaps, encoded = list(obs.values), list(obs.missing), _of_data(model, obs)
 
     def of_tensors(*tensors: Tensor) -> tuple[Tensor]:
         values, missing = tensors[: len(names)], tensors[len(names) :]
         block = Observations(dict(zip(names, values, strict=True)), dict(zip(gaps, missing, strict=True)), obs.columns)
-        return (weights_of(model, block, plan.draws),)
+        return (weights_of(model, block, plan.draws, encoded),)
 
     if model.draws_without_posterior(obs):  # every block then has a q of its own
         mode = "off"
@@ -245,15 +245,19 @@ def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: st
     return weigh
 
 
-def weights_of(model: LatentVariableModel, obs: Observations, count: int) -> Tensor:
+def weights_of(model: LatentVariableModel, obs: Observations, count: int, encoded: Sequence[str]) -> Tensor:
     """Log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n].
 
-    A posterior whose arguments are data is called once for all draws; other latents are drawn along with the rest.
+    The posteriors of the latents in `encoded` look at data only and are called once for all draws; other latents are
+    drawn along with the rest.
     """
-    first, given, log_q = model.sites(obs), {}, torch.zeros((), device=model.like.device)
-    for name in _of_data(model, obs):
-        z = first.q[name].sample((count,))
-        given[name], log_q = z.flatten(0, 1), log_q + first.q[name].log_prob(z)
+    given: dict[str, Tensor] = {}
+    log_q: Any = 0.0
+    for name in encoded:
+        q = model._posterior(model._graph.nodes[name], model.scope(obs), obs, None)
+        assert q is not None
+        z = q.rsample((count,)) if q.has_rsample else q.sample((count,))
+        given[name], log_q = z.flatten(0, 1), log_q + q.log_prob(z)
     rows = obs.repeat(count)
     rows = Observations({**rows.values, **given}, rows.missing, rows.columns)
     index = torch.arange(len(obs), device=model.like.device).repeat(count) if model.local_posteriors else None

@@ -12,6 +12,8 @@ ENCODERS = {
     "conv": lambda: nets.conv_encoder((1, 8, 8), (4, 8), 5),
     "conv, colours": lambda: nets.conv_encoder((4, 4, 4), (6,), 5),
     "linear": lambda: nets.linear_encoder(64, 5),
+    "gated": lambda: nets.gated_encoder(64, 16, 8, 5),
+    "gated, no hidden layer": lambda: nets.gated_encoder(64, 5),
 }
 DECODERS = {
     "mlp": lambda: nets.mlp_decoder(5, 16, 32, 64),
@@ -21,6 +23,8 @@ DECODERS = {
     "conv, colours": lambda: nets.conv_decoder(5, (4, 4, 4), (6,)),
     "conv, two numbers a pixel": lambda: nets.conv_decoder(5, (1, 8, 4), (8, 4), width=2),
     "linear": lambda: nets.linear_decoder(5, 64),
+    "gated": lambda: nets.gated_decoder(5, 8, 16, 64),
+    "gated, no hidden layer": lambda: nets.gated_decoder(5, 64),
 }
 
 
@@ -116,3 +120,40 @@ def test_errors_name_what_was_given():
         nets.conv_encoder((1, 8, 8), (8,), 0)
     with pytest.raises(DataError, match=r"MLPEncoder takes \[\.\.\., 784\]; \[5, 28, 28\] was given. Flatten"):
         nets.mlp_encoder(784, 20)(torch.rand(5, 28, 28))
+
+
+def test_a_gated_layer_is_its_formula():
+    torch.manual_seed(1)
+    layer, x = nets.Gated(4, 3), torch.randn(5, 4)
+    W, b, V, c = layer.value.weight, layer.value.bias, layer.gate.weight, layer.gate.bias
+    expected = (x @ W.T + b) / (1 + torch.exp(-(x @ V.T + c)))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_gated_weights_start_with_variance_two_over_their_inputs():
+    torch.manual_seed(0)
+    net = nets.gated_decoder(40, 300, 300, 784)
+    matrices = [p for p in net.parameters() if p.dim() == 2]
+    assert [tuple(m.shape) for m in matrices] == [(300, 40)] * 2 + [(300, 300)] * 2 + [(784, 300)]
+    for m in matrices:
+        z = m.detach() * (m.shape[1] / 2) ** 0.5
+        assert abs(z.mean().item()) < 4 / m.numel() ** 0.5
+        assert z.var().item() == pytest.approx(1.0, abs=4 * (2 / m.numel()) ** 0.5)
+
+
+def test_a_gated_encoder_cuts_its_log_variance_off():
+    torch.manual_seed(0)
+    encoder = nets.gated_encoder(3, 4, 2, log_variance=(-1, 0.5))
+    scale = encoder(1e3 * torch.randn(200, 3))[1]
+    assert scale.log().min().item() == pytest.approx(-0.5)
+    assert scale.log().max().item() == pytest.approx(0.25)
+    raw = encoder.raw(encoder.hidden(torch.zeros(3)))
+    loc, inside = encoder(torch.zeros(3))
+    torch.testing.assert_close(inside, torch.exp(raw.clamp(-1, 0.5) / 2))
+    torch.testing.assert_close(loc, encoder.loc(encoder.hidden(torch.zeros(3))))
+
+
+@pytest.mark.parametrize("wrong", [(2, -6), (0, 0), (float("-inf"), 2.0)])
+def test_an_interval_of_log_variances_must_be_one(wrong):
+    with pytest.raises(ValueError, match="log_variance"):
+        nets.gated_encoder(3, 2, log_variance=wrong)

@@ -205,6 +205,42 @@ def at_rows(rows):
     return torch.sparse_coo_tensor(index, torch.ones(2, 2), rows.shape, check_invariants=True)
 
 
+def test_normalized_gradients_have_length_one_each():
+    moved, before = parameters(), parameters()
+    take(build(pv.normalized(pv.sgd(1.0)), moved), moved, [0])
+    for a, b, g in zip(moved, before, gradients(0, before), strict=True):
+        torch.testing.assert_close(b - a, g / g.norm(), rtol=1e-6, atol=0.0)
+
+
+def test_normalized_adam_is_adam_on_gradients_over_their_norms():
+    moved, expected = parameters(), parameters()
+    ours, theirs = build(pv.normalized(pv.adam(0.03)), moved), torch.optim.Adam(expected, 0.03)
+    for number in range(5):
+        take(ours, moved, [number], 10.0**number)
+        for p, g in zip(expected, gradients(number, expected, 10.0**number), strict=True):
+            p.grad = g / (g.norm() + 1e-7)
+        theirs.step()
+    for a, b in zip(moved, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_a_gradient_of_zero_or_none_stays_what_it_is():
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = build(pv.normalized(pv.sgd(1.0)), [p, q])
+    p.grad = torch.zeros(3)
+    optimizer.step()
+    assert p.tolist() == [1.0, 1.0, 1.0]
+    assert q.tolist() == [1.0, 1.0]
+
+
+def test_normalising_goes_around_clipping():
+    moved, before = parameters(), parameters()
+    take(build(pv.normalized(pv.clipped(pv.sgd(1.0), norm=0.5)), moved), moved, [0])
+    steps = torch.cat([(b - a).flatten() for a, b in zip(moved, before, strict=True)])
+    assert steps.norm().item() == pytest.approx(0.5, rel=1e-5)  # three gradients of length one, then cut to a half
+    assert spoken(pv.normalized(pv.clipped(pv.sgd(1.0), norm=0.5))).startswith("normalized(clipped(SGD(lr=1.0")
+
+
 def test_rows_follow_the_rate_of_the_others():
     moved, rows = parameters(), torch.nn.Parameter(torch.zeros(5, 2))
     built = build(pv.scheduled(pv.sgd(1.0), lr_scheduler.ExponentialLR, gamma=0.1), moved)
