@@ -159,14 +159,14 @@ def diagnose(
     Raises
     ------
     DataError
-        Without data, or a size below 1.
+        Without data, or for counts that are too small.
     EngineError
         If no latent is drawn.
     """
     if data is None and fit.data is None:
         raise DataError("this fit was loaded from a file, which holds no data: pass the data")
-    if size < 1:
-        raise DataError(f"diagnose: size must be at least 1, got {size}")
+    _check(1, size=size, num_particles=num_particles)
+    _check(0, gap_data=gap_data, ais_data=ais_data)
     model = fit.model
     devices = [model.like.device] if model.like.device.type == "cuda" else []
     with torch.random.fork_rng(devices), model.bind(fit.draw(0) if fit.draws else {}):
@@ -178,6 +178,12 @@ def diagnose(
             found = aggregate(Codes(model, obs))
             q = inference(found.codes, num_particles, gap_data, ais_data)
             return Diagnosis(collapse(found), hole(found), q, index, seed, _notes(fit))
+
+
+def _check(least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < least:
+            raise DataError(f"diagnose: {name} must be at least {least}, got {count}")
 
 
 def _notes(fit: Any) -> tuple[str, ...]:

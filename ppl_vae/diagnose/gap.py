@@ -17,6 +17,8 @@ __all__ = ["LocalBound", "local_bound"]
 STEPS, RATE, PARTICLES = 300, 0.05, 4
 SELECT, REPORT = 64, 256
 """Draws of q per datum: to choose between the encoder's q and the one found, and to report."""
+CLEAR = 3.0
+"""Standard errors by which the q found must be better."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class LocalBound:
 def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> LocalBound:  # noqa: A002
     """Find each datum a q of its own, from the encoder's answer, the decoder held fixed (T14).
 
-    The parameters of q(z | x_i) are moved in free coordinates by Adam; layers of a flow stay as they are. Where the q
-    found has the lower bound on fresh draws the encoder's is kept, so that but for the noise of the last draws the
+    The parameters of q(z | x_i) are moved in free coordinates by Adam; layers of a flow stay as they are. Unless the
+    q found is clearly better on fresh draws the encoder's is kept, so that but for the noise of the last draws the
     local optimum is never below the amortised bound.
 
     Parameters
@@ -65,11 +67,12 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
         _climb(codes, offsets, steps, compile)
     start = [torch.zeros_like(value) for value in offsets.tensors()]
     found = [value.detach() for value in offsets.tensors()]
-    better = _bound(codes, offsets, found, SELECT, seed=1)[0] > _bound(codes, offsets, start, SELECT, seed=1)[0]
+    gain = _bound(codes, offsets, found, SELECT, seed=1)[0] - _bound(codes, offsets, start, SELECT, seed=1)[0]
+    better = gain.mean(0) > CLEAR * gain.std(0) / SELECT**0.5
     amortised, first = _bound(codes, offsets, start, REPORT, seed=2)
     local, second = _bound(codes, offsets, found, REPORT, seed=2)
-    evidence = weigh(torch.where(better, second, first))
-    return LocalBound(amortised, torch.where(better, local, amortised), better, evidence)
+    bound = torch.where(better, local, amortised).mean(0)
+    return LocalBound(amortised.mean(0), bound, better, weigh(torch.where(better, second, first)))
 
 
 def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
@@ -93,7 +96,7 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
 
 
 def _bound(codes: Codes, offsets: Offsets, to: list[Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The bound at moved q [n], and the log weights of its draws [count, n], nats in float64."""
+    """The bound at draws of moved q, and their log weights, [count, n] nats each."""
     with torch.random.fork_rng([]), offsets.applied(to):
         torch.manual_seed(seed)
         return draw_weights(codes, count)

@@ -48,7 +48,8 @@ class Inference:
 
 def inference(codes: Codes, num_particles: int, gap_data: int, ais_data: int) -> Inference:
     """Measure the gap, its parts, the tails of the weights, and check log p(x)."""
-    bound, log_w = draw_weights(codes, num_particles)
+    each, log_w = draw_weights(codes, num_particles)
+    bound = each.mean(0)
     evidence = weigh(log_w)
     local, split = _split(codes, gap_data)
     check, said = _check(codes, evidence, ais_data)

@@ -15,7 +15,10 @@ ROWS_AT_ONCE = 1 << 14
 
 
 def draw_weights(codes: Codes, count: int) -> tuple[Tensor, Tensor]:
-    """The bound of each datum [n], and log p(x_i, z) - log q(z | x_i) at `count` draws [count, n], nats in float64."""
+    """The bound and log p(x_i, z) - log q(z | x_i) at `count` draws of q, [count, n] nats each, in float64.
+
+    They differ where finite latents have a q: the bound takes their mean under it, the weights sum them out.
+    """
     log_w, bound = [], []
     at_once = max(1, ROWS_AT_ONCE // count)
     with torch.no_grad(), codes.model.numeric():
@@ -23,8 +26,8 @@ def draw_weights(codes: Codes, count: int) -> tuple[Tensor, Tensor]:
             own = torch.arange(start, min(start + at_once, codes.n), device=codes.model.like.device)
             sites = codes.model.sites(codes.obs.rows(own).repeat(count), own.repeat(count))
             log_w.append(log_weights(sites, count).double())
-            bound.append(Elbo(count).particles(sites).double().mean(0))
-    return torch.cat(bound), torch.cat(log_w, 1)
+            bound.append(Elbo(count).particles(sites).double())
+    return torch.cat(bound, 1), torch.cat(log_w, 1)
 
 
 def weigh(log_w: Tensor) -> Evidence:

@@ -1,0 +1,127 @@
+"""Annealed importance sampling against closed forms and quadrature."""
+
+import sys
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+from example_models import PoissonLatent, bits, numbers, vae
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linear import Exact, Narrow, data_of, fitted, weighted
+
+import ppl_vae as pv
+from ppl_vae.diagnose import Codes, annealed
+from ppl_vae.diagnose.codes import UndefinedError
+
+
+def codes_of(model, data):
+    return Codes(model, model.check(data))
+
+
+def agrees(found, truth):
+    error = found.standard_error.square().sum().sqrt()
+    assert abs((found.value - truth).sum()) < 4 * error, (found.value, truth)
+    assert error / len(truth) < 0.1
+    # Each one too: the largest of n has 4 and a half.
+    assert bool(((found.value - truth).abs() < 4.5 * found.standard_error + 0.02).all())
+
+
+def test_evidence_of_a_linear_model():
+    model = weighted(Exact())
+    x = data_of(model, 5)
+    found = annealed(codes_of(model, x), chains=48, temperatures=30)
+    assert found.method == "annealed"
+    assert found.value.dtype == torch.float64
+    agrees(found, model.exact(x))
+
+
+def test_the_graph_gives_the_eager_numbers():
+    model = weighted(Exact())
+    codes = codes_of(model, data_of(model, 3))
+    values = []
+    for mode in ("trace", "off"):
+        torch.manual_seed(1)
+        values.append(annealed(codes, chains=4, temperatures=10, compile=mode).value)
+    torch.testing.assert_close(*values)
+
+
+class Positive(pv.LatentVariableModel):
+    """p(rate) = LogNormal(0, 1), p(x | rate) = Poisson(rate), with a q that is far off."""
+
+    @pv.latent
+    def rate(self):
+        return dist.LogNormal(torch.tensor(0.0), 1.0)
+
+    @rate.posterior
+    def q_rate(self, x):
+        return dist.LogNormal(torch.full_like(x, 3.0), 0.1)
+
+    @pv.observed
+    def x(self, rate):
+        return dist.Poisson(rate)
+
+
+def test_a_latent_above_zero_against_quadrature():
+    model = Positive().double()
+    x = torch.tensor([0.0, 2.0, 7.0]).double()
+    grid = torch.linspace(-9, 9, 4001).double()
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(grid) + torch.distributions.Poisson(grid.exp()).log_prob(
+        x[:, None]
+    )
+    truth = torch.logsumexp(log_p, 1) + (grid[1] - grid[0]).log()
+    agrees(annealed(codes_of(model, x), chains=48, temperatures=30), truth)
+
+
+class Conditional(pv.LatentVariableModel):
+    """p(z | c) = N(c, 1), p(x | z) = N(z, 1): log p(x | c) = log N(x; c, 2)."""
+
+    c = pv.given()
+
+    @pv.latent
+    def z(self, c):
+        return dist.Normal(c, 1.0)
+
+    @z.posterior
+    def q_z(self, x, c):
+        return dist.Normal((x + c) / 2, 0.5**0.5)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+def test_a_prior_that_depends_on_inputs():
+    model = Conditional().double()
+    data = {"x": numbers(6, seed=1) * 2, "c": numbers(6, seed=2)}
+    truth = torch.distributions.Normal(data["c"], 2.0**0.5).log_prob(data["x"])
+    agrees(annealed(codes_of(model, data), chains=48, temperatures=20), truth)
+    found = fitted(model).diagnose(data, num_particles=25, gap_data=0)
+    assert found["KL(q(z) || p)"].text == (
+        "not defined: the prior depends on c, a value of each datum: there is no one p(z)"
+    )
+    assert found["gap"].value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_check_warns_where_q_misses_the_posterior():
+    model = weighted(Narrow())
+    model.width = 0.02
+    found = fitted(model).diagnose(data_of(model, 20), num_particles=50, gap_data=0, ais_data=5)
+    assert found["annealed log p(x)"].ok is False
+    assert any("annealed" in said for said in found.advice)
+
+
+def test_float32_networks_are_annealed():
+    torch.manual_seed(0)
+    model, x = vae(), bits(4, 6).float()
+    found = annealed(codes_of(model, x), chains=16, temperatures=30)
+    with torch.no_grad():
+        truth = model.log_prob(x, 20000).double()
+    agrees(found, truth)
+
+
+def test_a_discrete_latent_cannot_be_moved():
+    model = PoissonLatent().double()
+    with pytest.raises(UndefinedError, match="z is discrete"):
+        annealed(codes_of(model, numbers(3)))

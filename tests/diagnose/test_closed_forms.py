@@ -1,0 +1,186 @@
+"""Collapse, prior hole and the quality of q against linear-Gaussian truth."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linear import Answered, Diagonal, Exact, Narrow, Shifted, best_diagonal, data_of, fitted, information, weighted
+
+from ppl_vae.diagnose import Codes
+from ppl_vae.diagnose.gap import local_bound
+from ppl_vae.diagnose.quantity import Quantity, with_error
+
+
+def near(quantity, truth, errors=4, slack=0.0):
+    assert abs(quantity.value - truth) < errors * quantity.standard_error + slack, (quantity, truth)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    model = weighted(Exact())
+    x = data_of(model, 1000)
+    return model, x, fitted(model).diagnose(x, num_particles=50, gap_data=8)
+
+
+def test_mutual_information_is_bracketed(exact):
+    model, _, found = exact
+    below, above, truth = found["mutual information"], found["mutual information, at most"], information(model)
+    assert below.value - 4 * below.standard_error < truth < above.value + 4 * above.standard_error
+    near(below, truth, slack=0.05)
+    near(above, truth, slack=0.05)
+
+
+def test_kl_is_that_of_the_normals(exact):
+    model, x, found = exact
+    p = model.exact_posterior(x)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    truth = torch.distributions.kl_divergence(p, prior).mean().item()
+    assert found["KL"].value == pytest.approx(truth, abs=0.02)
+
+
+def test_variance_of_the_mean_is_that_of_the_posterior_means(exact):
+    model, x, found = exact
+    torch.testing.assert_close(found.collapse.variance, model.exact_posterior(x).loc.var(0))
+    assert found["active units"].value == 2
+
+
+def test_sensitivity_is_the_size_of_the_linear_map(exact):
+    model, x, found = exact
+    probe = torch.eye(3, dtype=x.dtype)
+    slope = model.exact_posterior(probe).loc - model.exact_posterior(torch.zeros(3, 3).double()).loc
+    truth = (slope * x.std(0)[:, None]).square().sum(0).sqrt()
+    # The prior's sd is that of 4,096 draws, and directions are random: the square has errors of chi^2 size.
+    torch.testing.assert_close(found.collapse.sensitivity, truth, rtol=0.12, atol=0.0)
+
+
+def test_a_model_at_its_own_data_has_no_hole(exact):
+    _, _, found = exact
+    least = found["KL(q(z) || p), at least"]
+    assert least.value < 0.02 + 4 * (least.standard_error or 0.0)
+    near(found["prior in holes"], 0.01, slack=0.01)
+    near(found["MMD"], 0.0)
+    assert found["variance over the prior's"].value == pytest.approx(1.0, abs=0.15)
+
+
+def test_an_exact_q_has_no_gap_and_equal_weights(exact):
+    model, x, found = exact
+    truth = model.exact(x[found.index])
+    torch.testing.assert_close(found.inference.bound, truth)
+    torch.testing.assert_close(found.inference.evidence.value, truth)
+    assert found["gap"].value == pytest.approx(0.0, abs=1e-9)
+    assert found["amortisation gap"].value == pytest.approx(0.0, abs=1e-9)
+    assert found["approximation gap"].value == pytest.approx(0.0, abs=1e-9)
+    assert found["effective sample size"].value == pytest.approx(50)
+    assert found["bad Pareto k"].value == 0
+    assert bool((found.inference.evidence.k_hat < 0).all())
+    assert found.ok
+    assert not found.advice
+
+
+def test_a_q_that_is_too_narrow_has_heavy_tails_and_an_amortisation_gap():
+    model = weighted(Narrow())
+    x = data_of(model, 100)
+    found = fitted(model).diagnose(x, num_particles=2000, gap_data=10)
+    # log w = (1 - 0.2^2) |e|^2 / 2 with e ~ N(0, I): a Pareto tail with k = 1 - 0.2^2.
+    assert found.inference.evidence.k_hat.median().item() == pytest.approx(0.96, abs=0.15)
+    assert found["bad Pareto k"].value > 0.8
+    assert found["bad Pareto k"].ok is False
+    few = x[found.index][:10]
+    narrow = model.q_z(few)
+    truth = torch.distributions.kl_divergence(narrow, model.exact_posterior(few))
+    local = found.inference.local
+    assert found["amortisation gap"].ok is False
+    assert bool(local.moved.all())
+    torch.testing.assert_close(local.local, model.exact(few), rtol=0.0, atol=0.02)
+    assert found["amortisation gap"].value == pytest.approx(truth.mean().item(), rel=0.1)
+    assert 0 <= found["approximation gap"].value < 0.01
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_the_best_diagonal_q_is_found(mode):
+    torch.manual_seed(0)
+    model = weighted(Diagonal())
+    x = data_of(model, 12)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        found = local_bound(Codes(model, model.check(x)), compile=mode)
+    truth = model.exact(x) - best_diagonal(model, x)
+    torch.testing.assert_close(found.local, truth, rtol=0.0, atol=0.08)
+    assert found.local.mean().item() == pytest.approx(truth.mean().item(), abs=0.02)
+    assert bool((found.evidence.value >= found.local).all())
+
+
+def test_traced_steps_are_the_eager_ones():
+    model = weighted(Diagonal())
+    codes = Codes(model, model.check(data_of(model, 5)))
+    bounds = []
+    for mode in ("trace", "off"):
+        torch.manual_seed(0)
+        bounds.append(local_bound(codes, steps=20, compile=mode).local)
+    torch.testing.assert_close(*bounds)
+
+
+def test_a_shifted_aggregate_posterior_is_as_far_as_its_normal():
+    model = weighted(Shifted())
+    model.shift = torch.tensor([2.0, 0.0]).double()
+    found = fitted(model).diagnose(data_of(model, 1000), num_particles=25, gap_data=0)
+    truth = 2.0**2 / 2
+    below, above = found["KL(q(z) || p), at least"], found["KL(q(z) || p)"]
+    assert below.value - 4 * below.standard_error < truth < above.value + 4 * above.standard_error
+    near(above, truth, slack=0.05)
+    # Outside the ellipse that holds 99% of N((2, 0), I): a chi^2 that is not central.
+    share = stats.ncx2.sf(stats.chi2.ppf(0.99, 2), 2, 2.0**2)
+    near(found["prior in holes"], share, slack=0.03)
+    assert found["MMD"].value > 4 * found["MMD"].standard_error
+    assert found["KL(q(z) || p), at least"].ok is False
+    assert found["prior in holes"].ok is False
+    outside = found.hole.codes.mean(0)
+    assert outside[0] > 1.8
+    density = torch.distributions.Normal(torch.tensor([2.0, 0.0]).double(), 1.0).log_prob(found.hole.empty).sum(1)
+    assert bool((density < found.hole.level + 0.7).all())
+
+
+def test_codes_that_spread_too_far_are_seen():
+    model = weighted(Shifted())
+    model.factor = 3.0
+    found = fitted(model).diagnose(data_of(model, 500), num_particles=25, gap_data=0)
+    assert found["variance over the prior's"].value == pytest.approx(9.0, rel=0.15)
+    assert found["variance over the prior's"].ok is False
+    assert any(said.startswith("the codes spread to ") for said in found.advice)
+
+
+def test_an_encoder_that_ignores_its_data_has_collapsed():
+    model = weighted(Answered())
+    found = fitted(model).diagnose(data_of(model, 300), gap_data=0)
+    assert found["active units"].value == 0
+    assert found["active units"].ok is False
+    assert found["mutual information"].value == pytest.approx(0.0, abs=1e-12)
+    assert found["mutual information"].ok is False
+    assert found["encoder sensitivity"].value == 0
+    assert found.advice[0].startswith("2 of 2 units are inactive (variance of the posterior mean under 0.01): ")
+
+
+def test_kl_per_unit_is_that_of_evaluate():
+    model = weighted(Diagonal())
+    x = data_of(model, 50)
+    fit = fitted(model)
+    found = fit.diagnose(x, num_particles=25, gap_data=0)
+    torch.testing.assert_close(found.collapse.kl_per_unit, fit.evaluate(x).kl_per_unit)
+    assert found["KL"].value == pytest.approx(found.collapse.kl_per_unit.sum().item())
+
+
+def test_far_apart_codes_bound_the_information_by_log_n():
+    model = weighted(Exact(scale=1e-4))
+    found = fitted(model).diagnose(data_of(model, 40), num_particles=25, gap_data=0)
+    assert found["mutual information"].value == pytest.approx(math.log(40), abs=1e-3)
+    assert found["mutual information, at most"].value == pytest.approx(found["KL"].value, rel=0.05)
+
+
+def test_the_digits_of_a_number_are_those_that_its_error_leaves():
+    assert with_error(3.14159, 0.012) == "3.142 ± 0.012"
+    assert Quantity("a", "b", "c", why="no encoder").text == "not defined: no encoder"

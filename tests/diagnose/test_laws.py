@@ -1,0 +1,183 @@
+"""What holds for every diagnosis of every model."""
+
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from example_models import MODELS, make
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linear import Diagonal, data_of, fitted, weighted
+
+import ppl_vae as pv
+from ppl_vae.diagnose.advice import RULES
+from ppl_vae.diagnose.quantity import Quantity, measured
+
+DRAWN = ("vae", "gaussian vae", "vae with NaN", "conditional vae", "hierarchy", "poisson latent", "mixture vae")
+NAMES = (
+    "active units",
+    "KL",
+    "mutual information",
+    "mutual information, at most",
+    "encoder sensitivity",
+    "KL(q(z) || p)",
+    "KL(q(z) || p), at least",
+    "MMD",
+    "prior in holes",
+    "variance over the prior's",
+    "decoder scales at their floor",
+    "smallest decoder scale",
+    "ELBO",
+    "log p(x)",
+    "gap",
+    "approximation gap",
+    "amortisation gap",
+    "bad Pareto k",
+    "effective sample size",
+)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def holds(found, n):
+    """The laws of a diagnosis."""
+    assert tuple(found.quantities) == NAMES
+    for quantity in found:
+        assert quantity.meaning
+        if quantity.value is None:
+            assert quantity.why
+        else:
+            assert math.isfinite(quantity.value), quantity
+            assert quantity.standard_error is None or quantity.standard_error >= 0
+    value = {name: quantity.value for name, quantity in found.quantities.items()}
+    assert value["mutual information"] <= math.log(n) + 1e-9
+    slack = 4 * (found["KL"].standard_error + found["mutual information"].standard_error)
+    assert value["mutual information"] <= value["KL"] + slack
+    assert found.collapse.variance.shape == found.collapse.active.shape == (len(found.collapse.units),)
+    assert value["gap"] >= -4 * found["gap"].standard_error
+    if value["amortisation gap"] is not None:
+        assert value["amortisation gap"] >= -0.05
+        assert value["approximation gap"] >= 0
+    if value["KL(q(z) || p)"] is not None:
+        assert value["KL(q(z) || p), at least"] <= value["KL(q(z) || p)"] + 1e-9
+        assert 0 <= value["prior in holes"] <= 1
+    assert len(found.advice) == sum(quantity.ok is False for quantity in found)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_laws(name):
+    model, data = make(name)
+    holds(fitted(model).diagnose(data, num_particles=25, gap_data=2), 6)
+
+
+def test_laws_with_a_q_for_every_datum():
+    model, data = make("local q")
+    found = fitted(model).diagnose(data, num_particles=25)
+    holds(found, 6)
+    assert found["amortisation gap"].why == "q has parameters of its own for each datum, there is no encoder"
+    assert found["encoder sensitivity"].value is None
+
+
+@pytest.mark.parametrize(("prior", "posterior"), [("vamp", "flow"), ("mixture", "full"), ("flow", "full")])
+def test_laws_with_other_priors_and_posteriors(prior, posterior):
+    torch.manual_seed(0)
+    priors = {"vamp": pv.priors.Vamp(5, 6), "mixture": pv.priors.Mixture(3, 2), "flow": pv.priors.real_nvp(2, 2)}
+    posteriors = {"full": pv.posteriors.Full(), "flow": pv.posteriors.inverse_autoregressive(2, 1)}
+    encoder = pv.nets.mlp_encoder(6, 5, 2, covariance="full" if posterior == "full" else "diagonal")
+    model = pv.models.VAE(encoder, pv.nets.mlp_decoder(2, 5, 6), prior=priors[prior], posterior=posteriors[posterior])
+    x = (torch.randn(12, 6) > 0).float()
+    found = fitted(model).diagnose(x, num_particles=25, gap_data=2)
+    holds(found, 12)
+    assert found.collapse.kl_per_unit is None
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in (*DRAWN, "linear vae", "local q")])
+def test_a_model_that_draws_no_latent_is_refused(name):
+    model, data = make(name)
+    with pytest.raises(pv.EngineError, match="has no latent that is drawn"):
+        fitted(model).diagnose(data)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_generator_is_put_back():
+    model = weighted(Diagonal())
+    x = data_of(model, 30)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = fitted(model).diagnose(x, num_particles=25, gap_data=3)
+    assert torch.equal(before, torch.get_rng_state())
+    second = fitted(model).diagnose(x, num_particles=25, gap_data=3)
+    pd.testing.assert_frame_equal(first.to_frame(), second.to_frame())
+    other = fitted(model).diagnose(x, num_particles=25, gap_data=0, seed=1)
+    assert other["ELBO"].value != first["ELBO"].value
+
+
+def test_a_diagnosis_looks_at_as_many_data_as_it_is_told():
+    model = weighted(Diagonal())
+    found = fitted(model).diagnose(data_of(model, 50), size=20, num_particles=25, gap_data=0)
+    assert found.n == 20
+    assert len(set(found.index.tolist())) == 20
+
+
+def test_training_data_are_the_default():
+    model = weighted(Diagonal())
+    fit = fitted(model)
+    with pytest.raises(pv.DataError, match="pass the data"):
+        fit.diagnose()
+    fit.data = model.check(data_of(model, 10))
+    assert fit.diagnose(num_particles=25, gap_data=0).n == 10
+
+
+def test_one_datum_has_no_aggregate():
+    model = weighted(Diagonal())
+    found = fitted(model).diagnose(data_of(model, 1), num_particles=25, gap_data=0)
+    assert found["mutual information"].why == found["MMD"].why == "it takes two data at least"
+    assert found["ELBO"].standard_error is None
+
+
+def test_shown_as_text_html_and_frame():
+    model = weighted(Diagonal())
+    found = fitted(model).diagnose(data_of(model, 20), num_particles=25, gap_data=0)
+    text = str(found)
+    assert text.startswith("Diagnosis of 20 data\ncollapse\n")
+    assert all(said in text for said in found.advice)
+    assert found._repr_html_().count("<tr>") == 1 + len(found.quantities)
+    frame = found.to_frame()
+    assert list(frame.index) == list(found.quantities)
+    assert frame.loc["ELBO", "value"] == found["ELBO"].value
+    assert [row[0] for row in found.rows()] == list(frame.index)
+    with pytest.raises(pv.DataError, match="has no 'elbo'; it has active units"):
+        found["elbo"]
+
+
+def test_bad_arguments_are_named():
+    model = weighted(Diagonal())
+    x = data_of(model, 3)
+    for option in ("size", "num_particles"):
+        with pytest.raises(pv.DataError, match=f"{option} must be at least 1, got 0"):
+            fitted(model).diagnose(x, **{option: 0})
+    for option in ("gap_data", "ais_data"):
+        with pytest.raises(pv.DataError, match=f"{option} must be at least 0, got -1"):
+            fitted(model).diagnose(x, **{option: -1})
+
+
+def test_every_quantity_that_can_warn_has_a_rule():
+    named = {rule.quantity for rule in RULES}
+    assert named <= {*NAMES, "annealed log p(x)"}
+    model, data = make("gaussian vae")
+    found = fitted(model).diagnose(data, num_particles=25, gap_data=1)
+    judged = {quantity.name for quantity in found if quantity.ok is not None}
+    assert judged == named - {"annealed log p(x)"}
+
+
+def test_the_pages_that_advice_names_exist():
+    pages = {rule.mend.split("see docs/")[1] for rule in RULES}
+    assert {page for page in pages if not (DOCS / f"{page}.md").exists()} == set()
+
+
+def test_a_value_that_is_not_a_number_is_not_shown_as_one():
+
+    assert measured("a", "b", "c", torch.tensor(math.nan)) == Quantity(
+        "a", "b", "c", why="the estimate is not a number"
+    )
