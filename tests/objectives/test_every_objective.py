@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from example_models import make
+from example_models import bits, make
 
 import ppl_vae as pv
 from ppl_vae.errors import EngineError
@@ -38,7 +38,10 @@ def unchecked():
 
 
 def prepared(name, objective):
-    model, data = make(name)
+    return on(*make(name), objective)
+
+
+def on(model, data, objective):
     batches = make_batches(model, data)
     model.adapt(batches.first)
     if model.shared_laws():
@@ -72,6 +75,24 @@ def test_any_objective_on_any_model(kind, name):
     plain.run_eagerly()
     expected = plain.gradient(batch)[1]
     assert still <= {name for name, g in zip(names, expected, strict=True) if not g.any()}
+
+
+PRIORS = {
+    "mixture": lambda: pv.priors.Mixture(3, 2),
+    "VampPrior": lambda: pv.priors.Vamp(3, 6),
+    "flow": lambda: pv.priors.real_nvp(2, 2),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_any_objective_with_any_prior(kind, prior):
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(6, 5, 2), pv.nets.mlp_decoder(2, 5, 6), prior=PRIORS[prior]())
+    step, batch = on(vae.double(), bits(6, 6), OBJECTIVES[kind])
+    assert step.verify(batch, beta=0.7) < 1e-12
+    assert step.mode == "trace"
+    assert all(bool(g.isfinite().all()) for g in step.gradient(batch, beta=0.7)[1])
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
