@@ -115,9 +115,10 @@ def _console() -> "Console":
 
 
 def print_comparison(options: Compare, table: "Comparison", data: "Table") -> None:
-    """Print the comparison and the parameters."""
+    """Print the comparison and the parameters, and the words that the report begins with."""
     from ppl_vae.compare import format_cell
     from ppl_vae.report.comparison import distinct
+    from ppl_vae.report.words import verdict
 
     console, frame = _console(), table.to_frame()
     rows = [[str(c).replace("_", " "), *(format_cell(str(c), v) for v in frame[c])] for c in frame.columns]
@@ -131,8 +132,7 @@ def print_comparison(options: Compare, table: "Comparison", data: "Table") -> No
         between = [f"{row['NUTS lower']:#.4g} to {row['NUTS upper']:#.4g}"] if interval else []
         rows.append([str(label), *(f"{row[n]:#.4g}" for n in names), *between])
     _print_rows(console, "Parameters, components matched", heads, rows)
-    for warning in table.warnings:
-        console.print(f"! {warning}", markup=False, highlight=False)
+    _print_words(console, verdict(table), table.warnings)
     best = table.rows["EM (ML)"].log_likelihood
     if best is not None:
         console.print(f"maximum of the log-likelihood: {best:.4f} nats over {len(data)} data", highlight=False)
@@ -140,13 +140,23 @@ def print_comparison(options: Compare, table: "Comparison", data: "Table") -> No
 
 
 def print_training(options: Train, fit: "Fit", found: "Evaluation") -> None:
-    """Print the evaluation."""
+    """Print the evaluation, and the words that the report begins with."""
     from ppl_vae.report.training import evaluation_rows
+    from ppl_vae.report.words import training_summary, training_warnings
 
     console = _console()
     rows = [[name, value, meaning] for name, meaning, value in evaluation_rows(found)]
     _print_rows(console, f"VAE by SVI, {fit.seconds:.1f} s, {fit.status.code}", ["", "held out", ""], rows)
+    _print_words(console, training_summary(fit, found), training_warnings(fit, found))
     console.print(f"report: {options.output}", highlight=False, markup=False)
+
+
+def _print_words(console: "Console", sentences: Sequence[str], warnings: Sequence[str]) -> None:
+    """Print the summary, and the warnings marked as such."""
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
+    for warning in warnings:
+        console.print(f"! {warning}", markup=False, highlight=False)
 
 
 def _print_rows(console: "Console", title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -56,8 +56,16 @@ def trace_rank(fit: Any) -> tuple[Figure, Figure]:
             trace = arviz_plots.plot_trace_dist(
                 tree, backend="matplotlib", aes={"color": ["chain"]}, figure_kwargs=_size(rows, 9.0)
             )
+            # ArviZ's band for several chains at once is far too wide at most lengths: each chain has a band of its
+            # own, at a level that holds for all of them together (Bonferroni).
+            chains = next(iter(columns.values())).shape[0]
             rank = arviz_plots.plot_rank(
-                tree, backend="matplotlib", col_wrap=COLUMNS, figure_kwargs=_size(wrapped, 9.0)
+                tree,
+                backend="matplotlib",
+                ci_prob=1 - 0.01 / chains,
+                stats={"ecdf_pit": {"n_chains": 1}},
+                col_wrap=COLUMNS,
+                figure_kwargs=_size(wrapped, 9.0),
             )
         finally:
             # ArviZ makes its figures through pyplot: they are the caller's now, not pyplot's.

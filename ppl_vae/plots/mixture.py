@@ -138,14 +138,14 @@ def _line(
     ax.hist(column, bins="auto", density=True, color=GREY, alpha=0.35)
     grid = np.linspace(column.min(), column.max(), 300)
     for values in ghosts(fit):
-        ax.plot(grid, _densities(fit, family, values, grid, r, order).sum(0), color=GREY, lw=0.5, alpha=0.35)
-    density = _densities(fit, family, fit.parameters, grid, r, order)
+        ax.plot(grid, densities(fit, family, values, grid, r, order).sum(0), color=GREY, lw=0.5, alpha=0.35)
+    density = densities(fit, family, fit.parameters, grid, r, order)
     for k in range(len(order)):
         ax.plot(grid, density[k], color=color(k), lw=2)
     ax.plot(grid, density.sum(0), color=GREY, lw=1.5, ls="--")
 
 
-def _densities(fit: Any, family: Any, values: Any, grid: np.ndarray, r: np.ndarray, order: list[int]) -> np.ndarray:
+def densities(fit: Any, family: Any, values: Any, grid: np.ndarray, r: np.ndarray, order: list[int]) -> np.ndarray:
     """pi_k N(grid; mu_k, sigma_k), [K, grid]; pi from a Categorical family, else the mean responsibilities."""
     loc, cov = (m[order].reshape(-1, 1) for m in moments(fit, family, values))
     names = [f"{path}.probs" for path, f in fit.model.families().items() if isinstance(f, families.Categorical)]

@@ -3,14 +3,16 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["INK", "drawing", "new_figure", "svg"]
+__all__ = ["INK", "drawing", "new_figure", "points", "svg"]
 
 INK = "#262626"
 """Stands for the page's text colour while a figure is drawn."""
@@ -42,7 +44,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure: Figure | SubFigure, alt: str) -> Markup:
+def svg(figure: Figure | SubFigure, alt: str, over: Callable[[], Markup] | None = None) -> Markup:
     """Render a figure as an inline SVG element with a description; the same figure gives the same text.
 
     Parameters
@@ -51,6 +53,8 @@ def svg(figure: Figure | SubFigure, alt: str) -> Markup:
         Drawn within `drawing()`.
     alt : str
         What is to be seen, for those who cannot see it.
+    over : callable, optional
+        Gives elements to lay over the figure, once its Axes have their places (see `points`).
 
     Examples
     --------
@@ -74,7 +78,17 @@ def svg(figure: Figure | SubFigure, alt: str) -> Markup:
     size = f' style="width:{float(width[1]):.0f}pt"' if width else ""
     text = text[text.index(">") + 1 :]
     head = Markup('<svg class="pv-svg" role="img" aria-label="{}" {}{}>').format(alt, Markup(view[0]), Markup(size))
-    return head + Markup(_own_ids(text))
+    body = _own_ids(text[: text.rindex("</svg>")])
+    return head + Markup(body) + (over() if over is not None else Markup("")) + Markup("</svg>")
+
+
+def points(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where data are in a figure's SVG: coordinates [..., 2] of its user space; for `over`, linear axes only."""
+    width, height = ax.figure.get_size_inches() * 72  # type: ignore[union-attr]
+    place, (left, right), (low, high) = ax.get_position(), ax.get_xlim(), ax.get_ylim()
+    across = place.x0 + place.width * (np.asarray(x) - left) / (right - left)
+    up = place.y0 + place.height * (np.asarray(y) - low) / (high - low)
+    return np.stack([across * width, (1 - up) * height], -1)
 
 
 def _own_ids(text: str) -> str:

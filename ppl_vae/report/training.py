@@ -8,12 +8,16 @@ from markupsafe import Markup
 
 from ppl_vae import plots
 from ppl_vae.data import ImageSet
+from ppl_vae.diagnose import Diagnosis
 from ppl_vae.diagnostics import Evaluation
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.report.comparison import FEATURES, foot
 from ppl_vae.report.figures import drawing, new_figure, svg
+from ppl_vae.report.methods import training_methods
 from ppl_vae.report.page import render, write
+from ppl_vae.report.plane import SIDE, latent_plane
+from ppl_vae.report.views import as_json
 from ppl_vae.report.words import training_summary, training_warnings
 
 __all__ = ["evaluation_rows", "write_training"]
@@ -51,13 +55,16 @@ def write_training(
     test = data.test if pictured else data
     if labels is None and pictured:
         labels = data.labels.get("test")
+    found = _diagnosed(fit, test)
     with drawing():
         figures = {
+            "diagnosed": _diagnosis_figures(found, fit, data, labels) if found else [],
             "curves": _curves(fit, evaluation),
             "pictures": _pictures(fit, data) if pictured else [],
             "predictive": [] if pictured else _predictive(fit, test),
             "latent": _latent(fit, test, labels),
         }
+        plane = latent_plane(fit, test, data.shape, labels) if pictured else None
     text = render(
         "training.html",
         title=f"{type(fit.model).__name__} by {fit.engine}",
@@ -65,13 +72,33 @@ def write_training(
         summary=training_summary(fit, evaluation),
         warnings=training_warnings(fit, evaluation),
         rows=evaluation_rows(evaluation),
+        diagnosis=found,
         has_kl=evaluation.kl_per_unit is not None,
         latent_caption="Each point is the posterior mean of one held-out datum"
         + ("; colour and number are its class, which training never saw." if labels is not None else "."),
+        plane=plane,
+        plane_side=SIDE,
+        plane_data=as_json({"units": plane.units, "box": plane.box}) if plane else None,
+        methods=training_methods(fit, evaluation, data.name if pictured else "a table"),
         **figures,
         **foot(fit.model, {fit.engine: fit}, command),
     )
     return write(path, text)
+
+
+def _diagnosed(fit: Fit, test: Any) -> Diagnosis | None:
+    """What is wrong with the fit; None for one whose latents are not drawn."""
+    try:
+        return fit.diagnose(test)
+    except EngineError:
+        return None
+
+
+def _diagnosis_figures(found: Diagnosis, fit: Fit, data: Any, labels: Any) -> list[tuple[str, Markup]]:
+    shape = data.shape if isinstance(data, ImageSet) else None
+    axes = found.figures(fit, shape, labels)
+    axes.pop("KL of each unit", None)  # drawn with the training curves
+    return [(name, svg(ax.figure, f"{name} of {found.n} held-out data")) for name, ax in axes.items()]
 
 
 def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
@@ -90,17 +117,17 @@ def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
     rows.append(("active units", "whose posterior mean varies over the data by at least 0.01", active))
     kl = sorted(found.kl_per_unit.tolist(), reverse=True)
     more = f" and {len(kl) - SHOWN} more" if len(kl) > SHOWN else ""
-    each = "  ".join(f"{value:.2f}" for value in kl[:SHOWN])
+    each = ", ".join(f"{value:.2f}" for value in kl[:SHOWN])
     return [*rows, ("KL per unit", f"largest first, {per}", each + more)]
 
 
 def _curves(fit: Fit, found: Evaluation) -> list[tuple[str, Markup]]:
     curves = []
     if len(fit.trace.get("bound", ())):
-        ax = plots.epochs(fit, new_figure(4.4, 3.0).add_subplot())
+        ax = plots.epochs(fit, new_figure(3.9, 2.8).add_subplot())
         curves.append(("Bound by epoch", svg(ax.figure, "Training and held-out bound by epoch")))
     if found.kl_per_unit is not None:
-        ax = plots.kl_bars(found.kl_per_unit, new_figure(4.4, 3.0).add_subplot())
+        ax = plots.kl_bars(found.kl_per_unit, new_figure(3.9, 2.8).add_subplot())
         curves.append(("KL of each latent unit", svg(ax.figure, "KL of each latent unit, largest first")))
     return curves
 
@@ -129,7 +156,7 @@ def _predictive(fit: Fit, test: Any) -> list[tuple[str, Markup]]:
     found = []
     _, _, columns = plots.style.values_of(fit, test)
     for j, column in enumerate(columns[:FEATURES]):
-        ax = plots.predictive_check(fit, test, new_figure(3.5, 2.5).add_subplot(), feature=j, draws=20)
+        ax = plots.predictive_check(fit, test, new_figure(3.9, 2.7).add_subplot(), feature=j, draws=20)
         ax.set_xlabel("")
         found.append((column, svg(ax.figure, f"Density of {column} in held-out data and in data drawn from the model")))
     return found

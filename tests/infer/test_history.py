@@ -1,4 +1,4 @@
-"""EM's way is kept: the parameters that each iteration's bound belongs to, few of them, through files and checkpoints."""
+"""EM's way is kept: the parameters that each bound belongs to, few of them, through files and checkpoints."""
 
 import pytest
 import torch

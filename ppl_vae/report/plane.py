@@ -1,0 +1,118 @@
+"""The latent plane of a model with two units: what is decoded at each of its places, as pictures to choose from."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+from matplotlib.image import imsave
+
+from ppl_vae import plots
+from ppl_vae.declare import Observations
+from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
+from ppl_vae.plots.style import array
+from ppl_vae.report.figures import new_figure, points, svg
+
+__all__ = ["SIDE", "Plane", "latent_plane"]
+
+SIDE = 15
+"""Places along each unit."""
+
+
+@dataclass
+class Plane:
+    """The posterior means in the plane, and the decodings of a grid over the same plane.
+
+    Attributes
+    ----------
+    means : Markup
+        The figure; its Axes end where the grid ends.
+    pictures : str
+        The decodings side by side, first unit from left to right, second from below to above; a data address.
+    units : list of list of float
+        Values of each unit at the places, [2][SIDE].
+    box : list of float
+        Left, top, width and height of the grid in the figure's user space.
+    """
+
+    means: Markup
+    pictures: str
+    units: list[list[float]]
+    box: list[float]
+
+
+def latent_plane(fit: Fit, data: Any, shape: tuple[int, int, int], labels: Any = None) -> Plane | None:
+    """Decode a grid over the plane of two latent units; None for a model of another kind.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of a model of images with one continuous latent.
+    data : Tensor
+        [n, pixels], whose posterior means say how far the grid reaches.
+    shape : (int, int, int)
+        Channels, height and width of an image.
+    labels : Tensor, optional
+        [n] classes.
+    """
+    latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
+    if len(latents) != 1 or fit.model.inputs or not fit.is_point:
+        return None
+    q = fit.posterior(data)
+    q = next(iter(q.values())) if isinstance(q, dict) else q
+    if q.has_enumerate_support or tuple(q.event_shape) != (2,):
+        return None
+    mean = array(q.mean)
+    low, high = np.quantile(mean, [0.005, 0.995], axis=0)
+    units = [np.linspace(low[j], high[j], SIDE) for j in range(2)]
+    across, up = np.meshgrid(units[0], units[1][::-1])
+    z = torch.as_tensor(np.stack([across, up], -1).reshape(-1, 2), dtype=q.mean.dtype)
+    try:
+        pixels = _decoded(fit, latents[0], z)
+    except (NotImplementedError, EngineError):
+        return None
+    means, box = _means(fit, data, labels, units)
+    return Plane(means, _sprite(pixels, shape), [u.round(3).tolist() for u in units], box)
+
+
+def _decoded(fit: Fit, name: str, z: torch.Tensor) -> np.ndarray:
+    """E[x | z] of the one observed node, [places, pixels]."""
+    observed = next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
+    with torch.no_grad(), fit.model.bind(fit.draw(0) if fit.draws else {}), fit.model.numeric():
+        obs = Observations({name: z})
+        return array(fit.model.distribution(observed, fit.model.scope(obs), obs).mean).reshape(len(z), -1)
+
+
+def _means(fit: Fit, data: Any, labels: Any, units: list[np.ndarray]) -> tuple[Markup, list[float]]:
+    ax = plots.latent_space(fit, data, labels, new_figure(4.2, 4.0).add_subplot())
+    half = [(u[-1] - u[0]) / (2 * (SIDE - 1)) for u in units]
+    ax.set_xlim(units[0][0] - half[0], units[0][-1] + half[0])
+    ax.set_ylim(units[1][0] - half[1], units[1][-1] + half[1])
+    for text in ax.texts:
+        text.set_clip_on(True)
+    box: list[float] = []
+
+    def over() -> Markup:
+        corners = points(ax, np.array(ax.get_xlim()), np.array(ax.get_ylim()))
+        box.extend([corners[0, 0], corners[1, 1], *np.abs(corners[1] - corners[0])])
+        return Markup(
+            '<rect class="pv-cell" fill="none" stroke="currentColor" stroke-width="1.5" visibility="hidden"/>'
+        )
+
+    picture = svg(ax.figure, "Posterior means of held-out data in the plane of the two latent units", over)
+    return picture, [round(v, 2) for v in box]
+
+
+def _sprite(pixels: np.ndarray, shape: tuple[int, int, int]) -> str:
+    """All pictures in one, as a PNG in a data address."""
+    channels, height, width = shape
+    grid = pixels.reshape(SIDE, SIDE, channels, height, width).transpose(0, 3, 1, 4, 2)
+    whole = np.clip(grid.reshape(SIDE * height, SIDE * width, channels), 0, 1)
+    buffer = io.BytesIO()
+    picture = whole[..., 0] if channels == 1 else whole
+    imsave(buffer, picture, format="png", cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
