@@ -16,9 +16,10 @@ from ppl_vae.align import match, permute, symmetries
 from ppl_vae.convergence import convergence
 from ppl_vae.datatree import posterior_draws
 from ppl_vae.declare import Observations
+from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
-from ppl_vae.invariants import invariants
+from ppl_vae.invariants import invariants, over_draws
 from ppl_vae.quality import quality, quality_words
 from ppl_vae.rows import COLUMNS, Row, judge
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["COLUMNS", "Row", "Table", "compare"]
+
+DRAWS = 200
+"""Draws over which responsibilities are averaged, at most."""
 
 
 @dataclass
@@ -248,18 +252,21 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     table = Table(named, obs, {}, {})
     if data is None:
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
-    reference = _hard_labels(first, obs) if labels is None else np.asarray(labels)
+    r = {name: _responsibilities(fit, fit.model.check(_raw(obs))) for name, fit in named.items()}
+    reference = next(iter(r.values()))
+    known = None if labels is None else np.asarray(labels)
     for name, fit in named.items():
         own = fit.model.check(_raw(obs))
         judged = judge(fit, own, num_particles)
-        judged.row.ari = _agreement(fit, obs, reference, skip=fit is first and labels is None)
+        if fit is not first or known is not None:
+            judged.row.ari = _agreement(known, reference, r[name])
         table.rows[name] = judged.row
         if judged.elpd is not None:
             table.elpd[name] = judged.elpd
-        table.matched[name], how = _matched(first, fit, obs)
+        table.matched[name] = posterior_draws(fit) if fit is first else _matched(fit, own, reference, r[name])
         table.invariants[name] = invariants(fit.model, own, table.matched[name])
-        table.notes += [f"labels of {name}: {said}" for said in (fit.settings.get("labels"), how) if said]
         table.warnings += [f"{name}: {sentence}" for sentence in judged.warnings]
+    table.notes = _label_notes(named, r)
     table.warnings += _against_reference(table)
     return table
 
@@ -281,38 +288,58 @@ def _raw(obs: Observations) -> dict[str, Any]:
     return {n: v.masked_fill(obs.missing[n], torch.nan) if n in obs.missing else v for n, v in obs.values.items()}
 
 
-def _hard_labels(fit: Fit, obs: Observations) -> np.ndarray | None:
-    if not _finite(fit, obs):
-        return None
-    return fit.labels(_raw(obs)).numpy()
-
-
-def _finite(fit: Fit, obs: Observations) -> bool:
-    """Whether the model has exactly one finite latent, whose values can be called labels."""
-    laws = fit.model.prototypes(fit.model.check(_raw(obs)))
+def _responsibilities(fit: Fit, obs: Observations) -> Tensor | None:
+    """p(z | x_i) of the only latent, mean over evenly spaced draws, [n, K]; None where it is not finite."""
     latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
-    return len(latents) == 1 and laws[latents[0]].has_enumerate_support
+    if len(latents) != 1 or fit.model.draws_latents(obs):
+        return None
+    if latents[0] in obs.values and latents[0] not in obs.missing:
+        return None
+    chosen = torch.linspace(0, fit.num_draws - 1, min(DRAWS, fit.num_draws)).round().long()
+    draws = {name: value.flatten(0, 1)[chosen][None] for name, value in fit.draws.items()}
+
+    def ask(_: Any) -> Tensor:
+        return class_probabilities(fit.model.sites(obs), latents[0], 1)
+
+    if draws:
+        return over_draws(ask, fit.model, draws, len(obs)).mean((0, 1)).double()
+    with torch.no_grad(), fit.model.numeric():
+        return ask({}).double()
 
 
-def _agreement(fit: Fit, obs: Observations, reference: np.ndarray | None, skip: bool) -> float | None:
+def _agreement(known: np.ndarray | None, reference: Tensor | None, own: Tensor | None) -> float | None:
+    """Adjusted Rand index of a fit's labels with the known ones, else with the first fit's."""
     from sklearn.metrics import adjusted_rand_score
 
-    own = None if reference is None or skip else _hard_labels(fit, obs)
-    return None if own is None else float(adjusted_rand_score(reference, own))
+    if own is None or (known is None and reference is None):
+        return None
+    against = known if known is not None else reference.argmax(-1).cpu().numpy()  # type: ignore[union-attr]
+    return float(adjusted_rand_score(against, own.argmax(-1).cpu().numpy()))
 
 
-def _matched(first: Fit, fit: Fit, obs: Observations) -> tuple[dict[str, Tensor], str | None]:
-    """The fit's draws with components in the order of the first fit's, and how that was found."""
+def _matched(fit: Fit, obs: Observations, reference: Tensor | None, own: Tensor | None) -> dict[str, Tensor]:
+    """The fit's draws with components in the order of the first fit's."""
     draws = posterior_draws(fit)
-    if fit is first or not draws or not _finite(fit, obs) or not _finite(first, obs):
-        return draws, None
-    a, b = first.responsibilities(_raw(obs)), fit.responsibilities(_raw(obs))
-    if a.shape != b.shape:
-        return draws, f"{b.shape[1]} components, not matched to the {a.shape[1]} of the first fit"
-    point = {name: value.flatten(0, 1)[0] for name, value in draws.items()}
-    own = fit.model.check(_raw(obs))
-    found = symmetries(fit.model, own, point)
+    if not draws or reference is None or own is None or reference.shape != own.shape:
+        return draws
+    found = symmetries(fit.model, obs, {name: value.flatten(0, 1)[0] for name, value in draws.items()})
     if len(found) != 1:
-        return draws, None
-    order = match(a.double(), b.double(), found[0].allowed)
-    return permute(draws, found[0].axes, order, skip=2), "components matched to the first fit's by responsibilities"
+        return draws
+    return permute(draws, found[0].axes, match(reference, own, found[0].allowed), skip=2)
+
+
+def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Tensor | None]) -> list[str]:
+    """How labels were treated, fits with the same answer together."""
+    said: dict[str, list[str]] = {}
+    first, reference = next(iter(r.items()))
+    for name, fit in fits.items():
+        own = r[name]
+        if own is None:
+            continue
+        if "labels" in fit.settings:
+            said.setdefault(f"components of its draws: {fit.settings['labels']}", []).append(name)
+        if name != first and reference is not None:
+            same = own.shape == reference.shape
+            how = f"matched to those of {first} by responsibilities" if same else f"not matched to those of {first}"
+            said.setdefault(f"components {how}", []).append(name)
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]

@@ -208,7 +208,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits.
 
     Draws of a q(theta) are weighted by p(X, theta) / q(theta) as well (Magnusson et al. 2019), where they are on the
-    training data.
+    training data. Data of which nothing was seen are left out.
 
     Parameters
     ----------
@@ -225,9 +225,11 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     from arviz_stats import loo, loo_approximate_posterior
 
     each = _pointwise(fit, data_of(fit, data)) if pointwise is None else pointwise
+    # A datum of which nothing was seen has the same density everywhere: it says nothing of the model.
+    seen = each.flatten(0, 1).max(0).values > each.flatten(0, 1).min(0).values
     groups = {
         "posterior": {name: value.cpu().numpy() for name, value in fit.draws.items()},
-        "log_likelihood": {"x": each.double().cpu().numpy()},
+        "log_likelihood": {"x": each[..., seen].double().cpu().numpy()},
     }
     densities = log_densities(fit, each) if data is None else None
     with warnings.catch_warnings():

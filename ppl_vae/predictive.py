@@ -243,7 +243,9 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
     log_ratio = pointwise.flatten(0, 1)[chosen].double()
     if data is None and (densities := log_densities(fit, pointwise)) is not None:
         log_ratio = log_ratio - (densities[0] - densities[1]).flatten()[chosen, None]
-    log_w = array_stats.psislw(log_ratio.T.cpu().numpy())[0]  # [n, draw]
+    log_w = -log_ratio.T.cpu().numpy()  # [n, draw]
+    spread = np.ptp(log_w, axis=1) > 0  # nothing was seen of the others
+    log_w[spread] = array_stats.psislw(-log_w[spread])[0]
     drawn = seeded(seed, lambda: _replicates(fit, obs, chosen))
     generator, found = np.random.default_rng(seed), {}
     weight = np.exp(log_w - np.logaddexp.reduce(log_w, axis=1, keepdims=True)).T

@@ -13,8 +13,10 @@ __all__ = ["COVERED", "quality", "quality_words"]
 
 COVERED = 0.9
 """Probability of the intervals whose coverage is measured."""
-FAR, OFF = 0.5, 0.1
-"""Standard deviations that a mean, and probability that a mean coverage may be off before words are said."""
+FAR = 0.5
+"""Standard deviations that a mean may be off before words are said."""
+LOW, HIGH = 0.8, 0.97
+"""Mean coverage between which none are said; 0.97 is that of standard deviations 1.3 times too large."""
 
 
 def quality(reference: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]]) -> "pd.DataFrame":
@@ -101,11 +103,11 @@ def quality_words(reference: str, found: "pd.DataFrame") -> list[str]:
         side = "above" if off > 0 else "below"
         said.append(f"the mean of {worst} is {abs(off):.2f} standard deviations {side} {reference}'s")
     covered = found["coverage"].dropna()
-    if len(covered) and abs(covered.mean() - COVERED) > OFF:
-        narrow = covered.mean() < COVERED
-        edge: Any = covered.idxmin() if narrow else covered.idxmax()
+    if len(covered) and not LOW <= covered.mean() <= HIGH:
+        low = covered.mean() < LOW
+        edge: Any = covered.idxmin() if low else covered.idxmax()
         said.append(
-            f"its uncertainty is too {'narrow' if narrow else 'wide'}: its {COVERED:.0%} intervals hold "
+            f"it is {'too sure' if low else 'less sure than it could be'}: its {COVERED:.0%} intervals hold "
             f"{covered.mean():.0%} of {reference}'s draws on average, {covered[edge]:.0%} for {edge}, and its standard "
             f"deviations are {found['sd_ratio'].median():.2f} of {reference}'s (median)"
         )

@@ -135,12 +135,13 @@ class Ordering:
                 f"Ordering: {self.parameter!r} does not carry the components of {symmetry.latent!r}; order by one of "
                 f"{', '.join(symmetry.axes)}"
             )
-        value = draws[self.parameter].movedim(1 + symmetry.axes[self.parameter], 1).flatten(2)
-        key = value.reshape(len(value), symmetry.size, -1)[..., self.index].cpu()
+        value = draws[self.parameter].movedim(1 + symmetry.axes[self.parameter], 1)
+        each = value.reshape(len(value), symmetry.size, -1).cpu()
+        key = each[..., self.index]
         order = torch.arange(symmetry.size).repeat(len(key), 1)
         for block in map(torch.tensor, symmetry.blocks):
             order[:, block] = block[key[:, block].argsort(1)]
-        return order, f"ordered by {self.parameter}" + (f"[..., {self.index}]" if value.shape[2:].numel() > 1 else "")
+        return order, f"ordered by {self.parameter}" + (f"[..., {self.index}]" if each.shape[2] > 1 else "")
 
 
 def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:

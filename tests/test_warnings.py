@@ -1,0 +1,211 @@
+"""What a comparison says when something is wrong: each shown on purpose, in words."""
+
+import io
+
+import pyro.distributions as dist
+import pytest
+import torch
+from rich.console import Console
+
+import ppl_vae as pv
+from ppl_vae.diagnostics import khat, leave_one_out
+from ppl_vae.invariants import disagreement, invariants
+
+FEW = {"compile": "trace", "progress": False}
+
+
+def fit_of(model, data, draws, engine="NUTS", **stats):
+    """A fit with these draws, judged as the engine judges its own."""
+    obs = model.check(data)
+    fit = pv.Fit(model, engine, draws, {}, "none", pv.Status("finished", ""), 0.0, 0, data=obs, sample_stats=stats)
+    found = pv.diagnostics.convergence(fit)
+    why = disagreement(model, obs, draws) if found is not None and found.rhat > 1.01 else None
+    fit.status = pv.Status("finished", "", tuple(filter(None, (*(found.warnings() if found else ()), why))))
+    return fit
+
+
+class Means(pv.LatentVariableModel):
+    """Two components of equal weight with unknown means."""
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(torch.zeros(2), 10.0).to_event(1)
+
+    @pv.latent
+    def z(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(loc[z], 1.0)
+
+
+def data():
+    return torch.cat([torch.randn(40) - 2, torch.randn(40) + 2]).double()
+
+
+def draws(centers, count=300, sd=0.15):
+    """Chains around the given means, [chain, draw, 2]."""
+    return {"loc": torch.tensor(centers).double()[:, None] + sd * torch.randn(len(centers), count, 2).double()}
+
+
+def said(fit, x):
+    """Sentences of the table, which a terminal prints as well."""
+    table = pv.compare({"NUTS": fit}, x)
+    console = Console(file=io.StringIO(), width=400)
+    console.print(repr(table), markup=False, soft_wrap=True)
+    printed = " ".join(console.file.getvalue().split())
+    assert all(" ".join(w.split())[:70] in printed for w in table.warnings)
+    return " ".join(table.warnings)
+
+
+def test_nothing_is_said_of_chains_that_agree():
+    x = data()
+    fit = fit_of(Means(), x, draws([[-2.0, 2.0]] * 4))
+    assert said(fit, x) == ""
+
+
+def test_labels_that_are_not_identified():
+    """Chains as drawn, two of them with switched labels: the density is the same, single components are not."""
+    x = data()
+    fit = fit_of(Means(), x, draws([[-2.0, 2.0], [2.0, -2.0]] * 2))
+    text = said(fit, x)
+    assert "R-hat of loc[" in text
+    assert "labels are not identified here" in text
+    assert "several modes" not in text
+    assert said(pv.relabel(fit), x).count("R-hat") == 0
+
+
+def test_several_modes():
+    """One chain has both components on the same half of the data: no relabelling mends that."""
+    x = data()
+    fit = pv.relabel(fit_of(Means(), x, draws([[-2.0, 2.0], [-2.0, 2.0], [0.0, 8.0], [2.0, -2.0]])))
+    text = said(fit, x)
+    assert "the posterior has several modes, and chains sit in different ones" in text
+    assert "chains 1, 2, 4 at -" in text
+    assert "chain 3 at -" in text
+    assert "labels are not identified" not in text
+
+
+def test_chains_that_disagree_a_little_are_not_called_modes():
+    x = data()
+    fit = fit_of(Means(), x, draws([[-2.0, 2.0], [-2.0, 2.0], [-1.9, 2.0], [-2.0, 1.9]]))
+    text = said(fit, x)
+    assert "R-hat" in text
+    assert "modes" not in text
+
+
+def test_few_effective_draws_and_divergences():
+    x = data()
+    sticky = {"loc": draws([[-2.0, 2.0]] * 4, 30)["loc"].repeat_interleave(10, 1)}
+    diverging = torch.zeros(4, 300, dtype=torch.bool)
+    diverging[1, :7] = True
+    text = said(fit_of(Means(), x, sticky, diverging=diverging), x)
+    assert "effective sample size of loc[" in text
+    assert "7 of 1200 transitions diverged" in text
+
+
+def test_a_real_sampler_diverges_where_the_scale_is_a_funnel():
+    """Neal's funnel: x says next to nothing, so the prior's neck is sampled."""
+
+    class Funnel(pv.LatentVariableModel):
+        @pv.latent(shared=True)
+        def v(self):
+            return dist.Normal(0.0, 3.0)
+
+        @pv.latent(shared=True)
+        def u(self, v):
+            return dist.Normal(torch.zeros(9), (v / 2).exp()).to_event(1)
+
+        @pv.observed
+        def x(self, u):
+            return dist.Normal(u.sum(), 100.0)
+
+    x = torch.zeros(3).double()
+    fit = pv.NUTS(150, warmup=100, num_chains=2, **FEW).fit(Funnel(), x)
+    assert "transitions diverged" in said(fit, x)
+
+
+def approximate(sd, count=1000, shift=0.0):
+    """Draws of a normal q around the exact posterior of a mean, sd as multiples of the true one."""
+
+    class Mean(pv.LatentVariableModel):
+        @pv.latent(shared=True)
+        def mu(self):
+            return dist.Normal(0.0, 3.0)
+
+        @pv.observed
+        def x(self, mu):
+            return dist.Normal(mu, 1.0)
+
+    x = torch.randn(50).double()
+    variance = 1 / (1 / 9 + 50)
+    exact = dist.Normal(variance * x.sum(), torch.tensor(variance**0.5).double())
+    q = dist.Normal(exact.loc + shift * exact.scale, sd * exact.scale)
+    mu = q.sample((1, count))
+    model = Mean().double()
+    stats = {"log_q": q.log_prob(mu), "log_prior": dist.Normal(0.0, 3.0).log_prob(mu)}
+    fit = pv.Fit(
+        model, "SVI", {"mu": mu}, {}, "ELBO", pv.Status("finished", ""), 0.0, 0, data=model.check(x), sample_stats=stats
+    )
+    v = 1 / (1 / 9 + 49)
+    loo = dist.Normal(v * (x.sum() - x), (1 + v) ** 0.5).log_prob(x).sum().item()
+    return fit, x, loo
+
+
+@pytest.mark.parametrize(("sd", "expected"), [(1.0, None), (0.7, 1 - 0.7**2), (0.4, 1 - 0.4**2), (1.5, None)])
+def test_pareto_k_of_a_normal_q(sd, expected):
+    """p / q of N(0, 1) over N(0, s^2) has a tail of index k = 1 - s^2; none where q is wider, k = 0 where it is p."""
+    fit, _, _ = approximate(sd, 20_000)
+    found = khat(fit)
+    if sd == 1.0:
+        assert found == 0.0
+    elif expected is None:
+        assert found < 0.3
+    else:
+        # The estimate's bias shrinks slowly: log terms in the tail. Its sd is about (1 + k) / sqrt(3 sqrt(S)).
+        assert abs(found - expected) < 4 * (1 + expected) / (3 * 20_000**0.5) ** 0.5
+
+
+def test_a_q_that_is_far_from_the_posterior_is_worded():
+    fit, x, _ = approximate(0.25, shift=1.5)
+    table = pv.compare({"SVI": fit}, x)
+    assert table.rows["SVI"].khat > 0.7
+    assert any("too far from the posterior: the Pareto k" in w for w in table.warnings)
+    assert any("data have a Pareto k above 0.7" in w for w in table.warnings)
+
+
+def test_loo_of_a_q_is_that_of_the_posterior():
+    """Weights turn draws of a wide and shifted q into leave-one-out posteriors, whose density is known."""
+    fit, _, exact = approximate(1.4, 4000, shift=0.5)
+    found = leave_one_out(fit)
+    naive = leave_one_out(pv.Fit(**{**vars(fit), "sample_stats": {}}))
+    assert abs(float(found.elpd) - exact) < 0.1
+    assert abs(float(naive.elpd) - exact) > 2 * abs(float(found.elpd) - exact)
+
+
+def test_a_datum_that_alone_carries_a_parameter_has_a_bad_pareto_k():
+    """Without the outlier its component would be the prior's: the draws cannot be weighted into that."""
+    x = torch.cat([torch.randn(50), torch.tensor([25.0])]).double()
+    fit = pv.VB(n_init=3, num_draws=500, progress=False).fit(pv.models.GaussianMixture(2, 1, prior="weak"), x)
+    table = pv.compare({"VB": fit})
+    assert table.rows["VB"].bad_k > 0
+    assert any("data have a Pareto k above 0.7" in w for w in table.warnings)
+
+
+def test_invariants_of_a_mixture_by_hand_and_under_a_switch():
+    """Mean sum_k w_k m_k; variance sum_k w_k (C_k + m_k m_k') - m m'; the log density of the mixture."""
+    x = pv.data.faithful()
+    fit = pv.VB(num_draws=20, progress=False).fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+    found = invariants(fit.model, fit.data, fit.draws)
+    w, m, c = (fit.draws[f"{n}"][0] for n in ("mixing.probs", "components.loc", "components.covariance"))
+    mean = (w[..., None] * m).sum(1)
+    square = (w[..., None] * (c.diagonal(dim1=-2, dim2=-1) + m.square())).sum(1)
+    torch.testing.assert_close(found["mean of x"][0], mean)
+    torch.testing.assert_close(found["variance of x"][0], square - mean.square())
+    name = next(n for n in found if n.startswith("log p"))
+    row = int(name.removeprefix("log p(x[").removesuffix("])"))
+    torch.testing.assert_close(found[name][0], fit.pointwise(fit.data)[0, :, row])
+    switched = {n: v.flip(2) for n, v in fit.draws.items()}
+    for n, value in invariants(fit.model, fit.data, switched).items():
+        torch.testing.assert_close(value, found[n])
