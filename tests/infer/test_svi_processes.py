@@ -31,13 +31,17 @@ def mixture(**options):
     return numbers(engine.fit(pv.models.GaussianMixture(3, 2), clusters(200)))
 
 
-def vae(*callbacks, checkpoint=None):
+def vae(*callbacks, checkpoint=None, **options):
     torch.manual_seed(0)
     x = (torch.rand(150, 8, generator=torch.Generator().manual_seed(1)) < 0.4).float()
     model = pv.models.VAE(pv.nets.mlp_encoder(8, 8, 2), pv.nets.mlp_decoder(2, 8, 8))
     engine = pv.SVI(5, batch_size=32, compile="trace", checkpoint=checkpoint, callbacks=callbacks, progress=False,
-                    validation=x[:20])  # fmt: skip
+                    validation=x[:20], **options)  # fmt: skip
     return numbers(engine.fit(model, x))
+
+
+def vae_in_turns():
+    return vae(alternate=pv.lagging(window=2, most=6, patience=2, rows=50))
 
 
 class Normed(pv.LatentVariableModel):
@@ -104,6 +108,13 @@ def test_every_process_ends_with_the_same_bits():
     assert first["bound"] != alone["bound"]
     # The mean over 150 data of bounds with a standard deviation of about 1, five epochs of Adam's small steps.
     assert first["bound"][-1] == pytest.approx(alone["bound"][-1], abs=0.4)
+
+
+def test_turns_are_the_same_in_every_process():
+    """They follow the objective of the whole batch and the mean information over the processes."""
+    first, second = in_processes(2, vae_in_turns)
+    assert first == second
+    assert first[0]["bound"][1:] != vae()[0]["bound"][1:]
 
 
 def test_a_lost_process_ends_the_others_and_the_job_goes_on_from_its_checkpoint(tmp_path):
