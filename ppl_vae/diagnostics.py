@@ -28,8 +28,8 @@ __all__ = [
 
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
-EQUAL = 1e-9
-"""Relative spread of log weights below which they are equal but for rounding."""
+EQUAL = 0.05
+"""Spread of log weights below which they are as good as equal."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
     """Shape k of the generalised Pareto law of the largest weights p(X, theta) / q(theta); None unless q has draws.
 
     Up to 0.7 the draws of q can stand for the posterior once they are weighted; above, q misses so much of it that not
-    even that helps (Yao et al. 2018). Weights that are all equal, where q is the posterior, have k = 0.
+    even that helps (Yao et al. 2018). Weights that differ by less than 5%, so that q is the posterior, have k = 0
+    whatever the shape of so little.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
     from arviz_stats.base import array_stats
 
     log_w = (densities[0] - densities[1]).flatten().cpu().numpy()
-    if np.ptp(log_w) <= EQUAL * max(1.0, float(np.abs(log_w).max())):
+    if np.ptp(log_w) <= EQUAL:
         return 0.0
     return float(array_stats.psislw(-log_w)[1])  # it takes log likelihoods, the inverse of weights
 

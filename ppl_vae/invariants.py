@@ -9,11 +9,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.convergence import RHAT_LIMIT, rhat
+from ppl_vae.convergence import RHAT_LIMIT, convergence, rhat
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.fit import Fit
 from ppl_vae.objectives import Sites
 
-__all__ = ["disagreement", "invariants", "log_joint", "over_draws"]
+__all__ = ["disagreement", "invariants", "log_joint", "over_draws", "remarks"]
 
 AT = (0.1, 0.5, 0.9)
 """Where in the order of the first feature the data lie whose densities are followed."""
@@ -108,6 +109,25 @@ def log_joint(
         return (per_datum if weights is None else weights * per_datum).sum() + model.log_prior(values)
 
     return over_draws(one, model, draws, len(obs))
+
+
+def remarks(fit: Fit, obs: Observations | None) -> tuple[str, ...]:
+    """What speaks against a fit's chains, a sentence each, and why they disagree, where they do.
+
+    Parameters
+    ----------
+    fit : Fit
+        With draws.
+    obs : Observations, optional
+        Its training data; without them the reason is not looked for.
+    """
+    if (found := convergence(fit)) is None:
+        return ()
+    shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
+    if found.rhat <= RHAT_LIMIT or not shared or obs is None:
+        return found.warnings()
+    why = disagreement(fit.model, obs, shared, fit.weights)
+    return found.warnings() if why is None else (*found.warnings(), why)
 
 
 def disagreement(

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import Symmetry, assignments, symmetries
-from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.invariants import remarks
 
 __all__ = ["Ordering", "Relabelled", "Relabelling", "Stephens", "relabel", "relabel_draws"]
 
@@ -176,10 +176,8 @@ def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:
     obs = fit.data if data is None else fit.model.check(data)
     done = relabel_draws(fit.model, obs, fit.draws, by)
     found = replace(fit, draws=done.draws, settings={**fit.settings, "labels": done.said})
-    before, after = convergence(fit), convergence(found)
-    if before is None or after is None or before == after:
-        return found
-    notes = tuple(note for note in fit.status.notes if note not in before.warnings()) + after.warnings()
+    before, after = remarks(fit, obs), remarks(found, obs)
+    notes = tuple(note for note in fit.status.notes if note not in before) + after
     return replace(found, status=replace(fit.status, notes=notes))
 
 

@@ -1,5 +1,6 @@
 """One line of a comparison: what a fit is worth in each column, and what to know before believing it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,10 +124,14 @@ def _predictive(fit: Fit, obs: Observations, num_particles: int, pointwise: Tens
 
 
 def _same(a: Observations, b: Observations) -> bool:
-    def equal(x: dict[str, Tensor], y: dict[str, Tensor]) -> bool:
-        return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+    def equal(x: Mapping[str, Any], y: Mapping[str, Any]) -> bool:
+        return x.keys() == y.keys() and all(x[name] is y[name] or _equal(x[name], y[name]) for name in x)
 
     return equal(a.values, b.values) and equal(a.missing, b.missing)
+
+
+def _equal(x: Any, y: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and torch.equal(x, y)
 
 
 def _fill_em(row: Row, fit: Fit) -> None:

@@ -72,6 +72,7 @@ NEIGHBOURS = {
     ("datatree", "from_pyro"),
     ("from_pyro", "pointwise"),
     ("relabel", "align"),
+    ("relabel", "invariants"),
     ("compare", "rows"),
     ("objectives", "missing"),
     ("families", "missing"),

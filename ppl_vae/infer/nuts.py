@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.convergence import RHAT_LIMIT, convergence
+from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -21,7 +21,7 @@ from ppl_vae.infer.samplers import SAMPLERS
 from ppl_vae.infer.target import COMPILE, JITTER, Density, Target, make_target
 from ppl_vae.infer.watch import Chains, Plan
 from ppl_vae.infer.weights import check_weights
-from ppl_vae.invariants import disagreement
+from ppl_vae.invariants import remarks
 from ppl_vae.relabel import Relabelled, Relabelling, Stephens, relabel_draws
 
 __all__ = ["NUTS"]
@@ -129,20 +129,12 @@ class NUTS:
         fit = self.record(
             fitted, aligned.draws, chains, {**how, "labels": aligned.said}, notes if aligned.switched else ()
         )
-        if (why := self._disagreement(fit, obs, w)) is not None:
-            fit = replace(fit, status=replace(fit.status, notes=(*fit.status.notes, why)))
-        return replace(fit, seconds=time.perf_counter() - begin, data=obs, weights=w)
+        fit = replace(fit, data=obs, weights=w)
+        fit.status = replace(fit.status, notes=tuple(dict.fromkeys((*fit.status.notes, *remarks(fit, obs)))))
+        return replace(fit, seconds=time.perf_counter() - begin)
 
     def _aligned(self, model: LatentVariableModel, obs: Any, draws: dict[str, Tensor]) -> Relabelled:
         return Relabelled(draws, "as drawn") if self.labels is None else relabel_draws(model, obs, draws, self.labels)
-
-    def _disagreement(self, fit: Fit, obs: Any, weights: Tensor | None) -> str | None:
-        """Why the chains disagree, where they do."""
-        found = convergence(fit)
-        shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
-        if found is None or found.rhat <= RHAT_LIMIT or not shared:
-            return None
-        return disagreement(fit.model, obs, shared, weights)
 
     def sample(self, model: Any, density: Density, starts: Tensor) -> tuple[Chains, dict[str, str]]:
         """The chains, and which sampler and mode of compilation made them."""
