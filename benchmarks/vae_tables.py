@@ -58,7 +58,8 @@ def main():
     table.options(parser)
     arguments = parser.parse_args()
     arguments.machine = machine
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("ppl_vae").setLevel(logging.INFO)
     results = []
     for record in table.run(arguments):
         results.append(record)

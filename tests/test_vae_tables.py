@@ -1,0 +1,70 @@
+"""The table of published VAE numbers: its recipe follows the learning curve that was measured, and resumes."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppl_vae as pv
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+CURVE = {1: -353.2, 2: -333.2, 3: -324.6, 6: -312.3}
+"""Validation bound of the run with seed 0 after these epochs, nats per image."""
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("vae_fashion")
+    sys.modules.pop("vae_fashion")
+
+
+def arguments(**changed):
+    given = {"device": "cpu", "compile": "trace", "epochs": 6, "draws": 30, "machine": dict}
+    return argparse.Namespace(**{**given, **changed})
+
+
+def images(n, seed):
+    return (torch.rand(n, 784, generator=torch.Generator().manual_seed(seed)) < 0.3).float()
+
+
+def test_warm_up_goes_by_whole_epochs(table):
+    assert [table.warm_up(epoch) for epoch in (0.0, 0.99, 1.0, 98.5, 99.0, 500.0)] == [0.01, 0.01, 0.02, 0.99, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["gaussian", "vamp", "best", "vamp, wide", "vamp, flow"])
+def test_every_model_gives_a_bound(table, name):
+    torch.manual_seed(0)
+    model = {**table.CANDIDATES, **table.ROWS}[name].model()
+    assert bool(model.elbo(images(3, 0)).isfinite().all())
+
+
+def test_a_run_is_trained_evaluated_and_then_read_from_its_file(table, tmp_path):
+    data = (pv.data.DynamicBinary(0.3 * torch.ones(200, 784)), images(20, 1), images(30, 2))
+    given = arguments(epochs=2, folder=str(tmp_path), compile="off")
+    first = table.result("gaussian", 0, data, given)
+    assert first["epochs"] == len(first["validation"]) == 2
+    assert first["images"] == "test"
+    assert first["nll"] < first["negative_elbo"]
+    assert table.result("gaussian", 0, (None, None, None), given) == first
+    text = table.text([first, {**first, "seed": 1, "nll": first["nll"] + 2.0}])
+    assert f"{first['nll'] + 1:.2f} ± 1.41" in text
+    assert "228.70 ± 0.15" in text
+
+
+@pytest.mark.slow
+def test_the_recipe_stays_on_the_measured_learning_curve(table, tmp_path):
+    try:
+        data = table.load(None)
+    except pv.DataError:
+        pytest.skip("Fashion-MNIST is not installed")
+    assert [len(part) for part in data] == [50_000, 10_000, 10_000]
+    assert all(set(np.unique(part.numpy())) == {0.0, 1.0} for part in data[1:])
+    fit = table.train(table.ROWS["gaussian"], 0, tmp_path, data, arguments())
+    bounds = fit.trace["validation"]
+    for epoch, bound in CURVE.items():
+        assert bounds[epoch - 1].item() == pytest.approx(bound, abs=1.5), epoch
