@@ -1,6 +1,6 @@
 """Latent-variable models in Pyro: declare once, fit by EM, variational inference or NUTS, compare."""
 
-from ppl_vae import data, families, flows, likelihoods, models, nets, posteriors, priors
+from ppl_vae import code_priors, codebooks, data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
 from ppl_vae.calibrate import calibrate, calibrate_latents
 from ppl_vae.calibration import Calibration
@@ -14,8 +14,10 @@ from ppl_vae.infer import (
     NUTS,
     SVI,
     VB,
+    BufferSchedules,
     Callback,
     Checkpoints,
+    CodebookUpdates,
     CSVTracker,
     TensorBoardTracker,
     adam,
@@ -41,6 +43,7 @@ from ppl_vae.objectives import elbo, infovae, iwae, tc_elbo
 from ppl_vae.predictive import loo_pit, predictive_check, prior_predictive
 from ppl_vae.ratio import LikelihoodRatio, likelihood_ratio_test
 from ppl_vae.refit import refit_prior
+from ppl_vae.refit_codes import refit_codes
 from ppl_vae.relabel import Ordering, Stephens, relabel
 from ppl_vae.select import Selection, select
 from ppl_vae.uncertainty import StandardErrors, standard_errors
@@ -51,10 +54,12 @@ __all__ = [
     "NUTS",
     "SVI",
     "VB",
+    "BufferSchedules",
     "CSVTracker",
     "Calibration",
     "Callback",
     "Checkpoints",
+    "CodebookUpdates",
     "DataError",
     "DeclarationError",
     "EngineError",
@@ -78,6 +83,8 @@ __all__ = [
     "checkpoints",
     "clipped",
     "clipped_adam",
+    "code_priors",
+    "codebooks",
     "compare",
     "constant",
     "cyclical",
@@ -106,6 +113,7 @@ __all__ = [
     "predictive_check",
     "prior_predictive",
     "priors",
+    "refit_codes",
     "refit_prior",
     "relabel",
     "rmsprop",

@@ -1,7 +1,9 @@
 """The engines: one declaration, several ways of fitting it."""
 
+from ppl_vae.infer.buffer_schedules import BufferSchedules
 from ppl_vae.infer.callbacks import Callback, Run
 from ppl_vae.infer.checkpoint import Checkpoints, checkpoints
+from ppl_vae.infer.codebook_updates import CodebookUpdates
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.nuts import NUTS
 from ppl_vae.infer.optimizers import (
@@ -28,9 +30,11 @@ __all__ = [
     "SVI",
     "VB",
     "Alternate",
+    "BufferSchedules",
     "CSVTracker",
     "Callback",
     "Checkpoints",
+    "CodebookUpdates",
     "Lagging",
     "Run",
     "TensorBoardTracker",
