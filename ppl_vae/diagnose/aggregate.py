@@ -10,8 +10,8 @@ from ppl_vae.diagnose.codes import Code, Codes
 
 __all__ = ["Aggregate", "aggregate"]
 
-DRAWS, FEWEST = 4, 4000
-"""Codes drawn of every datum, and of all data together."""
+DRAWS, MOST, FEWEST = 4, 64, 4000
+"""Codes drawn of every datum, at least and at most, and as few as suffice of all data together."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Aggregate:
 def aggregate(codes: Codes) -> Aggregate:
     """Draw codes of all data, and see how dense q(z) is at them."""
     draws, own, mixed, others = [], [], [], []
-    for _ in range(max(DRAWS, -(-FEWEST // codes.n))):
+    for _ in range(max(DRAWS, min(MOST, -(-FEWEST // codes.n)))):
         z = codes.draw()
         pairs = codes.log_q(z)
         draws.append(z)

@@ -110,7 +110,10 @@ def _tails(evidence: Evidence, count: int) -> list[Quantity]:
     size = measured("effective sample size", PART, n_meaning, ess, unit="draws", ok=ess >= DRAWS)
     if evidence.k_hat is None:
         return [undefined("bad Pareto k", PART, k_meaning, "it takes 25 draws at least"), size]
-    bad = (evidence.k_hat > limit).double().mean()
+    known = evidence.k_hat[~evidence.k_hat.isnan()]
+    if not len(known):
+        return [undefined("bad Pareto k", PART, k_meaning, "the weights tie"), size]
+    bad = (known > limit).double().mean()
     return [measured("bad Pareto k", PART, k_meaning, bad, unit="of data", ok=bad <= BAD_SHARE), size]
 
 

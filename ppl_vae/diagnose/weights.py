@@ -1,5 +1,6 @@
 """Importance weights of q, and the bound that the same draws give."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,11 @@ def draw_weights(codes: Codes, count: int) -> tuple[Tensor, Tensor]:
 
 
 def weigh(log_w: Tensor) -> Evidence:
-    """Log p(x_i) with error, effective sample size and k-hat, from log weights [count, n]."""
+    """Log p(x_i) with error, effective sample size and k-hat, from log weights [count, n].
+
+    Weights that tie, those of a discrete latent, may have no tail to fit: their k-hat is NaN.
+    """
     weights = RunningWeights(len(log_w))
     weights.add(log_w)
-    return weights.evidence()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return weights.evidence()

@@ -23,7 +23,7 @@ def near(quantity, truth, errors=4, slack=0.0):
 @pytest.fixture(scope="module")
 def exact():
     model = weighted(Exact())
-    x = data_of(model, 1000)
+    x = data_of(model, 700)
     return model, x, fitted(model).diagnose(x, num_particles=50, gap_data=8)
 
 
@@ -96,9 +96,10 @@ def test_a_q_that_is_too_narrow_has_heavy_tails_and_an_amortisation_gap():
     local = found.inference.local
     assert found["amortisation gap"].ok is False
     assert bool(local.moved.all())
-    torch.testing.assert_close(local.local, model.exact(few), rtol=0.0, atol=0.02)
+    torch.testing.assert_close(local.local, model.exact(few), rtol=0.0, atol=0.05)
+    assert local.local.mean().item() == pytest.approx(model.exact(few).mean().item(), abs=0.02)
     assert found["amortisation gap"].value == pytest.approx(truth.mean().item(), rel=0.1)
-    assert 0 <= found["approximation gap"].value < 0.01
+    assert 0 <= found["approximation gap"].value < 0.02
 
 
 @pytest.mark.parametrize("mode", ["trace", "off"])

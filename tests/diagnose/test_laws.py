@@ -80,7 +80,14 @@ def test_laws_with_a_q_for_every_datum():
     assert found["encoder sensitivity"].value is None
 
 
-@pytest.mark.parametrize(("prior", "posterior"), [("vamp", "flow"), ("mixture", "full"), ("flow", "full")])
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [
+        ("vamp", "flow"),
+        pytest.param("mixture", "full", marks=pytest.mark.slow),
+        pytest.param("flow", "full", marks=pytest.mark.slow),
+    ],
+)
 def test_laws_with_other_priors_and_posteriors(prior, posterior):
     torch.manual_seed(0)
     priors = {"vamp": pv.priors.Vamp(5, 6), "mixture": pv.priors.Mixture(3, 2), "flow": pv.priors.real_nvp(2, 2)}

@@ -1,0 +1,112 @@
+"""Figures of a diagnosis show its numbers."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from example_models import make, vae
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linear import Diagonal, Exact, Shifted, data_of, fitted, weighted
+
+import ppl_vae as pv
+from ppl_vae import plots
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    model = weighted(Shifted())
+    model.shift = torch.tensor([2.0, 0.0]).double()
+    fit = fitted(model)
+    return fit, fit.diagnose(data_of(model, 200), num_particles=25, gap_data=0)
+
+
+def test_the_plane_shows_codes_prior_and_holes(shifted):
+    _, found = shifted
+    ax = plots.aggregate_plane(found, labels=torch.arange(200) % 2)
+    prior, codes, empty = (np.asarray(c.get_offsets()) for c in ax.collections)
+    np.testing.assert_allclose(codes, found.hole.codes)
+    np.testing.assert_allclose(prior, found.hole.prior)
+    np.testing.assert_allclose(empty, found.hole.empty)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["prior", "codes of data", "prior in holes"]
+    assert len(np.unique(ax.collections[1].get_facecolors(), axis=0)) == 2
+
+
+def test_many_units_are_seen_along_principal_directions():
+    model, data = make("hierarchy")
+    ax = plots.aggregate_plane(fitted(model).diagnose(data, num_particles=25, gap_data=0))
+    assert ax.get_xlabel().startswith("first principal direction of codes and prior (")
+
+
+def test_marginals_are_quantiles(shifted):
+    _, found = shifted
+    ax = plots.aggregate_marginals(found)
+    segments = np.asarray(ax.collections[2].get_segments())  # the middle 90% of codes, one line a unit
+    np.testing.assert_allclose(segments[:, :, 1], np.quantile(found.hole.codes.numpy(), [0.05, 0.95], axis=0).T)
+
+
+def test_holes_are_decoded(shifted):
+    fit, found = shifted
+    ax = plots.hole_samples(fit, found, (1, 3), count=4, columns=2)
+    shown = np.asarray(ax.images[0].get_array())
+    with torch.no_grad():
+        decoded = fit.model.decoder(found.hole.holes["z"][:4]).numpy()
+    np.testing.assert_allclose(shown[0, :3], decoded[0])
+    np.testing.assert_allclose(shown[-1, -3:], decoded[3])
+
+
+def test_no_hole_is_said():
+    model = weighted(Exact())
+    fit = fitted(model)
+    found = fit.diagnose(data_of(model, 100), num_particles=25, gap_data=0)
+    found.hole.holes.clear()
+    with pytest.raises(pv.EngineError, match="no draw of the prior fell into a hole"):
+        plots.hole_samples(fit, found, (1, 3))
+
+
+def test_a_walk_along_a_unit_is_the_decoder_there():
+    model = weighted(Diagonal())
+    x = data_of(model, 20)
+    ax = plots.traversals(fitted(model), x, (1, 3), units=[1], steps=3, span=2.0)
+    shown = np.asarray(ax.images[0].get_array())
+    assert shown.shape == (1, 3 * 3 + 2)
+    with torch.no_grad():
+        base = model.q_z(x[:1]).mean[0]
+        middle = model.decoder(torch.stack([base[0], base.new_zeros(())])).numpy()
+    # The prior's mean and sd are those of 2,000 draws.
+    np.testing.assert_allclose(shown[0, 4:7], middle, atol=0.1)
+    low, high = shown[0, :3], shown[0, -3:]
+    np.testing.assert_allclose(high - low, 4.0 * model.decoder.weight[:, 1].detach().numpy(), rtol=0.08)
+    assert [t.get_text() for t in ax.texts] == ["z[1]"]
+
+
+def test_walks_of_a_conditional_model_keep_the_input():
+    model, data = make("conditional vae")
+    assert len(plots.traversals(fitted(model), data, (2, 2), steps=3).texts) == 2
+
+
+def test_the_map_of_a_plane():
+    model = vae()
+    ax = plots.latent_map(fitted(model), (2, 3), steps=4, span=1.0)
+    shown = np.asarray(ax.images[0].get_array())
+    with torch.no_grad():
+        corner = torch.sigmoid(model.decoder(torch.tensor([-1.0, 1.0]))).reshape(2, 3)
+    np.testing.assert_allclose(shown[:2, :3], corner, rtol=1e-5)
+    model, _ = make("hierarchy")
+    with pytest.raises(pv.EngineError, match="one latent of two units"):
+        plots.latent_map(fitted(model), (1, 3))
+
+
+def test_usage_of_codes():
+    ax = plots.code_usage(torch.tensor([1, 0, 6, 1]))
+    assert [round(bar.get_height(), 3) for bar in ax.patches] == [0.75, 0.125, 0.125, 0.0]
+    share = np.array([0.75, 0.125, 0.125])
+    assert ax.get_title() == f"3 of 4 codes used, perplexity {np.exp(-(share * np.log(share)).sum()):.1f}"
+
+
+def test_all_figures_of_a_diagnosis(shifted):
+    fit, found = shifted
+    assert list(found.figures()) == ["aggregate posterior", "units against the prior"]
+    assert list(found.figures(fit, (1, 3)))[-1] == "samples from holes"
