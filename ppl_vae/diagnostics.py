@@ -30,6 +30,8 @@ ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
 EQUAL = 0.05
 """Spread of log weights below which they are as good as equal."""
+LEAST = 25
+"""Draws below which the tail of weights cannot be fitted."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def log_densities(fit: Fit, pointwise: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
-    """Shape k of the generalised Pareto law of the largest weights p(X, theta) / q(theta); None unless q has draws.
+    """Shape k of the generalised Pareto law of the largest weights p(X, theta) / q(theta); None below 25 draws of q.
 
     Up to 0.7 the draws of q can stand for the posterior once they are weighted; above, q misses so much of it that not
     even that helps (Yao et al. 2018). Weights that differ by less than 5%, so that q is the posterior, have k = 0
@@ -195,7 +197,7 @@ def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
     ----------
     Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work?: Evaluating variational inference".
     """
-    if (densities := log_densities(fit, pointwise)) is None:
+    if fit.num_draws < LEAST or (densities := log_densities(fit, pointwise)) is None:
         return None
     from arviz_stats.base import array_stats
 
@@ -209,7 +211,8 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits.
 
     Draws of a q(theta) are weighted by p(X, theta) / q(theta) as well (Magnusson et al. 2019), where they are on the
-    training data. Data of which nothing was seen are left out.
+    training data. Data of which nothing was seen are left out; below 25 draws there is
+    no answer.
 
     Parameters
     ----------
@@ -220,7 +223,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     pointwise : Tensor, optional
         Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
     """
-    if fit.is_point or fit.engine == "bootstrap":
+    if fit.is_point or fit.engine == "bootstrap" or fit.num_draws < LEAST:
         return None
     import arviz_base
     from arviz_stats import loo, loo_approximate_posterior

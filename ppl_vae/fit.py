@@ -180,7 +180,10 @@ class Fit:
         stacked = {name: value.flatten(0, 1) for name, value in self.draws.items()}
         at_once = max(1, ELEMENTS_AT_ONCE // (len(obs) * 8))
         with torch.no_grad(), pyro.validation_enabled(False):
-            return torch.vmap(one, chunk_size=at_once)(stacked)
+            try:
+                return torch.vmap(one, chunk_size=at_once)(stacked)
+            except RuntimeError:  # a model whose operations depend on values goes draw by draw
+                return torch.stack([one(self.draw(s)) for s in range(self.num_draws)])
 
     def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""

@@ -94,9 +94,15 @@ def over_draws(ask: Any, model: LatentVariableModel, draws: Mapping[str, Tensor]
 
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
     with torch.no_grad(), pyro.validation_enabled(False):
-        found = torch.vmap(one, chunk_size=max(1, ELEMENTS // rows))(flat)
-    whole = [value.reshape(*shape, *value.shape[1:]) for value in (found if isinstance(found, tuple) else (found,))]
-    return tuple(whole) if isinstance(found, tuple) else whole[0]
+        try:
+            found = torch.vmap(one, chunk_size=max(1, ELEMENTS // rows))(flat)
+        except RuntimeError:  # a model whose operations depend on values goes draw by draw
+            each = [one({name: value[s] for name, value in flat.items()}) for s in range(shape.numel())]
+            parts = isinstance(each[0], tuple)
+            found = tuple(map(torch.stack, zip(*each, strict=True))) if parts else torch.stack(each)
+    if isinstance(found, tuple):
+        return tuple(value.reshape(*shape, *value.shape[1:]) for value in found)
+    return found.reshape(*shape, *found.shape[1:])
 
 
 def log_joint(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.diagnostics import log_densities
+from ppl_vae.diagnostics import LEAST, log_densities
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 
@@ -219,7 +219,7 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
     Raises
     ------
     EngineError
-        For a point estimate, which has no draws to weight.
+        For a point estimate, which has no draws to weight, or fewer than 25 draws.
 
     References
     ----------
@@ -233,8 +233,10 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
     >>> loo_pit(fit)["x"].shape
     (272, 2)
     """
-    if fit.is_point or fit.engine == "bootstrap":
-        raise EngineError(f"loo_pit weights draws of a posterior; {fit.engine} has none")
+    if fit.is_point or fit.engine == "bootstrap" or min(draws, fit.num_draws) < LEAST:
+        raise EngineError(
+            f"loo_pit weights draws of a posterior, {LEAST} at least; this fit by {fit.engine} has {fit.num_draws}"
+        )
     from arviz_stats.base import array_stats
 
     obs = data_of(fit, data)

@@ -13,7 +13,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
-from ppl_vae.invariants import remarks
+from ppl_vae.invariants import over_draws, remarks
 
 __all__ = ["Ordering", "Relabelled", "Relabelling", "Stephens", "relabel", "relabel_draws"]
 
@@ -235,13 +235,12 @@ def _responsibilities(
 ) -> tuple[Tensor, Tensor]:
     """p_s(z | x_i), [draw, n, K], and log p(x, theta_s) of these data, [draw]."""
 
-    def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with model.bind(values), model.numeric():
-            joint = model.log_weights(obs, 1)[0].sum() + model.log_prior(values)
-            return class_probabilities(model.sites(obs), latent, 1), joint
+    def ask(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        joint = model.log_weights(obs, 1)[0].sum() + model.log_prior(values)
+        return class_probabilities(model.sites(obs), latent, 1), joint
 
-    with torch.no_grad():
-        return torch.vmap(one, chunk_size=max(1, (1 << 18) // len(obs)))(dict(draws))
+    p, joint = over_draws(ask, model, {name: value[None] for name, value in draws.items()}, len(obs))
+    return p[0], joint[0]
 
 
 def _chunks(p: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:

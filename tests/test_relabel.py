@@ -200,3 +200,28 @@ def test_the_fit_says_which_was_used_and_judges_the_relabelled_draws(x):
 def test_an_ordering_by_what_carries_no_components_is_refused(vb):
     with pytest.raises(pv.EngineError, match=r"order by one of mixing\.probs"):
         pv.relabel(vb, pv.Ordering("weights"))
+
+
+class Branching(Tied):
+    """The law of x asks for values, which no trace and no vmap can follow."""
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(loc[z], 1.0 if bool(loc.abs().max() < 100) else 2.0)
+
+
+def test_a_model_that_branches_on_values_goes_draw_by_draw():
+    plain, branching = Tied([0.0, 0.0, 0.0]), Branching([0.0, 0.0, 0.0])
+    x = torch.randn(30) * 3
+    orders = torch.stack([torch.randperm(3) for _ in range(60)])
+    draws = switched({"loc": LOC["loc"] + 0.1 * torch.randn(2, 30, 3)}, orders)
+    a, b = (relabel_draws(model, model.check(x), draws) for model in (plain, branching))
+    assert a.switched > 0
+    assert torch.equal(a.draws["loc"], b.draws["loc"])
+    fits = [
+        pv.Fit(model, "NUTS", done.draws, {}, "none", pv.Status("finished", ""), 0.0, 0, data=model.check(x))
+        for model, done in ((plain, a), (branching, b))
+    ]
+    torch.testing.assert_close(*(fit.pointwise(x) for fit in fits))
+    one, other = (pv.compare({"NUTS": fit}) for fit in fits)
+    assert one.rows["NUTS"].elpd_loo == pytest.approx(other.rows["NUTS"].elpd_loo)

@@ -104,7 +104,7 @@ def test_few_effective_draws_and_divergences():
 
 
 def test_a_real_sampler_diverges_where_the_scale_is_a_funnel():
-    """Neal's funnel: x says next to nothing, so the prior's neck is sampled."""
+    """A funnel like Neal's, with a neck too narrow for any step: x says next to nothing, so it is the prior's."""
 
     class Funnel(pv.LatentVariableModel):
         @pv.latent(shared=True)
@@ -113,7 +113,7 @@ def test_a_real_sampler_diverges_where_the_scale_is_a_funnel():
 
         @pv.latent(shared=True)
         def u(self, v):
-            return dist.Normal(torch.zeros(9), (v / 2).exp()).to_event(1)
+            return dist.Normal(torch.zeros(3), (2 * v).exp()).to_event(1)
 
         @pv.observed
         def x(self, u):
