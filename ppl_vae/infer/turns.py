@@ -1,4 +1,4 @@
-"""q and the model trained in turns, as EM takes them: which parameters are whose, and whose turn a step is."""
+"""q and the model trained in turns, as EM takes them: whose turn a step is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batches
 from ppl_vae.infer.processes import Share
+from ppl_vae.infer.sides import belongs_to_q, drawn
 from ppl_vae.infer.step import StepResult
 from ppl_vae.objectives import Sites
 
-__all__ = ["Alternate", "Lagging", "Turns", "alternate", "belongs_to_q", "lagging", "mutual_information"]
+__all__ = ["Alternate", "Lagging", "Turns", "alternate", "lagging", "mutual_information"]
 
 
 class Turns(Protocol):
@@ -152,7 +152,7 @@ class _Lag:
         count = min(self.plan.rows, len(self.batches.first))
         obs = self.batches.first.rows(torch.arange(count, device=self.climbed.like.device))
         with torch.no_grad():
-            value = mutual_information(_sites(self.climbed, obs, seed=0)[0])
+            value = mutual_information(drawn(self.climbed, obs)[0])
         return float(self.share.sum(value)) / self.share.world
 
     def state(self) -> dict[str, Any]:
@@ -182,69 +182,6 @@ def mutual_information(sites: Sites) -> Tensor:
         each = sites.q[name].log_prob(z.unsqueeze(1))  # log q(z_i | x_k), [n, n]
         total = total + (each.diagonal() - each.logsumexp(1)).mean() + torch.tensor(float(len(z))).log()
     return total
-
-
-def belongs_to_q(climbed: ModelObjective, obs: Observations, given: Sequence[str] | None = None) -> list[bool]:
-    """For each parameter, those of single data last, whether it is q's: whether a draw of q or its density uses it.
-
-    A parameter that the model uses too, such as a VampPrior's encoder, is q's: the bound rises in both turns whatever
-    the division.
-
-    Parameters
-    ----------
-    climbed : ModelObjective
-        With the model's parameters and their names.
-    obs : Observations
-        Data to look at.
-    given : sequence of str, optional
-        Names of q's parameters or of the modules that hold them, where the user knows better.
-
-    Raises
-    ------
-    EngineError
-        If one side has no parameter, or a given name does not exist.
-    """
-    dense = _named(climbed.names, given) if given is not None else _reached(climbed, obs)
-    found = [*dense, *[True] * climbed.num_rows]
-    if all(found) or not any(found):
-        side = "q" if all(found) else "the model"
-        raise EngineError(
-            f"alternate: every parameter belongs to {side}, so there are no turns to take; finite latents without a "
-            "posterior are summed out exactly and have no q of their own"
-        )
-    return found
-
-
-def _named(names: Sequence[str], given: Sequence[str]) -> list[bool]:
-    for prefix in given:
-        if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
-            raise EngineError(f"alternate: parameters names {prefix!r}; the model has {', '.join(names)}")
-    return [any(name == prefix or name.startswith(f"{prefix}.") for prefix in given) for name in names]
-
-
-def _reached(climbed: ModelObjective, obs: Observations) -> list[bool]:
-    sites, shared = _sites(climbed, obs.rows(torch.arange(min(4, len(obs)), device=climbed.like.device)), seed=0)
-    seen = [each for each in (*sites.log_q.values(), *sites.values.values(), *shared) if each.requires_grad]
-    if not seen or not climbed.dense:
-        return [False] * len(climbed.dense)
-    total = torch.stack([each.sum() for each in seen]).sum()
-    gradients = torch.autograd.grad(total, climbed.dense, allow_unused=True)
-    return [gradient is not None for gradient in gradients]
-
-
-def _sites(climbed: ModelObjective, obs: Observations, seed: int) -> tuple[Sites, list[Tensor]]:
-    """Factors of the model at one draw, with the shared latents' values and log q; nothing else is changed by it."""
-    model, training = climbed.model, climbed.model.training
-    devices = [model.like.device] if model.like.device.type == "cuda" else []
-    index = torch.arange(len(obs), device=model.like.device) if climbed.num_rows else None
-    model.eval()  # running statistics stay as they are
-    with torch.random.fork_rng(devices), model.numeric():
-        torch.manual_seed(seed)
-        shared, log_q = model.draw_shared()
-        with model.bind(shared):
-            sites = model.sites(obs, index)
-    model.train(training)
-    return sites, [*shared.values(), log_q]
 
 
 def alternate(q: int = 1, model: int = 1, per: str = "step", parameters: Sequence[str] | None = None) -> Alternate:

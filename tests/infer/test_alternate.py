@@ -10,7 +10,8 @@ from example_models import bits, make, numbers
 import ppl_vae as pv
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import make_batches
-from ppl_vae.infer.turns import belongs_to_q, mutual_information
+from ppl_vae.infer.sides import belongs_to_q
+from ppl_vae.infer.turns import mutual_information
 from ppl_vae.objectives import Sites
 
 
