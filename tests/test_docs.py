@@ -18,6 +18,7 @@ RESULTS = dict(re.findall(r"^### (T\d+)\. (.*?)(?=^###? |\Z)", THEORY, re.MULTIL
 ROOMS = (
     "data",
     "datatree",
+    "diagnose",
     "diagnostics",
     "evidence",
     "families",
