@@ -141,7 +141,9 @@ class _Study:
             _keep_prior(self.model, theta, data)
             obs = self.model.check(data)
             self.ask = _quantities(self.model, obs, theta, quantities)
-            self.names = tuple(self.ask(obs, _one(theta)))
+            first, second = self.ask(obs, _one(theta)), self.ask(obs, _one(self.simulate(1)[0]))
+            # What every draw of the prior gives the same value has no rank.
+            self.names = tuple(name for name in first if not torch.equal(first[name], second[name]))
 
     def simulate(self, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Theta from the prior and data from theta, those of simulation `number`."""
@@ -264,7 +266,7 @@ def _keep_prior(model: LatentVariableModel, theta: Draws, data: Mapping[str, Ten
     with model.numeric(), torch.no_grad():
         if not torch.allclose(model.log_prior(theta), again.log_prior(theta)):
             for family in model.families().values():
-                family.adapt = _stay
+                setattr(family, "adapt", _stay)  # noqa: B010
 
 
 def _stay(parts: Any) -> None:

@@ -18,7 +18,7 @@ __all__ = ["Calibration", "Uniformity", "uniformity"]
 ERROR = 0.05
 """Probability that a calibrated posterior is called wrong in any of its quantities."""
 BINS = 20
-SHAPE = 3.0
+SHAPE = 2.0
 """Standard errors from which shift or spread give a departure its name."""
 
 

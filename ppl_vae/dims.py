@@ -19,9 +19,7 @@ Dims = dict[str, list[str]]
 Coords = dict[str, Any]
 
 
-def dims_and_coords(
-    model: LatentVariableModel, obs: Observations, posterior: Mapping[str, np.ndarray]
-) -> tuple[Dims, Coords]:
+def dims_and_coords(model: LatentVariableModel, obs: Observations, posterior: Mapping[str, Any]) -> tuple[Dims, Coords]:
     """Dimensions of every variable beyond chain and draw, and coordinates.
 
     Parameters
@@ -30,7 +28,7 @@ def dims_and_coords(
         Whose families say which axis of a parameter is the component and which the feature.
     obs : Observations
         Whose columns name the features.
-    posterior : mapping of arrays
+    posterior : mapping of arrays or tensors
         Variables [chain, draw, *event]; dimensions that nobody can name are left to ArviZ.
     """
     laws = model.prototypes(obs)

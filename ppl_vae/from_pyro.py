@@ -139,7 +139,8 @@ def _of_mcmc(mcmc: AbstractMCMC, model: PyroModel, num_samples: int) -> Draws:
         indices = [i for i in (found or {}).get("divergences", []) if 0 <= i < shape[1]]
         diverging[chain, indices] = True
         rates.append((found or {}).get("acceptance rate"))
-    attrs = {} if not rates or None in rates else {"acceptance_rate_by_chain": [float(rate) for rate in rates]}
+    told = [float(rate) for rate in rates if rate is not None]
+    attrs = {"acceptance_rate_by_chain": told} if told else {}
     return Draws(posterior, {"diverging": diverging}, attrs=attrs)
 
 

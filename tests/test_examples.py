@@ -20,6 +20,8 @@ FEW = {
     "posterior_collapse": {},
     "prior_hole": {},
     "variance_explosion": {},
+    "vq_vae": {},
+    "gmvae": {},
     "train_resume": {"epochs": 6},
     "custom_loop": {},
     "export_model": {"epochs": 2},
@@ -31,6 +33,7 @@ FEW = {
     "mixture_of_regressions": {},
     "literal_pyro": {},
     "vb_mixture": {"starts": 3},
+    "calibration": {},
     "large_file": {"gigabytes": 0.02},
 }
 
