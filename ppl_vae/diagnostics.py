@@ -231,6 +231,8 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     each = _pointwise(fit, data_of(fit, data)) if pointwise is None else pointwise
     # A datum of which nothing was seen has the same density everywhere: it says nothing of the model.
     seen = each.flatten(0, 1).max(0).values > each.flatten(0, 1).min(0).values
+    if not bool(seen.any()):
+        return None
     groups = {
         "posterior": {name: value.cpu().numpy() for name, value in fit.draws.items()},
         "log_likelihood": {"x": each[..., seen].double().cpu().numpy()},
