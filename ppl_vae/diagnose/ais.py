@@ -55,6 +55,7 @@ def annealed(
     path = Path(codes, chains, compile)
     betas = sigmoid_schedule(temperatures)
     with torch.no_grad(), codes.model.numeric(), torch.random.fork_rng([]):
+        path.check()
         steps = _tuned(path, betas, leapfrog)
         log_w = _run(path, betas, leapfrog, steps)
     return replace(importance(log_w.reshape(chains, codes.n)), method="annealed")
@@ -89,13 +90,19 @@ class Path:
             self.maps: dict[str, Any] = {name: biject_to(laws[name].support) for name in codes.names}
         except NotImplementedError as error:
             raise UndefinedError(f"the support of {codes.names} has no free coordinates") from error
-        self.shapes = {name: self.maps[name].inverse_shape(laws[name].event_shape) for name in codes.names}
+        self.shapes = {n: torch.Size(self.maps[n].inverse_shape(laws[n].event_shape)) for n in codes.names}
         self.slope = Traced(lambda u, beta: self._slope(u, beta), mode)
 
     def start(self) -> Tensor:
         """U of draws from the prior, [rows, width]."""
         z = self.codes.draw_prior(self.count, self.rows)
         return torch.cat([self.maps[name].inv(value).reshape(self.count, -1) for name, value in z.items()], 1)
+
+    def check(self) -> None:
+        """Refuse a prior that is a set of points, such as the codes of a codebook."""
+        z, _ = self._constrained(self.start() + 1e-3)
+        if bool((self.codes.prior(z, self.rows) == -torch.inf).all()):
+            raise UndefinedError("the prior is a set of points, and moves follow a gradient")
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log p(z) with the Jacobian of T, and log p(x | z), [rows] each."""

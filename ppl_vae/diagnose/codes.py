@@ -67,7 +67,8 @@ class Codes:
         with torch.no_grad(), model.numeric():
             self.amortised = not model.local_posteriors
             scope = model.scope(obs)
-            self.nodes = model._inferred(scope)
+            # A finite latent without a q is summed out of the model, and the guide does not have it.
+            self.nodes = [n for n in model._inferred(scope) if self._declared(n.name) or n.name in drawn]
             self.names = [node.name for node in self.nodes if node.name in drawn]
             self.q = self._explicit(scope)
 

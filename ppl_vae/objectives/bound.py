@@ -77,7 +77,7 @@ class Elbo:
         """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units]."""
         q, p, z = sites.q[name], sites.p[name], sites.values[name]
         independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
-        if not independent or len(q.batch_shape) > 1:
+        if not independent or len(q.batch_shape) > 1 or q.base_dist.event_shape:
             return -sites.expect(self.divergence(sites, name))[:, None]
         q, p = q.base_dist, p.base_dist
         known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
