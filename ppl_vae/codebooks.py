@@ -216,7 +216,7 @@ class Codes(TorchDistribution):
 
     def __init__(self, book: Codebook, law: TorchDistribution) -> None:
         self.book, self.law = book, law
-        super().__init__(law.batch_shape, (*law.event_shape, book.size), validate_args=False)
+        super().__init__(law.batch_shape, torch.Size([*law.event_shape, book.size]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Codes":
         """The same with this batch shape."""
