@@ -28,10 +28,10 @@ def fit():
     """Two stages: a VAE, EM on its codes, and both together from there."""
     x, _ = clusters(300, 1)
     torch.manual_seed(0)
-    vae = pv.SVI(40, 50, pv.adam(1e-2), beta=0.3, compile="trace", progress=False).fit(pv.models.VAE(*nets()), x).model
-    em = pv.EM(n_init=3, progress=False).fit(pv.models.GaussianMixture(3, 2, "diagonal"), vae.posterior(x).mean)
+    vae = pv.SVI(20, 50, pv.adam(1e-2), beta=0.3, compile="trace", progress=False).fit(pv.models.VAE(*nets()), x).model
+    em = pv.EM(n_init=2, progress=False).fit(pv.models.GaussianMixture(3, 2, "diagonal"), vae.posterior(x).mean)
     model = pv.models.GMVAE(vae.encoder, vae.decoder, 3)
-    engine = pv.SVI(20, 50, pv.adam(3e-3), start=em.parameters, compile="trace", progress=False)
+    engine = pv.SVI(8, 50, pv.adam(3e-3), start=em.parameters, compile="trace", progress=False)
     return engine.fit(model, x)
 
 
