@@ -16,6 +16,8 @@ THEORY = (DOCS / "theory.md").read_text(encoding="utf-8")
 RESULTS = dict(re.findall(r"^### (T\d+)\. (.*?)(?=^###? |\Z)", THEORY, re.MULTILINE | re.DOTALL))
 
 ROOMS = (
+    "code_priors",
+    "codebooks",
     "data",
     "datatree",
     "diagnose",
@@ -31,6 +33,7 @@ ROOMS = (
     "plots",
     "posteriors",
     "priors",
+    "relaxed",
     "sklearn",
 )
 
