@@ -142,8 +142,9 @@ class _Study:
             obs = self.model.check(data)
             self.ask = _quantities(self.model, obs, theta, quantities)
             first, second = self.ask(obs, _one(theta)), self.ask(obs, _one(self.simulate(1)[0]))
-            # What every draw of the prior gives the same value has no rank.
-            self.names = tuple(name for name in first if not torch.equal(first[name], second[name]))
+            # What never moves, as the weight of a single component, has no rank.
+            fixed = () if quantities else [name for name in first if torch.equal(first[name], second[name])]
+            self.names = tuple(name for name in first if name not in fixed)
 
     def simulate(self, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Theta from the prior and data from theta, those of simulation `number`."""
