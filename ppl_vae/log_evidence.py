@@ -35,6 +35,8 @@ ROWS = 16
 WRITE_EVERY = 10.0
 """Seconds between two writes of a checkpoint."""
 KIND = "ppl_vae log evidence"
+Weigh = Callable[[Observations], Tensor]
+"""Log weights of further draws of a block, [draws, rows]."""
 COLUMNS = ("value", "standard_error", "effective_sample_size", "k_hat")
 
 
@@ -115,7 +117,7 @@ def log_evidence(
         plan = Plan(num_particles, at_once, seed, len(obs))
         found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
         with pyro.validation_enabled(False), _evaluating(model), shown("log p(x)", len(obs), progress) as update:
-            found.fill(plan, _weigher(model, obs, plan, compile), obs, update)
+            found.fill(plan, model, _weigher(model, obs, plan, compile), obs, update)
     return found.evidence()
 
 
@@ -180,12 +182,17 @@ class Found:
         return cls(path, header, columns, record["done"])
 
     def fill(
-        self, plan: Plan, weigh: Callable[[Observations], Tensor], obs: Observations, update: Callable[[int, str], None]
+        self,
+        plan: Plan,
+        model: LatentVariableModel,
+        weigh: Weigh,
+        obs: Observations,
+        update: Callable[[int, str], None],
     ) -> None:
         """Work through the blocks that are not done; what is done by an interruption is kept."""
         try:
             for rows in plan.blocks(self.done):
-                self._keep(rows, _of_block(plan, weigh, obs, rows))
+                self._keep(rows, _of_block(plan, model, weigh, obs, rows))
                 update(self.done, f"mean {self.columns['value'][: self.done].mean().item():.3f} nats")
                 if time.monotonic() - self.last > WRITE_EVERY:
                     self._write()
@@ -210,21 +217,24 @@ class Found:
         return Evidence(value, error, ess, "importance", None if k_hat.isnan().all() else k_hat)
 
 
-def _of_block(plan: Plan, weigh: Callable[[Observations], Tensor], obs: Observations, rows: Tensor) -> Evidence:
+def _of_block(plan: Plan, model: LatentVariableModel, weigh: Weigh, obs: Observations, rows: Tensor) -> Evidence:
     """All draws of one block, with a seed of its own; a short block is filled up, so that there is one graph."""
     torch.manual_seed((plan.seed * 1_000_003 + int(rows[0])) % (1 << 63))
     filled = torch.cat([rows, rows[:1].expand(plan.rows - len(rows))])
     block, weights = obs.rows(filled.to(_device(obs))), RunningWeights(plan.count)
-    for start in range(0, plan.count, plan.draws):
-        log_w = weigh(block)[: plan.count - start]
-        if not bool((log_w < torch.inf).all()):
-            row = int(rows[0]) + int((~(log_w < torch.inf)).any(0).nonzero()[0])
-            raise EngineError(f"log_evidence: an importance weight of datum {row} is not finite; look at model.elbo(x)")
-        weights.add(log_w)
+    with model.numeric(), local_q(model, block):
+        for start in range(0, plan.count, plan.draws):
+            log_w = weigh(block)[: plan.count - start]
+            if not bool((log_w < torch.inf).all()):
+                row = int(rows[0]) + int((~(log_w < torch.inf)).any(0).nonzero()[0])
+                raise EngineError(
+                    f"log_evidence: an importance weight of datum {row} is not finite; look at model.elbo(x)"
+                )
+            weights.add(log_w)
     return weights.evidence()
 
 
-def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: str) -> Callable[[Observations], Tensor]:
+def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: str) -> Weigh:
     """A function of a block: log weights of further draws, [draws, rows]."""
     names, gaps, encoded = list(obs.values), list(obs.missing), _of_data(model, obs)
 
@@ -238,11 +248,7 @@ def _weigher(model: LatentVariableModel, obs: Observations, plan: Plan, mode: st
     steps = -(-plan.size // plan.rows) * plan.pieces
     traced = Traced(of_tensors, choose(mode, sum(p.numel() for p in model.parameters()), plan.at_once, steps))
 
-    def weigh(block: Observations) -> Tensor:
-        with model.numeric(), local_q(model, block):
-            return traced(*block.values.values(), *block.missing.values())[0]
-
-    return weigh
+    return lambda block: traced(*block.values.values(), *block.missing.values())[0]
 
 
 def weights_of(model: LatentVariableModel, obs: Observations, count: int, encoded: Sequence[str]) -> Tensor:
