@@ -114,5 +114,6 @@ def _sprite(pixels: np.ndarray, shape: tuple[int, int, int]) -> str:
     whole = np.clip(grid.reshape(SIDE * height, SIDE * width, channels), 0, 1)
     buffer = io.BytesIO()
     picture = whole[..., 0] if channels == 1 else whole
-    imsave(buffer, picture, format="png", cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
+    nothing: Any = {"Software": None}  # matplotlib's own name and version would make two equal pages differ
+    imsave(buffer, picture, format="png", cmap="gray", vmin=0, vmax=1, metadata=nothing)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

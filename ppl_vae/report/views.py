@@ -43,7 +43,8 @@ def runtime() -> Markup | None:
         import vl_convert
     except ImportError:
         return None
-    return Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script"))
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for an argument that has a default
+    return Markup(bundle().replace("</script", "<\\/script"))
 
 
 def as_json(value: Any) -> Markup:
@@ -69,7 +70,9 @@ def _beside(left: Any, right: Any, params: tuple[Any, ...], said: str) -> Markup
         chart = alt.concat(left, right, columns=2).add_params(*params)
         chart = chart.properties(background="transparent", description=said)
         chart = chart.configure(font="system-ui, sans-serif").configure_view(stroke=None)
-        chart = chart.configure_axis(**ink, **lines, titleFontWeight="normal", gridOpacity=0.25, tickCount=6)
+        chart = chart.configure_axis(
+            **ink, **lines, titleFontWeight="normal", gridColor=QUIET, gridOpacity=0.2, tickCount=6
+        )
         chart = chart.configure_legend(**ink, titleFontWeight="normal", orient="top")
         found = chart.to_dict()
     found.pop("$schema", None)
@@ -180,7 +183,7 @@ def draws_view(fit: Fit) -> View | None:
         shape=alt.Shape("diverging:N", scale=alt.Scale(domain=[0, 1], range=["circle", "cross"]), legend=None),
         tooltip=tips,
     )
-    a = {"scale": near, "title": "first parameter"}
+    a: dict[str, Any] = {"scale": near, "title": "first parameter"}
     left = base.encode(x=alt.X("a:Q", **a), y=alt.Y("b:Q", scale=near, title="second parameter"))
     marked, right = _rectangle(), base.encode(x=alt.X("draw:Q"), y=alt.Y("a:Q", **a))
     shades = alt.Scale(domain=[str(k) for k in range(chains)], range=[color(k) for k in range(chains)])
