@@ -10,6 +10,7 @@ from torch.distributions import biject_to
 
 from ppl_vae.declare.observations import Observations
 from ppl_vae.diagnose.codes import Code, Codes, UndefinedError
+from ppl_vae.errors import DataError
 from ppl_vae.evidence import Evidence, importance
 from ppl_vae.infer.tracing import Traced
 
@@ -99,9 +100,12 @@ class Path:
         return torch.cat([self.maps[name].inv(value).reshape(self.count, -1) for name, value in z.items()], 1)
 
     def check(self) -> None:
-        """Refuse a prior that is a set of points, such as the codes of a codebook."""
-        z, _ = self._constrained(self.start() + 1e-3)
-        if bool((self.codes.prior(z, self.rows) == -torch.inf).all()):
+        """Refuse latents that are points, such as codes of a codebook: they cannot be given, or have no density."""
+        try:
+            prior, _ = self.densities(self.start() + 1e-3)
+        except DataError as error:
+            raise UndefinedError(f"the model takes no values for its latents: {error}") from error
+        if bool((prior == -torch.inf).all()):
             raise UndefinedError("the prior is a set of points, and moves follow a gradient")
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
