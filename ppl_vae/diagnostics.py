@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.convergence import Convergence, convergence
+from ppl_vae.counted import counted_elpd, counts_of
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
@@ -212,7 +213,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
 
     Draws of a q(theta) are weighted by p(X, theta) / q(theta) as well (Magnusson et al. 2019), where they are on the
     training data. Data of which nothing was seen are left out; below 25 draws there is
-    no answer.
+    no answer. A weight w stands for w data, each of them left out alone; weights that are no counts have no answer.
 
     Parameters
     ----------
@@ -224,6 +225,9 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
         Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
     """
     if fit.is_point or fit.engine == "bootstrap" or fit.num_draws < LEAST:
+        return None
+    counts = counts_of(fit.weights) if data is None else None
+    if counts is None and data is None and fit.weights is not None:
         return None
     import arviz_base
     from arviz_stats import loo, loo_approximate_posterior
@@ -242,9 +246,11 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
         # Bad Pareto k are counted and worded by the table.
         warnings.simplefilter("ignore", UserWarning)
         if densities is None:
-            return loo(arviz_base.from_dict(groups), pointwise=True)
-        log_p, log_q = (value.flatten().cpu().numpy() for value in densities)
-        return loo_approximate_posterior(arviz_base.from_dict(groups), log_p, log_q, pointwise=True)
+            found = loo(arviz_base.from_dict(groups), pointwise=True)
+        else:
+            log_p, log_q = (value.flatten().cpu().numpy() for value in densities)
+            found = loo_approximate_posterior(arviz_base.from_dict(groups), log_p, log_q, pointwise=True)
+    return found if counts is None else counted_elpd(found, each[..., seen], counts.to(seen.device)[seen])
 
 
 def elbo_total(fit: Fit, pointwise: Tensor | None = None) -> tuple[float, float, float] | None:

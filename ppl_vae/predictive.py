@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.counted import every_datum
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.diagnostics import LEAST, log_densities
@@ -95,7 +96,7 @@ def replicates(fit: Fit, data: Any = None, draws: int = 200, seed: int = 0) -> d
     fit : Fit
         Any fit.
     data : optional
-        Data whose number and inputs the replicates have; the training data by default.
+        Data whose number and inputs the replicates have; the training data by default, as many as their weights say.
     draws : int
         Number of data sets.
     seed : int
@@ -106,9 +107,13 @@ def replicates(fit: Fit, data: Any = None, draws: int = 200, seed: int = 0) -> d
     dict of Tensor
         Every observed node, [draws, n, *event].
     """
-    obs = data_of(fit, data)
+    obs = _counted(fit, data)
     chosen = np.linspace(0, fit.num_draws - 1, draws).round().astype(int)
     return seeded(seed, lambda: _replicates(fit, obs, chosen))
+
+
+def _counted(fit: Fit, data: Any) -> Any:
+    return data_of(fit, data) if data is not None or fit.data is None else every_datum(fit)
 
 
 def _replicates(fit: Fit, obs: Any, chosen: np.ndarray) -> dict[str, Tensor]:
@@ -144,7 +149,7 @@ def predictive_check(
     fit : Fit
         Any fit; a point estimate has one theta for all replicates.
     data : optional
-        Observed values; the training data by default.
+        Observed values; the training data by default, each as many times as its weight says.
     statistics : mapping
         Functions of data [n, d] to one number, or one for each feature, by name.
     draws : int
@@ -167,7 +172,7 @@ def predictive_check(
     """
     import pandas as pd
 
-    obs = data_of(fit, data)
+    obs = _counted(fit, data)
     rows: dict[str, dict[str, float]] = {}
     for name, drawn in replicates(fit, obs, draws, seed).items():
         missing = obs.missing.get(name)

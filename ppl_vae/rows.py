@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.coordinates import coordinates
+from ppl_vae.counted import counted_mean, counts_of
 from ppl_vae.datatree import seeded
 from ppl_vae.declare import Observations
-from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out, standard_error
+from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
 
@@ -98,7 +99,8 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
     """
     pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data))
     predictive = _predictive(fit, obs, num_particles, pointwise)
-    row = Row(fit.engine, predictive.mean().item(), standard_error(predictive), fit.seconds, fit.status.code)
+    weights = fit.weights if fit.data is not None and _same(fit.data, obs) else None
+    row = Row(fit.engine, *counted_mean(predictive, weights), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
     if fit.engine == "EM":
         _fill_em(row, fit)
@@ -173,6 +175,8 @@ def _warnings(fit: Fit, row: Row, chains: Convergence | None, share: float | Non
             f"q covers the posterior poorly: the importance weights are worth {share:.1%} of the draws, so the gap "
             f"is underestimated"
         )
+    if row.elpd_loo is None and not fit.is_point and fit.weights is not None and counts_of(fit.weights) is None:
+        found.append("no leave-one-out: the weights are no whole numbers, so none of them is a number of data")
     if row.bad_k:
         found.append(f"{row.bad_k} data have a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
     return found

@@ -29,6 +29,7 @@ ROOMS = {
     "evidence": 1,
     "criteria": 1,
     "convergence": 1,
+    "counted": 1,
     "declare": 2,
     "models": 3,
     "align": 3,

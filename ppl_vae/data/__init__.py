@@ -5,9 +5,10 @@ and refuses what is not data with a message that says where the fault is.
 """
 
 from ppl_vae.data.images import DynamicBinary, ImageSet, images
+from ppl_vae.data.shipped import faithful, galaxies
 from ppl_vae.data.sources import Block, Stream, stream
 from ppl_vae.data.synthetic import gaussian_mixture
-from ppl_vae.data.tables import Table, faithful, from_frame, read_table
+from ppl_vae.data.tables import Table, from_frame, read_table
 
 __all__ = [
     "Block",
@@ -17,6 +18,7 @@ __all__ = [
     "Table",
     "faithful",
     "from_frame",
+    "galaxies",
     "gaussian_mixture",
     "images",
     "read_table",

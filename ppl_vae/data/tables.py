@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from importlib import resources
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 
 from ppl_vae.errors import DataError
 
-__all__ = ["Table", "faithful", "from_frame", "read_table"]
+__all__ = ["Table", "from_frame", "read_table"]
 
 # A column is turned into numbers only when it is wanted: text in a column that nobody asked for is no error.
 _Columns = Mapping[str, Callable[[], np.ndarray]]
@@ -53,30 +52,6 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.values)
-
-
-def faithful() -> Table:
-    """Old Faithful: how long 272 eruptions of the geyser lasted, and how long one waited for the next.
-
-    Returns
-    -------
-    Table
-        values [272, 2]: `eruptions` (minutes), `waiting` (minutes).
-
-    References
-    ----------
-    Azzalini, A. and Bowman, A. W. (1990). A look at some data on the Old Faithful geyser. Applied Statistics 39,
-    357-365. The 272 rows are those of the data set `faithful` of R.
-
-    Examples
-    --------
-    >>> table = faithful()
-    >>> len(table), table.columns
-    (272, ('eruptions', 'waiting'))
-    """
-    with resources.as_file(resources.files("ppl_vae.data") / "faithful.csv") as path:
-        table = read_table(path)
-    return Table(table.values, table.columns, "Old Faithful (Azzalini and Bowman, 1990)", table.missing_rows)
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Table:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from ppl_vae.counted import every_datum
 from ppl_vae.plots.style import GREY, array, color, new_axes, values_of
 
 __all__ = ["predictive_check"]
@@ -31,7 +32,7 @@ def predictive_check(
     fit : Fit
         Any fit without inputs, or with `data` that hold them.
     data : optional
-        Observed values; the training data by default.
+        Observed values; the training data by default, each as many times as its weight says.
     ax : Axes, optional
         Where to draw.
     feature : int
@@ -51,6 +52,7 @@ def predictive_check(
     'replicates'
     """
     obs, name, columns = values_of(fit, data)
+    obs = obs if data is not None else every_datum(fit)
     observed = _matrix(array(obs.values[name][torch.arange(len(obs))]))
     if name in obs.missing:
         observed = np.where(_matrix(array(obs.missing[name])), np.nan, observed)

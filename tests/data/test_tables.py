@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from ppl_vae.data import faithful, from_frame, read_table
+from ppl_vae.data import faithful, from_frame, galaxies, read_table
 from ppl_vae.errors import DataError
 
 
@@ -44,6 +44,20 @@ def test_faithful_is_the_data_set_of_the_literature():
     x = table.values.numpy()
     mixture = GaussianMixture(2, reg_covar=0, tol=1e-12, max_iter=1000, random_state=0).fit(x)
     assert mixture.score(x) * len(x) == pytest.approx(-1130.2640, abs=1e-4)
+
+
+def test_galaxies_are_the_data_set_of_the_literature():
+    table = galaxies()
+    x = table.values[:, 0]
+    assert table.values.shape == (82, 1)
+    assert table.columns == ("velocity",)
+    assert table.missing_rows == 0
+    assert bool((x.diff() > 0).all())
+    assert x[77].item() == 26.960  # 26.690 in R's MASS
+    # Summary of MASS's 82 values in km/s, its 78th put right: mean 20828.17 + 270 / 82, the quartiles as they are.
+    assert x.mean().item() * 1000 == pytest.approx(20828.170732 + 270 / 82, abs=1e-5)
+    quartiles = np.quantile(table.values.numpy(), [0.0, 0.25, 0.5, 0.75, 1.0]) * 1000
+    np.testing.assert_allclose(quartiles, [9172, 19532, 20833.5, 23133.0, 34279], atol=1e-6)
 
 
 BAD_FILES = {
