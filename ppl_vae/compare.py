@@ -126,7 +126,7 @@ class Table:
         return next((name for name, fit in self.fits.items() if fit.engine == "NUTS"), None)
 
     def quality(self, reference: str | None = None) -> "pd.DataFrame":
-        """Errors of every other fit against draws from the posterior, by fit and scalar: see ppl_vae.quality.quality.
+        """Errors of other fits of the same model against draws from the posterior: see ppl_vae.quality.quality.
 
         Parameters
         ----------
@@ -144,7 +144,13 @@ class Table:
                 f"quality needs draws from the posterior to hold the others against: name one of {', '.join(self.fits)}"
                 f" that has draws, got {reference!r}; NUTS is taken where it is there"
             )
-        return quality(self._everything(name), {n: self._everything(n) for n in self.fits if n != name})
+        others = [n for n in self.fits if n != name and self._of_one_model(n, name)]
+        return quality(self._everything(name), {n: self._everything(n) for n in others})
+
+    def _of_one_model(self, a: str, b: str) -> bool:
+        """Whether two fits are of one declaration with parameters of the same shapes."""
+        shapes = [{name: value.shape[2:] for name, value in self.matched[fit].items()} for fit in (a, b)]
+        return type(self.fits[a].model) is type(self.fits[b].model) and shapes[0] == shapes[1]
 
     def report(self, path: str | Path, command: str | None = None) -> Path:
         """Write the comparison as one self-contained HTML file."""

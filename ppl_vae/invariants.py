@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.align import symmetries
 from ppl_vae.convergence import RHAT_LIMIT, convergence, rhat
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.fit import Fit
@@ -142,7 +143,8 @@ def disagreement(
     """Why chains disagree, judged by what does not depend on labels; None where that cannot be told.
 
     Chains sit in different modes where the central 90% intervals of an invariant do not overlap. Where every invariant
-    has R-hat at most 1.01, the chains agree on p(x) and only the labels of its parts are not identified.
+    has R-hat at most 1.01, the chains agree on p(x) and, where the model has labels that can be traded, only these are
+    not identified.
 
     Parameters
     ----------
@@ -158,6 +160,10 @@ def disagreement(
     columns = [joint, *(one for value in summaries for one in value.reshape(*value.shape[:2], -1).unbind(-1))]
     numbers = [column.double().cpu().numpy() for column in columns]
     if all(np.ptp(column) == 0 or rhat(column) <= RHAT_LIMIT for column in numbers):
+        with pyro.validation_enabled(False):
+            traded = symmetries(model, obs, {name: value[0, 0] for name, value in draws.items()})
+        if not traded:
+            return None
         return (
             f"the chains agree on all that does not depend on the components' labels (R-hat at most {RHAT_LIMIT} for "
             f"log p(X, theta), the density at data and the moments of x): labels are not identified here, read the "

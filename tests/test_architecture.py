@@ -78,6 +78,7 @@ NEIGHBOURS = {
     ("from_pyro", "pointwise"),
     ("relabel", "align"),
     ("relabel", "invariants"),
+    ("invariants", "align"),
     ("compare", "rows"),
     ("objectives", "missing"),
     ("families", "missing"),

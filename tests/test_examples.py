@@ -35,6 +35,7 @@ FEW = {
     "vb_mixture": {"starts": 3},
     "calibration": {},
     "large_file": {"gigabytes": 0.02},
+    "zero_inflated_counts": {},
 }
 
 

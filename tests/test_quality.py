@@ -82,3 +82,12 @@ def test_without_draws_from_the_posterior_there_is_no_quality():
         pv.compare({"EM": em}).quality()
     with pytest.raises(pv.EngineError, match="two or more fits"):
         pv.compare({"EM": em}).loo()
+
+
+def test_fits_of_another_model_are_not_held_against_the_reference():
+    x = pv.data.faithful().values[:100]
+    vb = {K: pv.VB(num_draws=200, progress=False).fit(pv.models.GaussianMixture(K, 2, prior="weak"), x) for K in (1, 2)}
+    chains = {name: value.reshape(4, 50, *value.shape[2:]) for name, value in vb[1].draws.items()}
+    table = pv.compare({"one": vb[1], "two": vb[2], "NUTS": fit_of("NUTS", chains, vb[1].model)}, x)
+    assert set(table.quality().index.get_level_values("fit")) == {"one"}
+    assert not any(w.startswith("two") and "NUTS's" in w for w in table.warnings)

@@ -72,6 +72,27 @@ def test_labels_that_are_not_identified():
     assert said(pv.relabel(fit), x).count("R-hat") == 0
 
 
+class Idle(pv.LatentVariableModel):
+    """One parameter says nothing of x, and no component has a label."""
+
+    @pv.latent(shared=True)
+    def idle(self):
+        return dist.Normal(0.0, 1.0)
+
+    @pv.observed
+    def x(self, idle):
+        return dist.Normal(0.0 * idle, 2.0)
+
+
+def test_a_model_without_components_has_no_labels():
+    x = data()
+    centers = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()[:, None]
+    fit = fit_of(Idle(), x, {"idle": centers + 0.1 * torch.randn(4, 300).double()})
+    text = said(fit, x)
+    assert "R-hat of idle" in text
+    assert "labels" not in text
+
+
 def test_several_modes():
     """One chain has both components on the same half of the data: no relabelling mends that."""
     x = data()
