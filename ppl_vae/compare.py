@@ -164,18 +164,16 @@ class Table:
         table = RichTable(title="Comparison", caption="larger log probabilities are better; nats")
         table.add_column("")
         for name in frame.columns:
-            table.add_column(name.replace("_", " "), justify="left" if name in ("engine", "status") else "right")
+            table.add_column(name.replace("_", "\n"), justify="left" if name in ("engine", "status") else "right")
         for label, row in frame.iterrows():
             table.add_row(str(label), *[format_cell(name, row[name]) for name in frame.columns])
         return table
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console = Console(file=io.StringIO(), width=400, color_system=None)  # as wide as it takes: no number is cut
         console.print(self.rich())
-        for warning in self.warnings:
-            console.print(f"! {warning}", markup=False)
-        for note in self.notes:
-            console.print(note, markup=False)
+        for sentence in [*(f"! {warning}" for warning in self.warnings), *self.notes]:
+            console.print(sentence, markup=False, width=160)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
