@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import EngineError
 from ppl_vae.objectives.sites import Sites, has_analytic_kl, score, total
 
 __all__ = ["Elbo", "Objective", "elbo"]
@@ -63,6 +64,11 @@ class Elbo:
     def floored(self, sites: Sites, beta: Tensor | float, weights: Tensor | None) -> Tensor:
         """The objective with free bits for every drawn latent, [n]."""
         drawn = [name for name in sites.log_q if name not in sites.enumerated]
+        if branching := [name for name in drawn if sites.branches(name)]:
+            raise EngineError(
+                f"elbo: free_bits need the divergence of each latent by itself, and the prior of {branching[0]!r} "
+                f"depends on {', '.join(sites.summed)}, which is summed out; take free_bits=0, and warm up by beta="
+            )
         rest = total(value for name, value in sites.log_p.items() if name not in sites.log_q)
         rest = rest + beta * total(self.divergence(sites, name) for name in sites.enumerated)
         value = sites.expect(sites.marginal(rest))
@@ -77,7 +83,8 @@ class Elbo:
         """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units]."""
         q, p, z = sites.q[name], sites.p[name], sites.values[name]
         independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
-        if not independent or len(q.batch_shape) > 1 or q.base_dist.event_shape:
+        batch = max(len(q.batch_shape), len(p.batch_shape))
+        if not independent or batch > 1 or q.base_dist.event_shape:
             return -sites.expect(self.divergence(sites, name))[:, None]
         q, p = q.base_dist, p.base_dist
         known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
@@ -99,6 +106,8 @@ class Elbo:
         """Log p(z) - log q(z), or its expectation -KL(q || p) where it is known."""
         q, p = sites.q.get(name), sites.p.get(name)
         known = self.kl == "analytic" and name not in sites.enumerated and name not in sites.sampled
+        # A sum over another latent lies between E_q and log p: the mean of a log-sum is not the log-sum of means.
+        known = known and not sites.branches(name)
         if known and q is not None and p is not None and has_analytic_kl(q, p):
             return -dist.kl.kl_divergence(q, p)
         # Pyro's automatic guides also draw auxiliary values, which the model does not have.
@@ -119,7 +128,8 @@ def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) ->
     kl : {"sampled", "analytic"}
         Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
     free_bits : float
-        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse.
+        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse. A latent
+        whose prior depends on a finite latent that is summed out has no such KL.
 
     Examples
     --------

@@ -60,6 +60,11 @@ class Sites:
         dims = [d for d in self.summed.values() if -d <= joint.dim()]
         return torch.logsumexp(joint, dims, keepdim=True) if dims else joint
 
+    def branches(self, name: str) -> bool:
+        """Whether the prior of a latent has a value for each value of a latent that is summed out."""
+        log_p = self.log_p.get(name)
+        return log_p is not None and any(-d <= log_p.dim() and log_p.shape[d] > 1 for d in self.summed.values())
+
     def expect(self, value: Tensor) -> Tensor:
         """E_q over the enumerated latents of q, then drop every dimension but the datum's: [n]."""
         if self.enumerated:

@@ -62,12 +62,17 @@ class TcElbo:
 
     def parts(self, sites: Sites, name: str, weights: Tensor | None = None) -> TcTerms:
         """Log q(z|x) / q(z), log q(z) / prod_j q(z_j) and log prod_j q(z_j) / p(z) of a latent, at its draws."""
+        if sites.branches(name):
+            raise EngineError(
+                f"tc_elbo needs log p(z) of a latent by itself, and the prior of {name!r} depends on "
+                f"{', '.join(sites.summed)}, which is summed out: take elbo()"
+            )
         each = _log_q_of_all(sites.q[name], sites.values[name], name)
         log_share = _log_shares(each, self.size, self.num_particles, weights)
         log_q = torch.logsumexp(each.sum(-1) + log_share, 1)
         by_unit = torch.logsumexp(each + log_share[..., None], 1).sum(-1)
         own = each.sum(-1).diagonal()
-        return TcTerms(own - log_q, log_q - by_unit, by_unit - sites.log_p[name])
+        return TcTerms(own - log_q, log_q - by_unit, by_unit - sites.expect(sites.log_p[name]))
 
 
 def _log_q_of_all(q: TorchDistribution, z: Tensor, name: str) -> Tensor:
@@ -125,7 +130,8 @@ def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1
     ValueError
         If a number is out of range.
     EngineError
-        At the first step, if the units of a latent are not independent under q.
+        At the first step, if the units of a latent are not independent under q, or its prior depends on a finite latent
+        that is summed out.
 
     References
     ----------

@@ -1,0 +1,72 @@
+"""Objectives where the prior of a drawn latent depends on a finite one: p(c) p(z | c) p(x | z)."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.errors import EngineError
+
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Summed(pv.LatentVariableModel):
+    """Two clusters, c summed out exactly."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = pv.nets.mlp_encoder(3, 4, 2), nn.Linear(2, 3)
+
+    @pv.latent
+    def c(self):
+        return dist.Categorical(torch.tensor([0.3, 0.7]))
+
+    @pv.latent
+    def z(self, c):
+        return dist.Normal(torch.tensor([[-1.0, 0.0], [2.0, 1.0]])[c], 0.7).to_event(1)
+
+    @z.posterior
+    def q_z(self, x):
+        loc, scale = self.encoder(x)
+        return dist.Normal(loc, scale).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.decoder(z), 1.0).to_event(1)
+
+
+class Enumerated(Summed):
+    """The same with q(c | x), under which expectations are sums."""
+
+    c, z = Summed.c, Summed.z
+
+    @c.posterior
+    def q_c(self, x):
+        return dist.Categorical(logits=x[..., :2])
+
+
+def value(model, objective, seed=1):
+    with torch.no_grad(), model.numeric():
+        torch.manual_seed(seed)
+        return objective(model.sites(model.check(X)))
+
+
+def test_a_summed_parent_leaves_the_bound_what_it_is():
+    # -KL(q || p(z | c)) inside of log sum_c is another, lower bound: not the expectation that "analytic" promises.
+    assert torch.equal(value(Summed(), pv.elbo(kl="analytic")), value(Summed(), pv.elbo()))
+
+
+@pytest.mark.parametrize("objective", [pv.elbo(free_bits=0.1), pv.tc_elbo(size=8)])
+def test_no_divergence_of_its_own_without_the_summed_parent(objective):
+    with pytest.raises(EngineError, match="prior of 'z' depends on c, which is summed out"):
+        value(Summed(), objective)
+
+
+def test_an_enumerated_parent_is_averaged_over():
+    bound = value(Enumerated(), pv.elbo())
+    torch.testing.assert_close(value(Enumerated(), pv.tc_elbo(size=8, beta=1.0)), bound)
+    # Free bits that no unit lacks: the mean over the batch is the bound's.
+    floored = value(Enumerated(), pv.elbo(free_bits=1e-9))
+    torch.testing.assert_close(floored.mean(), bound.mean())
