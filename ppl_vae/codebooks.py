@@ -13,6 +13,9 @@ from ppl_vae.errors import DataError, DeclarationError
 
 __all__ = ["Averaged", "Codebook", "Codes", "Learned", "Quantized", "perplexity"]
 
+DISTANCES_AT_ONCE = 1 << 24
+"""Pairs of a vector and a code whose distance is in memory at once."""
+
 
 def perplexity(counts: Tensor) -> Tensor:
     """The exponential of the entropy of how often codes are used: K where all are used alike, 1 where only one is.
@@ -75,9 +78,9 @@ class Codebook(nn.Module):
     def nearest(self, e: Tensor) -> Tensor:
         """argmin_k |e - c_k|^2 of vectors [..., d], [...]."""
         with torch.no_grad(), torch.autocast(e.device.type, enabled=False):
-            e = e.to(self.codes)
-            distance = self.codes.square().sum(-1) - 2 * (e.flatten(0, -2) @ self.codes.T)
-            return distance.argmin(-1).reshape(e.shape[:-1])
+            length, twice = self.codes.square().sum(-1), 2 * self.codes.T
+            parts = e.to(self.codes).flatten(0, -2).split(max(1, DISTANCES_AT_ONCE // self.n_codes))
+            return torch.cat([(length - part @ twice).argmin(-1) for part in parts]).reshape(e.shape[:-1])
 
     def read(self, index: Tensor) -> Tensor:
         """c_index, [..., d], differentiable in the codes."""
@@ -87,10 +90,9 @@ class Codebook(nn.Module):
         """Add the statistics of encodings [n, P, d] given to codes [n, P], of data of weight [n]."""
         with torch.no_grad():
             e = e.flatten(0, 1).to(self.total)
-            chosen = nn.functional.one_hot(index.flatten(), self.n_codes).to(e)
-            chosen = chosen * weights.repeat_interleave(index.shape[1])[:, None].to(e)
-            self.count.add_(chosen.sum(0))
-            self.total.add_(chosen.T @ e)
+            index, weights = index.flatten(), weights.repeat_interleave(index.shape[1]).to(e)
+            self.count.index_add_(0, index, weights)
+            self.total.index_add_(0, index, weights[:, None] * e)
             rows = torch.linspace(0, len(e) - 1, self.n_codes, device=e.device).long()
             self.seen.copy_(e[rows])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -91,6 +92,11 @@ class Codes:
     def factorised(self) -> bool:
         """Whether the q of every latent depends on data alone."""
         return len(self.q) == len(self.names)
+
+    @property
+    def points(self) -> bool:
+        """Whether every q is a point mass, such as a code of a codebook."""
+        return self.factorised and all(isinstance(q, dist.Delta) for q in self.q.values())
 
     # Draws, [n, *event] or [m, *event].
 

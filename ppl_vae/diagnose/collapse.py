@@ -57,7 +57,7 @@ def collapse(found: Aggregate) -> Collapse:
     mean, variance = codes.moments()
     between = variance_of_mean(mean, None if codes.exact_moments else variance)
     active = between >= ACTIVE
-    rows = [_active(active)]
+    rows = [_active(active, judged=not codes.points)]  # a codebook's scale is its own, and warm-up is no help
     kl, kl_units = divergence(codes)
     rows.append(_kl(codes, kl))
     rows += _information(found, kl)
@@ -73,10 +73,11 @@ def variance_of_mean(mean: Tensor, noise: Tensor | None, draws: int = 64) -> Ten
     return between if noise is None else (between - noise.mean(0) / draws).clamp_min(0)
 
 
-def _active(active: Tensor) -> Quantity:
+def _active(active: Tensor, judged: bool) -> Quantity:
     count = int(active.sum())
+    ok = 2 * count >= len(active) if judged else None
     meaning = f"of {len(active)}: variance over data of the posterior mean at least {ACTIVE}"
-    return measured("active units", PART, meaning, float(count), unit=f"of {len(active)}", ok=2 * count >= len(active))
+    return measured("active units", PART, meaning, float(count), unit=f"of {len(active)}", ok=ok)
 
 
 def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:

@@ -73,6 +73,7 @@ class GMVAE(DeepLatentVariableModel):
         self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
         self.mixing = families.Categorical(n_components)
         self.components = families.Normal(size, batch=n_components, covariance=covariance)
+        nn.init.normal_(self.components.loc)  # equal components would have equal gradients for ever
 
     @latent
     def c(self) -> TorchDistribution:

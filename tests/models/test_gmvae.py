@@ -65,3 +65,12 @@ def test_the_bound_gains_over_the_start(fit):
     x, _ = clusters(100, 4)
     gap = fit.log_prob(x, 200) - fit.elbo(x, 20)
     assert gap.mean() > -4 * gap.std() / 10
+
+
+def test_clusters_that_start_at_random_move_apart():
+    """Equal components would get equal gradients, and stay one."""
+    x, _ = clusters(100, 5)
+    model = pv.models.GMVAE(*nets(), 3)
+    trained = pv.SVI(3, 50, pv.adam(1e-2), compile="off", progress=False).fit(model, x)
+    moves = trained.model.components.loc - model.components.loc
+    assert torch.linalg.matrix_rank((moves - moves.mean(0)).detach(), atol=1e-4) == 2

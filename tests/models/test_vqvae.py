@@ -299,3 +299,20 @@ def test_statistics_of_all_processes_move_the_codes():
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert_close(found[0][0], torch.full((K, D), 3.0))
+
+
+def test_the_nearest_codes_are_found_part_by_part(monkeypatch):
+    torch.manual_seed(0)
+    book, e = pv.codebooks.Learned(7, 3), torch.randn(20, 5, 3)
+    expected = torch.cdist(e, book.codes).argmin(-1)
+    assert torch.equal(book.nearest(e), expected)
+    monkeypatch.setattr(pv.codebooks, "DISTANCES_AT_ONCE", 21)
+    assert torch.equal(book.nearest(e), expected)
+
+
+def test_a_diagnosis_does_not_judge_the_spread_of_codes():
+    torch.manual_seed(0)
+    fit = pv.SVI(1, callbacks=[pv.CodebookUpdates()], compile="off", progress=False).fit(vqvae(), data())
+    found = fit.diagnose(data(), num_particles=5, gap_data=0)
+    assert found["active units"].ok is None
+    assert not any("warm-up" in sentence and "inactive" in sentence for sentence in found.advice)
