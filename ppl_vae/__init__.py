@@ -2,7 +2,8 @@
 
 from ppl_vae import code_priors, codebooks, data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
-from ppl_vae.calibrate import calibrate, calibrate_latents
+from ppl_vae.calibrate import calibrate
+from ppl_vae.calibrate_latents import calibrate_latents
 from ppl_vae.calibration import Calibration
 from ppl_vae.compare import Table, compare
 from ppl_vae.declare import LatentVariableModel, given, latent, observed, penalty

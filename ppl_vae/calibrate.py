@@ -24,7 +24,7 @@ from ppl_vae.infer.shared_nuts import shared
 from ppl_vae.invariants import invariants, over_draws
 from ppl_vae.records import read_record, write_record
 
-__all__ = ["calibrate", "calibrate_latents"]
+__all__ = ["calibrate"]
 
 SAVE_EVERY = 10.0
 """Seconds between checkpoints."""
@@ -327,77 +327,3 @@ def _thinned(draws: np.ndarray) -> np.ndarray:
     tail = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
     count = max(1, int(min(float(np.nan_to_num(bulk, nan=1.0)), float(np.nan_to_num(tail, nan=1.0)), len(flat))))
     return flat[np.linspace(0, len(flat) - 1, count).round().astype(int)]
-
-
-# The latents of each datum.
-
-
-def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int = 0, **inputs: Tensor) -> Calibration:
-    r"""Calibration of q(z | x) on data that the fitted model made itself (Yao et al. 2018).
-
-    With :math:`z \sim p(z),\; x \sim p(x | z)` the probability that q gives to values below z is uniform in every unit
-    where q(z | x) is the posterior; asymmetry around 1/2 is a bias of q, a U-shape a q that is too narrow.
-
-    Parameters
-    ----------
-    fit : Fit
-        With an amortised posterior, such as a VAE's.
-    n : int
-        Simulated data.
-    num_draws : int
-        Draws of q, where its distribution function is not known.
-    seed : int
-        Seed of the simulated data.
-    **inputs : Tensor
-        Values [n, ...] of the model's inputs.
-
-    Raises
-    ------
-    EngineError
-        If the fit has many draws of its parameters, or no continuous latent.
-
-    References
-    ----------
-    Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work? Evaluating variational inference".
-
-    Examples
-    --------
-    >>> import torch, ppl_vae as pv
-    >>> net = pv.nets.linear_encoder(3, 1), pv.nets.linear_decoder(1, 3)
-    >>> fit = pv.SVI(1, progress=False).fit(pv.models.VAE(*net, "gaussian"), torch.zeros(4, 3))
-    >>> pv.calibrate_latents(fit, n=50).names
-    ('z[0]',)
-    """
-    if not fit.is_point:
-        raise EngineError("calibrate_latents needs one value of the parameters, and this fit has many draws of them")
-    model = fit.model
-    observed = [node.name for node in model.local_nodes() if node.kind == "observed"]
-    with own_random(seed, []), torch.no_grad(), model.bind(fit.draw(0) if fit.draws else {}):
-        joint = model.sample_joint(n, **inputs)
-        data = {**{name: joint[name] for name in observed}, **inputs}
-        latents = model.draws_latents(model.check(data))
-        if not latents:
-            raise EngineError(f"{type(model).__name__} has no continuous latent: its posterior is exact")
-        found = model.posterior(data)
-        laws = found if isinstance(found, dict) else {latents[0]: found}
-        u = {name: _below(laws[name], joint[name], num_draws).numpy() for name in latents}
-    units = {
-        f"{name}[{', '.join(map(str, index))}]" if index else name: value[(slice(None), *index)]
-        for name, value in u.items()
-        for index in np.ndindex(value.shape[1:])
-    }
-    columns = np.stack(list(units.values()), 1).astype(np.float64)
-    return Calibration(tuple(units), columns, kind=f"q(z | x) of {type(model).__name__}", asymmetry=True)
-
-
-def _below(q: Any, z: Tensor, num_draws: int) -> Tensor:
-    """The probability that q gives to values of each unit below z, [n, *event]."""
-    base = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    try:
-        return base.cdf(z).double()
-    except NotImplementedError:
-        draws = q.sample((num_draws,))
-    below, equal = (draws < z).sum(0), (draws == z).sum(0)
-    return (below + torch.rand(z.shape) * (equal + 1)).double() / (num_draws + 1)

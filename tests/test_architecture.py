@@ -53,6 +53,7 @@ ROOMS = {
     "bootstrap": 5,
     "calibration": 5,
     "calibrate": 6,
+    "calibrate_latents": 6,
     "refit": 5,
     "refit_codes": 5,
     "sweep": 5,
