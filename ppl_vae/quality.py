@@ -15,6 +15,8 @@ COVERED = 0.9
 """Probability of the intervals whose coverage is measured."""
 FAR = 0.5
 """Standard deviations that a mean may be off before words are said."""
+FEWEST = 8
+"""Draws of a chain below which their correlation cannot be seen."""
 LOW, HIGH = 0.8, 0.97
 """Mean coverage between which none are said; 0.97 is that of standard deviations 1.3 times too large."""
 
@@ -77,8 +79,8 @@ def _row(truth: np.ndarray, noise: float, own: np.ndarray) -> dict[str, float]:
 
 
 def _effective(column: np.ndarray) -> float:
-    """Effective number of draws: all of a single chain, which are independent unless a sampler made them."""
-    if len(column) == 1 or np.ptp(column) == 0:
+    """Effective number of draws: fewer than there are where a sampler's draws follow one another, in one chain too."""
+    if column.shape[1] < FEWEST or np.ptp(column) == 0:
         return column.size
     from arviz_stats.base import array_stats
 

@@ -39,6 +39,15 @@ def test_a_point_has_only_an_error():
     np.testing.assert_allclose(found["error"], 0.5, atol=4 * 4000**-0.5)
 
 
+def test_draws_of_one_chain_that_follow_one_another_count_for_fewer():
+    """z_t = 0.9 z_{t-1} + noise: worth S (1 - 0.9) / (1 + 0.9) draws."""
+    z = [torch.zeros((), dtype=torch.float64)]
+    for noise in torch.randn(4000, dtype=torch.float64):
+        z.append(0.9 * z[-1] + noise)
+    found = quality({"mu": torch.stack(z)[None, 1:]}, {"EM": {"mu": torch.zeros(1, 1, dtype=torch.float64)}})
+    np.testing.assert_allclose(found.loc[("EM", "mu"), "mc_error"], (19 / 4000) ** 0.5, rtol=0.3)
+
+
 @pytest.mark.parametrize(
     ("mean", "sd", "said"),
     [
