@@ -90,7 +90,7 @@ def _divergence(found: Aggregate) -> list[Quantity]:
     log_p = torch.stack([found.codes.log_prior(z) for z in found.draws])
     whole, left = (found.mixed - log_p).mean(0), (found.others - log_p).mean(0)
     # Left out of a mixture that does not reach it, a code has density zero, and the bound says nothing.
-    least = torch.nan_to_num(left.mean(), neginf=0.0).clamp_min(0)
+    least = torch.where(left.mean() == -torch.inf, 0.0, left.mean()).clamp_min(0)
     noise = error(left) if least > 0 else None
     return [
         measured("KL(q(z) || p)", PART, above, whole.mean(), error(whole)),

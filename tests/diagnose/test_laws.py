@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from linear import Diagonal, data_of, fitted, weighted
 
 import ppl_vae as pv
 from ppl_vae.diagnose.advice import RULES
+from ppl_vae.diagnose.hole import _divergence
 from ppl_vae.diagnose.quantity import Quantity, measured
 
 DRAWN = ("vae", "gaussian vae", "vae with NaN", "conditional vae", "hierarchy", "poisson latent", "mixture vae")
@@ -188,3 +190,9 @@ def test_a_value_that_is_not_a_number_is_not_shown_as_one():
     assert measured("a", "b", "c", torch.tensor(math.nan)) == Quantity(
         "a", "b", "c", why="the estimate is not a number"
     )
+
+
+def test_a_divergence_that_is_no_number_is_not_called_zero():
+    codes = SimpleNamespace(n=2, log_prior=lambda z: torch.full((2,), math.nan))
+    found = SimpleNamespace(codes=codes, draws=[{}], mixed=torch.zeros(1, 2), others=torch.zeros(1, 2))
+    assert [row.why for row in _divergence(found)] == ["the estimate is not a number"] * 2
