@@ -67,8 +67,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ppl_vae"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-_pages = tuple(page.stem for page in Path(__file__).parent.glob("*.md"))
-html_sidebars = {page: [] for page in _pages}
+# Pages without pages of their own section beside them have no sidebar.
+html_sidebars = {page: [] for page in ("index", "results", "theory", "slips", "contributing", "changelog")}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
