@@ -213,15 +213,24 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(results: list[dict[str, Any]]) -> list[str]:
-    """Whether the best mixture VAE is above the best plain mixture, in words."""
-    mean = {
-        name: statistics.mean(r["accuracy"] for r in results if r["row"] == name)
-        for name in dict.fromkeys(record["row"] for record in results)
-    }
-    deep = [name for name in mean if name.startswith("GMVAE")]
-    plain = [name for name in mean if name.startswith("mixture") and "VAE" not in name]
-    if not deep or not plain:
-        return []
-    best, other = max(deep, key=mean.__getitem__), max(plain, key=mean.__getitem__)
-    word = "beats" if mean[best] > mean[other] else "does not beat"
-    return [f"The mixture VAE ({best}) {word} the best plain mixture ({other}) in mean accuracy."]
+    """Whether networks find better clusters than a mixture alone, and whether the bound says which, in words."""
+    kinds = {"GMVAE": "mixture VAE", "VAE codes": "EM on a VAE's codes"}
+    plain = best(results, lambda name: name.startswith("mixture") and "codes" not in name)
+    lines = []
+    for part, kind in kinds.items():
+        found = best(results, lambda name, part=part: part in name)
+        if found and plain:
+            word = "beats" if found[1] > plain[1] else "does not beat"
+            lines.append(f"In mean accuracy {kind} ({found[0]}, {found[1]:.1f}%) {word} {plain[0]} ({plain[1]:.1f}%).")
+    deep = best(results, lambda name: "VAE" in name), best(results, lambda name: "VAE" in name, "bound")
+    if all(deep) and deep[0][0] != deep[1][0]:
+        lines.append(f"The best bound, {deep[1][0]}, is not the best clustering, {deep[0][0]}.")
+    return lines
+
+
+def best(results: list[dict[str, Any]], chosen: Callable[..., bool], key: str = "accuracy") -> tuple[str, float] | None:
+    """The row of the highest mean, and that, in per cent for an accuracy."""
+    unit = 100 if key == "accuracy" else 1
+    names = [name for name in dict.fromkeys(record["row"] for record in results) if chosen(name)]
+    means = {name: unit * statistics.mean(r[key] for r in results if r["row"] == name) for name in names}
+    return max(means.items(), key=lambda item: item[1]) if means else None
