@@ -128,6 +128,10 @@ class _Study:
         self, model: LatentVariableModel, engine: Any, count: int, n: int, quantities: Mapping[str, Quantity] | None,
         inputs: dict[str, Tensor], seed: int,
     ) -> None:  # fmt: skip
+        if not isinstance(model, LatentVariableModel):
+            raise EngineError(
+                f"calibrate takes a declared model, whose data it makes itself; got {type(model).__name__}"
+            )
         if min(count, n) < 1:
             raise EngineError(f"calibrate: num_simulations and n must be at least 1, got {count} and {n}")
         self.count, self.n, self.inputs, self.seed = count, n, inputs, seed

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_vae.calibration import Calibration
 from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
 from ppl_vae.infer.random_state import own_random
 
 __all__ = ["calibrate_latents"]
@@ -35,7 +36,7 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
     Raises
     ------
     EngineError
-        If the fit has many draws of its parameters, or no continuous latent.
+        If it is no fit, has many draws of its parameters, or no continuous latent.
 
     References
     ----------
@@ -49,6 +50,8 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
     >>> pv.calibrate_latents(fit, n=50).names
     ('z[0]',)
     """
+    if not isinstance(fit, Fit):
+        raise EngineError(f"calibrate_latents takes a Fit, got a {type(fit).__name__}: fit the model first")
     if not fit.is_point:
         raise EngineError("calibrate_latents needs one value of the parameters, and this fit has many draws of them")
     model = fit.model

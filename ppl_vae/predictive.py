@@ -66,6 +66,8 @@ def prior_predictive(
     >>> prior_predictive(gmm, 10, draws=5, data=pv.data.faithful())["x"].shape
     torch.Size([5, 10, 2])
     """
+    if not isinstance(model, LatentVariableModel):
+        raise EngineError(f"prior_predictive takes a declaration, got {type(model).__name__}; a Fit has fit.model")
     own = deepcopy(model).double()
     free = [name.removesuffix("_unconstrained") for name, _ in own.named_parameters()]
     if free or not own.shared_laws():

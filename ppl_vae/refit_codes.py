@@ -10,6 +10,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import SVI, adam
 from ppl_vae.models import VQVAE, CodePrior
+from ppl_vae.models.vqvae import fitting
 
 __all__ = ["refit_codes"]
 
@@ -41,6 +42,8 @@ def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) 
     ------
     EngineError
         If the fit is not of a VQVAE.
+    DeclarationError
+        If the law is of other codes.
 
     Examples
     --------
@@ -55,6 +58,7 @@ def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) 
     """
     if not isinstance(fit.model, VQVAE):
         raise EngineError(f"refit_codes is for a fit of models.VQVAE; this is one of {type(fit.model).__name__}")
+    fitting(law, fit.model.positions, fit.model.codebook.n_codes)
     codes = fit.model.codes(data)
     engine = engine or SVI(100, batch_size=128, optimizer=adam(3e-3), seed=fit.seed, progress=False)
     found = engine.fit(CodePrior(law), codes)

@@ -120,7 +120,7 @@ class Ordering:
     Raises
     ------
     EngineError
-        If there is no such parameter, or it carries no components.
+        If there is no such parameter or number, or it carries no components.
     """
 
     parameter: str
@@ -137,6 +137,11 @@ class Ordering:
             )
         value = draws[self.parameter].movedim(1 + symmetry.axes[self.parameter], 1)
         each = value.reshape(len(value), symmetry.size, -1).cpu()
+        if not -each.shape[2] <= self.index < each.shape[2]:
+            raise EngineError(
+                f"Ordering: index {self.index} of {self.parameter!r}, of which each component has {each.shape[2]}; "
+                f"indices start at 0"
+            )
         key = each[..., self.index]
         order = torch.arange(symmetry.size).repeat(len(key), 1)
         for block in map(torch.tensor, symmetry.blocks):
@@ -171,6 +176,8 @@ def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:
     >>> pv.relabel(fit, pv.Ordering("components.loc")).settings["labels"]
     'ordered by components.loc[..., 0]; ... of 20 draws switched'
     """
+    if not isinstance(fit, Fit):
+        raise EngineError(f"relabel takes a Fit, got a {type(fit).__name__}: fit the model first")
     if fit.is_point:
         return fit
     obs = fit.data if data is None else fit.model.check(data)
@@ -197,6 +204,8 @@ def relabel_draws(
     by : Relabelling, optional
         `Stephens()` by default.
     """
+    if by is not None and not hasattr(by, "orders"):
+        raise EngineError(f"labels are put in order by pv.Stephens() or pv.Ordering(parameter), got {by!r}")
     reason = _why_not(model, obs, draws)
     if reason is not None or obs is None:
         return Relabelled(dict(draws), f"as drawn: {reason}")

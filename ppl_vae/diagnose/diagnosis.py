@@ -15,7 +15,8 @@ from ppl_vae.diagnose.collapse import Collapse, collapse
 from ppl_vae.diagnose.hole import Hole, hole
 from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, EngineError
+from ppl_vae.fit import Fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,8 +162,10 @@ def diagnose(
     DataError
         Without data, or for counts that are too small.
     EngineError
-        If no latent is drawn.
+        If it is no fit, or draws no latent.
     """
+    if not isinstance(fit, Fit):
+        raise EngineError(f"diagnose takes a Fit, got a {type(fit).__name__}: fit the model first")
     if data is None and fit.data is None:
         raise DataError("this fit was loaded from a file, which holds no data: pass the data")
     _check(1, size=size, num_particles=num_particles)

@@ -162,6 +162,11 @@ class SVI:
                 raise EngineError("a Pyro pair has no weights of its data: scale its sites, or declare the model")
             program, guide = model
             return fit_pair(self, program, guide, data)
+        if not hasattr(self.objective, "is_bound"):
+            raise EngineError(
+                f"SVI: objective of a declared model is one such as pv.elbo() or pv.iwae(8), called; got "
+                f"{self.objective!r}"
+            )
         begin = time.perf_counter()
         fitted = deepcopy(model).requires_grad_(True)
         fitted = fitted.to(data_dtype(example(data), fitted.like.dtype))

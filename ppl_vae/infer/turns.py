@@ -212,7 +212,7 @@ def alternate(q: int = 1, model: int = 1, per: str = "step", parameters: Sequenc
     >>> alternate(q=5)
     Alternate(q=5, model=1, per='step', parameters=None)
     """
-    return Alternate(q, model, per, None if parameters is None else tuple(parameters))
+    return Alternate(q, model, per, _names(parameters))
 
 
 def lagging(
@@ -253,4 +253,9 @@ def lagging(
     >>> lagging(most=50).most
     50
     """
-    return Lagging(window, most, patience, rows, None if parameters is None else tuple(parameters))
+    return Lagging(window, most, patience, rows, _names(parameters))
+
+
+def _names(parameters: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One name or several; a string is not a sequence of letters."""
+    return (parameters,) if isinstance(parameters, str) else None if parameters is None else tuple(parameters)

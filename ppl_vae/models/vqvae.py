@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ppl_vae.code_priors import Uniform
 from ppl_vae.codebooks import Codebook, Codes, Quantized, perplexity
 from ppl_vae.declare import LatentVariableModel, latent, observed, penalty
+from ppl_vae.errors import DeclarationError
 from ppl_vae.evidence import Evidence, exact
 from ppl_vae.models.vae import DeepLatentVariableModel
 
@@ -43,6 +44,11 @@ class VQVAE(DeepLatentVariableModel):
     prior : Module, optional
         p of the codes' indices, from ppl_vae.code_priors; uniform by default. `refit_codes` fits one after training.
 
+    Raises
+    ------
+    DeclarationError
+        If the prior is of other codes.
+
     References
     ----------
     van den Oord, Vinyals and Kavukcuoglu (2017). Neural discrete representation learning. NeurIPS.
@@ -67,7 +73,7 @@ class VQVAE(DeepLatentVariableModel):
         commitment: float = 0.25,
         prior: nn.Module | None = None,
     ) -> None:
-        law = prior or Uniform(positions, codebook.n_codes)
+        law = fitting(prior or Uniform(positions, codebook.n_codes), positions, codebook.n_codes)
         super().__init__(decoder, positions * codebook.size, likelihood, law)
         self.encoder, self.codebook, self.positions, self.beta = encoder, codebook, positions, commitment
 
@@ -109,6 +115,17 @@ class VQVAE(DeepLatentVariableModel):
     def evidence(self, data: Any, num_particles: int = 1) -> Evidence:
         """The bound of each datum, without error: a lower bound of log p(x_i), and named so."""
         return Evidence(**{**vars(exact(self.elbo(data))), "method": "bound"})
+
+
+def fitting(law: nn.Module, positions: int, n_codes: int) -> nn.Module:
+    """The law of codes, refused where it is of another number of positions or codes."""
+    own = getattr(law, "positions", positions), getattr(law, "n_codes", n_codes)
+    if own != (positions, n_codes):
+        raise DeclarationError(
+            f"the codes are {positions} of {n_codes} values, and {type(law).__name__} is a law of {own[0]} of "
+            f"{own[1]}: pass positions={positions}, n_codes={n_codes}"
+        )
+    return law
 
 
 class CodePrior(LatentVariableModel):

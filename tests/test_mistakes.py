@@ -1,0 +1,59 @@
+"""What a user is told who mistakes a model for a fit, a name for an object, or one size for another."""
+
+import re
+
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.diagnose import diagnose
+
+GMM = pv.models.GaussianMixture(2, 2, prior="weak")
+NET = pv.nets.mlp_decoder
+
+
+def draws():
+    x = pv.data.faithful()
+    return pv.VB(num_draws=30, progress=False).fit(GMM, x)
+
+
+def quantised(prior=None):
+    return pv.models.VQVAE(NET(4, 4, 4), NET(4, 4, 4), pv.codebooks.Learned(3, 2), positions=2, prior=prior)
+
+
+def trained(objective):
+    return pv.SVI(1, objective=objective, progress=False).fit(quantised(), torch.zeros(3, 4))
+
+
+MISTAKES = {
+    "relabel a model": (lambda: pv.relabel(GMM), "relabel takes a Fit, got a GaussianMixture"),
+    "relabel by a name": (lambda: pv.relabel(draws(), "components.loc"), "pv.Ordering(parameter), got 'comp"),
+    "order by a number that is not there": (
+        lambda: pv.relabel(draws(), pv.Ordering("components.loc", 5)), "index 5 of 'components.loc', of which each",
+    ),
+    "calibrate the latents of a model": (lambda: pv.calibrate_latents(GMM), "calibrate_latents takes a Fit"),
+    "diagnose a model": (lambda: diagnose(GMM, torch.zeros(3, 2)), "diagnose takes a Fit"),
+    "calibrate a fit": (lambda: pv.calibrate(draws(), pv.VB()), "calibrate takes a declared model"),
+    "prior predictive of a fit": (lambda: pv.prior_predictive(draws(), 5), "a Fit has fit.model"),
+    "objective by name": (lambda: trained("elbo"), "called; got 'elbo'"),
+    "objective not called": (lambda: trained(pv.elbo), "called; got <function elbo"),
+    "a prior of other codes": (lambda: quantised(pv.code_priors.Independent(2, 5)), "2 of 3 values, and Independent"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_it_says_what_was_given_and_what_to_do(mistake):
+    call, said = MISTAKES[mistake]
+    with pytest.raises((pv.EngineError, pv.DeclarationError), match=re.escape(said)):
+        call()
+
+
+def test_a_law_of_other_codes_is_not_fitted():
+    fit = pv.SVI(1, progress=False).fit(quantised(), torch.randn(6, 4))
+    with pytest.raises(pv.DeclarationError, match="pass positions=2, n_codes=3"):
+        pv.refit_codes(fit, torch.randn(6, 4), pv.code_priors.Independent(2, 5))
+
+
+def test_one_name_of_parameters_is_one_name():
+    assert pv.alternate(parameters="encoder").parameters == ("encoder",)
+    assert pv.lagging(parameters=["encoder", "head"]).parameters == ("encoder", "head")
