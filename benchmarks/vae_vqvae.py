@@ -154,7 +154,7 @@ def save_picture(rows: dict[str, Tensor], path: Path) -> None:
     axes = figure.subplots(len(rows), 10)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, images, strict=True):
-            ax.imshow(image.reshape(28, 28).clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(image.reshape(28, 28).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right")
     figure.savefig(path, dpi=80)
