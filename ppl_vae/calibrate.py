@@ -172,7 +172,7 @@ class _Study:
         obs = self.model.check(data)
         truths, draws = self.ask(obs, _one(theta)), self.ask(obs, shared_draws)
         rng = np.random.default_rng([self.seed, number])
-        found = [_ranked(truths[name].item(), draws[name].numpy(), rng) for name in self.names]
+        found = [_ranked(truths[name].item(), draws[name].cpu().numpy(), rng) for name in self.names]
         row = {key: np.array([one[key] for one in found]) for key in COLUMNS}
         divergences = fit.sample_stats.get("diverging", torch.zeros(1)).sum().item()
         return row | {"seconds": np.array(time.perf_counter() - begin), "divergences": np.array(float(divergences))}
@@ -232,7 +232,7 @@ class _Study:
             number, _, key = name.partition("/")
             row = done.setdefault(int(number), {})
             if not isinstance(row, str):
-                row[key] = value.numpy()
+                row[key] = value.cpu().numpy()
         return {number: row for number, row in done.items() if number < self.count}
 
 

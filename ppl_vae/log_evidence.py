@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def log_evidence(
             return model.evidence(obs)
         plan = Plan(num_particles, at_once, seed, len(obs))
         found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
-        with pyro.validation_enabled(False), _evaluating(model), shown("log p(x)", len(obs), progress) as update:
+        with pyro.validation_enabled(False), model.standing(), shown("log p(x)", len(obs), progress) as update:
             found.fill(plan, model, _weigher(model, obs, plan, compile), obs, update)
     return found.evidence()
 
@@ -278,14 +277,3 @@ def _of_data(model: LatentVariableModel, obs: Observations) -> list[str]:
 
 def _device(obs: Observations) -> torch.device:
     return next(iter(obs.values.values())).device
-
-
-@contextmanager
-def _evaluating(model: LatentVariableModel) -> Iterator[None]:
-    """Within the block batch normalisation and its like stand still."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

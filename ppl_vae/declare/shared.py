@@ -83,6 +83,17 @@ class SharedLatents(PyroModule):
             finally:
                 torch.set_default_dtype(before)
 
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Batch normalisation and its like stand still within the block, and go on afterwards where they did before."""
+        before = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in before.items():
+                module.training = training
+
     # Shared latents: parameters with a prior, and latents declared shared.
 
     def families(self) -> dict[str, Family]:

@@ -61,7 +61,7 @@ def discrepancy(x: Tensor, y: Tensor, permutations: int = PERMUTATIONS) -> Discr
     square = torch.cdist(both, both).square()
     width = square[~torch.eye(2 * m, dtype=torch.bool)].median().sqrt().clamp_min(1e-12)
     kernel = (-square / (2 * width**2)).exp().fill_diagonal_(0)
-    first = torch.cat([torch.ones(m), torch.zeros(m)]).double()
+    first = torch.cat([both.new_ones(m), both.new_zeros(m)])
     shuffled = torch.stack([first[torch.randperm(2 * m)] for _ in range(permutations)], 1)
     value, null = _mmd(kernel, first[:, None])[0], _mmd(kernel, shuffled)
     # Every pair (x_i, y_i) has a mean effect on the estimate; their spread is the error where the two differ.

@@ -35,7 +35,7 @@ class Quantity:
     Examples
     --------
     >>> print(Quantity("KL", "collapse", "mean KL(q || p)", 2.5, 0.1, "nats", ok=True).text)
-    2.5 ± 0.1 nats
+    2.50 ± 0.10 nats
     """
 
     name: str

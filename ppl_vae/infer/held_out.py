@@ -34,14 +34,11 @@ class HeldOut:
         model, devices = self.model, []
         if model.like.device.type == "cuda":
             devices = [model.like.device]
-        training = model.training
-        model.eval()
-        with torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
+        with model.standing(), torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
             torch.manual_seed(self.seed)
             shared, _ = model.draw_shared()
             with model.bind(shared):
                 parts = [model.elbo(batch.obs)[: batch.real] for batch in self.batches.epoch(0)]
-        model.train(training)
         return torch.cat(parts)
 
     def better(self, bound: Tensor) -> bool:

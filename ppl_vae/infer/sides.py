@@ -63,14 +63,12 @@ def _reached(climbed: ModelObjective, obs: Observations) -> list[bool]:
 
 def drawn(climbed: ModelObjective, obs: Observations, seed: int = 0) -> tuple[Sites, list[Tensor]]:
     """Factors of the model at one draw, with the shared latents' values and log q; nothing else is changed by it."""
-    model, training = climbed.model, climbed.model.training
+    model = climbed.model
     devices = [model.like.device] if model.like.device.type == "cuda" else []
     index = torch.arange(len(obs), device=model.like.device) if climbed.num_rows else None
-    model.eval()  # running statistics stay as they are
-    with torch.random.fork_rng(devices), model.numeric():
+    with model.standing(), torch.random.fork_rng(devices), model.numeric():
         torch.manual_seed(seed)
         shared, log_q = model.draw_shared()
         with model.bind(shared):
             sites = model.sites(obs, index)
-    model.train(training)
     return sites, [*shared.values(), log_q]

@@ -390,3 +390,13 @@ def test_a_mixture_vaes_particles_survive_chunks(monkeypatch):
     assert evidence.value.shape == (6,)
     joint = torch.tensor([0.2, 0.3, 0.5]).double() * Normal(model.loc, math.sqrt(1.81)).log_prob(x[:, None]).exp()
     _within(evidence.value, joint.sum(1).log(), evidence.standard_error)
+
+
+def test_what_stands_still_goes_on_where_it_did():
+    vae = pv.models.VAE(pv.nets.mlp_encoder(4, 3, 2), pv.nets.mlp_decoder(2, 3, 4)).train()
+    vae.decoder.eval()  # frozen by the user
+    with vae.standing():
+        assert not any(module.training for module in vae.modules())
+    assert vae.training
+    assert vae.encoder.training
+    assert not vae.decoder.training
