@@ -1,5 +1,8 @@
 """Latent-variable models in Pyro: declare once, fit by EM, variational inference or NUTS, compare."""
 
+from importlib import import_module
+from types import ModuleType
+
 from ppl_vae import code_priors, codebooks, data, families, flows, likelihoods, models, nets, posteriors, priors
 from ppl_vae.bootstrap import bootstrap
 from ppl_vae.calibrate import calibrate
@@ -126,3 +129,10 @@ __all__ = [
     "tc_elbo",
     "track",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Their imports (matplotlib, scikit-learn) are slow: they are loaded when they are asked for.
+    if name in ("plots", "sklearn"):
+        return import_module(f"ppl_vae.{name}")
+    raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")

@@ -341,7 +341,7 @@ def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Tensor | None]) -> lis
         if own is None:
             continue
         if "labels" in fit.settings:
-            said.setdefault(f"components of its draws: {fit.settings['labels']}", []).append(name)
+            said.setdefault(f"labels of its draws: {fit.settings['labels']}", []).append(name)
         if name != first and reference is not None:
             same = own.shape == reference.shape
             how = f"matched to those of {first} by responsibilities" if same else f"not matched to those of {first}"

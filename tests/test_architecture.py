@@ -1,6 +1,7 @@
 """A room imports only from rooms with a smaller number; the few methods that look up do so inside the function."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,10 @@ def test_import_is_light_and_changes_no_setting():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_slow_rooms_are_loaded_when_they_are_asked_for():
+    code = "import sys, ppl_vae as pv; assert 'matplotlib' not in sys.modules; pv.plots.bound; pv.sklearn.KMeans"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        importlib.import_module("ppl_vae").nothing  # noqa: B018

@@ -92,7 +92,13 @@ class Family(PyroModule):
         """Give the parameters these values for good."""
         for name, value in values.items():
             if self.prior is None:
-                setattr(self, name, value)
+                try:
+                    setattr(self, name, value)
+                except torch.linalg.LinAlgError as error:
+                    raise EngineError(
+                        f"{name} is not positive definite in {value.dtype}, though it may be in more digits: fit in "
+                        f"float64 (pass data.double()), or start from components that are less flat ({error})"
+                    ) from error
             else:
                 self.__dict__[name] = value
 

@@ -336,3 +336,10 @@ def test_the_weak_prior_is_that_of_fraley_and_raftery(covariance):
     torch.testing.assert_close(family.prior_scale, expected)
     torch.testing.assert_close(family.prior_mean, X.mean(0))
     assert (family.prior.strength, family.prior_df) == (0.01, D + 2)
+
+
+def test_a_covariance_too_flat_for_single_precision_is_named():
+    family = families.Normal(2, batch=1).float()
+    flat = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]])  # 1 + 1e-9 in more digits
+    with pytest.raises(EngineError, match=r"covariance is not positive definite in torch.float32.*data.double"):
+        family.fix({"covariance": flat})
