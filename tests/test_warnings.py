@@ -1,6 +1,8 @@
 """What a comparison says when something is wrong: each shown on purpose, in words."""
 
+import html
 import io
+import re
 
 import pyro.distributions as dist
 import pytest
@@ -224,3 +226,41 @@ def test_invariants_of_a_mixture_by_hand_and_under_a_switch():
     switched = {n: v.flip(2) for n, v in fit.draws.items()}
     for n, value in invariants(fit.model, fit.data, switched).items():
         torch.testing.assert_close(value, found[n])
+
+
+def unidentified():
+    x = data()
+    return {"NUTS": fit_of(Means(), x, draws([[-2.0, 2.0], [2.0, -2.0]] * 2))}, x, "labels are not identified here"
+
+
+def two_modes():
+    x = data()
+    fit = pv.relabel(fit_of(Means(), x, draws([[-2.0, 2.0], [-2.0, 2.0], [0.0, 8.0], [2.0, -2.0]])))
+    return {"NUTS": fit}, x, "the posterior has several modes"
+
+
+def far_off():
+    fit, x, _ = approximate(0.25, shift=1.5)
+    return {"SVI": fit}, x, "too far from the posterior: the Pareto k"
+
+
+def lone_datum():
+    x = torch.tensor([0.0, 0.1, -0.1, 0.05, 8.0]).double()
+    fit = pv.VB(num_draws=1000, progress=False).fit(pv.models.GaussianMixture(1, 1, prior="weak"), x)
+    return {"VB": fit}, x, "a Pareto k above 0.7"
+
+
+def one_parameter():
+    x = data()
+    centers = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()[:, None]
+    return {"NUTS": fit_of(Idle(), x, {"idle": centers + 0.1 * torch.randn(4, 300).double()})}, x, "R-hat of idle"
+
+
+@pytest.mark.parametrize(
+    "case", [unidentified, two_modes, far_off, lone_datum, one_parameter], ids=lambda case: case.__name__
+)
+def test_the_page_says_it_before_the_table(case, tmp_path):
+    fits, x, words = case()
+    page = pv.compare(fits, x).report(tmp_path / "r.html").read_text()
+    body = html.unescape(re.sub(r"<(style|script)\b.*?</\1>|<[^>]+>", "", page, flags=re.DOTALL))
+    assert words in body[: body.index("Comparison")]

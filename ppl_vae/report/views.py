@@ -205,7 +205,8 @@ def draws_view(fit: Fit) -> View | None:
 def _companion(columns: dict[str, np.ndarray]) -> str:
     """The parameter that goes most with the first one, without repeating it as the second of two shares does."""
     names = list(columns)
-    r = np.abs(np.corrcoef(np.stack([columns[name].reshape(-1) for name in names])))[0, 1:]
+    with np.errstate(invalid="ignore"):  # a parameter that never moves goes with none
+        r = np.abs(np.corrcoef(np.stack([columns[name].reshape(-1) for name in names])))[0, 1:]
     r[~np.isfinite(r) | (r > SAME)] = -1.0
     return names[1 + int(r.argmax())]
 
