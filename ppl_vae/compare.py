@@ -170,7 +170,8 @@ class Table:
         return table
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=400, color_system=None)  # as wide as it takes: no number is cut
+        # As wide as it takes, so that no number is cut; in a notebook rich would show the text beside the HTML.
+        console = Console(file=io.StringIO(), width=400, color_system=None, force_jupyter=False)
         console.print(self.rich())
         for sentence in [*(f"! {warning}" for warning in self.warnings), *self.notes]:
             console.print(sentence, markup=False, width=160)

@@ -108,7 +108,7 @@ class Selection:
         return table
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console = Console(file=io.StringIO(), width=160, color_system=None, force_jupyter=False)
         console.print(self.rich())
         console.print(f"best: {self.best_cell.label} ({self.best_cell.status})", markup=False, highlight=False)
         return console.file.getvalue()  # type: ignore[attr-defined]

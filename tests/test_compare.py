@@ -142,3 +142,12 @@ def test_evaluation_of_a_vae():
     torch.testing.assert_close(found.kl_per_unit.float(), by_hand, rtol=1e-4, atol=1e-5)
     assert found.elbo < found.log_prob
     assert found.active_units == int((loc.var(0) >= 0.01).sum())
+
+
+def test_in_a_notebook_the_text_is_returned_not_shown(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    x = pv.data.faithful().values
+    em = pv.EM(max_iter=2, progress=False)
+    assert "log" in repr(pv.compare({"EM": em.fit(pv.models.GaussianMixture(1, 2), x)}))
+    found = pv.select(pv.models.GaussianMixture, x, n_components=[1], n_features=[2], engine=em, progress=False)
+    assert "bic" in repr(found).lower()
