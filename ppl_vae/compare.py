@@ -1,6 +1,7 @@
 """Several fits, one table: each engine's own bound in its own column, one held-out column that all share."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,10 @@ class Table:
                 f"loo compares two or more fits with draws and the same training data; {', '.join(self.elpd) or 'none'}"
                 f" of {', '.join(self.fits)} have draws, of {sorted(sizes)} data"
             )
-        return by_elpd(self.elpd, method=method)
+        with warnings.catch_warnings():
+            # It sorts in place, whose end pandas 3.1 announces.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return by_elpd(self.elpd, method=method)
 
     def sampled(self) -> str | None:
         """Name of the fit whose draws are the posterior itself: the first of NUTS."""

@@ -1,5 +1,7 @@
 """Every test starts from one seed and leaves the process as it found it."""
 
+import signal
+
 import pyro
 import pytest
 import torch
@@ -9,6 +11,8 @@ SETTINGS = ("validate_distributions_pyro", "validate_distributions_torch", "vali
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "param_store: uses Pyro's global parameter store, which is cleared afterwards")
+    # A program started in the background by some shells is deaf to Ctrl-C, and so is what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
