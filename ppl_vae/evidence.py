@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,7 +160,7 @@ def pareto_k_hat(largest: Tensor) -> Tensor:
 
     The weights have about 1 / k finite moments: below 0.5 the variance is finite, and above 0.7 no practical number of
     draws gives a mean that can be relied on. Minus infinity where all these weights are the same, infinity where a
-    single draw has all weight.
+    single draw has all weight; NaN where weights tie, those of a discrete latent, and there is no tail to fit.
 
     Parameters
     ----------
@@ -191,7 +192,8 @@ def pareto_k_hat(largest: Tensor) -> Tensor:
         # logarithms as weights.
         weights = torch.zeros(int(fitted.sum()), 5 * tail, dtype=torch.float64)
         weights[:, : tail + 1] = log_w[fitted].exp()
-        found = array_stats.pareto_khat(weights.numpy(), chain_axis=None, r_eff=1e-12, tail="right")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = array_stats.pareto_khat(weights.numpy(), chain_axis=None, r_eff=1e-12, tail="right")
         k[fitted] = torch.as_tensor(found, dtype=torch.float64)
     return k.to(largest.device)
 

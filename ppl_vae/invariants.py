@@ -130,8 +130,10 @@ def remarks(fit: Fit, obs: Observations | None) -> tuple[str, ...]:
     """
     if (found := convergence(fit)) is None:
         return ()
+    if found.rhat <= RHAT_LIMIT or obs is None:
+        return found.warnings()
     shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
-    if found.rhat <= RHAT_LIMIT or not shared or obs is None:
+    if not shared:
         return found.warnings()
     why = disagreement(fit.model, obs, shared, fit.weights)
     return found.warnings() if why is None else (*found.warnings(), why)

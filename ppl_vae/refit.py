@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
@@ -13,7 +13,7 @@ from ppl_vae.infer import EM
 from ppl_vae.models import VAE, GaussianMixture
 from ppl_vae.priors import Mixture
 
-__all__ = ["refit_prior"]
+__all__ = ["refit_prior", "with_prior"]
 
 
 def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM | None = None, seed: int = 0) -> Fit:
@@ -72,17 +72,19 @@ def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM |
     found = engine.fit(GaussianMixture(n_components, z.shape[1], prior="weak"), z)
     p = found.parameters
     prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
+    return with_prior(fit, prior, f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}")
+
+
+def with_prior(fit: Fit, prior: nn.Module, note: str) -> Fit:
+    """The same fit with another prior, which stays as it is, and a note that says so."""
     model = deepcopy(fit.model)
     model.prior = prior.to(model.like).eval().requires_grad_(False)
-    note = f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}"
     return replace(fit, model=model, status=replace(fit.status, notes=(*fit.status.notes, note)))
 
 
 def _codes(fit: Fit, data: Any, draws: int, seed: int) -> Tensor:
     """Draws of q(z | x), [draws * n, k], in float64 on the CPU."""
-    devices = [fit.model.like.device] if fit.model.like.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), fit.model.numeric():
-        torch.manual_seed(seed)
+    with fit.model.aside(seed), torch.no_grad(), fit.model.numeric():
         q = fit.posterior(data)
         q = q["z"] if isinstance(q, dict) else q
         return q.sample((draws,)).flatten(0, 1).double().cpu()

@@ -1,7 +1,5 @@
 """The two-stage VQ-VAE: after training, a law fitted to its codes takes the place of the uniform prior."""
 
-from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +9,7 @@ from ppl_vae.fit import Fit
 from ppl_vae.infer import SVI, adam
 from ppl_vae.models import VQVAE, CodePrior
 from ppl_vae.models.vqvae import fitting
+from ppl_vae.refit import with_prior
 
 __all__ = ["refit_codes"]
 
@@ -62,7 +61,4 @@ def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) 
     codes = fit.model.codes(data)
     engine = engine or SVI(100, batch_size=128, optimizer=adam(3e-3), seed=fit.seed, progress=False)
     found = engine.fit(CodePrior(law), codes)
-    model = deepcopy(fit.model)
-    model.prior = found.model.prior.to(model.like)
-    note = f"codes' prior refitted on {len(codes)} data, SVI {found.status}"
-    return replace(fit, model=model, status=replace(fit.status, notes=(*fit.status.notes, note)))
+    return with_prior(fit, found.model.prior, f"codes' prior refitted on {len(codes)} data, SVI {found.status}")

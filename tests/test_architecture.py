@@ -71,6 +71,7 @@ ROOMS = {
 
 NEIGHBOURS = {
     ("fit", "errors"),
+    ("refit_codes", "refit"),
     ("fit", "version"),
     ("fit", "records"),
     ("records", "errors"),

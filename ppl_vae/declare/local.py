@@ -76,12 +76,10 @@ def local_q(model: Any, obs: Any, steps: int = 300, learning_rate: float = 0.05)
         yield
         return
     model.local_posteriors = nn.ModuleDict()
-    devices = [model.like.device] if model.like.device.type == "cuda" else []
     try:
         model.allocate(obs, len(obs))
         # Reported numbers must not depend on how often they are asked for.
-        with torch.enable_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(0)
+        with torch.enable_grad(), model.aside(seed=0):
             optimizer = torch.optim.Adam(model.local_posteriors.parameters(), lr=learning_rate, fused=True)
             for step in range(steps):
                 # The draws' noise averages out only as the steps get shorter.

@@ -84,6 +84,15 @@ class SharedLatents(PyroModule):
                 torch.set_default_dtype(before)
 
     @contextmanager
+    def aside(self, seed: int | None = None) -> Iterator[None]:
+        """What is drawn within the block counts nowhere else; with a seed it is the same each time."""
+        device = self.like.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+
+    @contextmanager
     def standing(self) -> Iterator[None]:
         """Batch normalisation and its like stand still within the block, and go on afterwards where they did before."""
         before = {module: module.training for module in self.modules()}
@@ -172,9 +181,8 @@ class SharedLatents(PyroModule):
         options = {"init_loc_fn": init_to_value(values=dict(start))} if start and isinstance(guide, str) else {}
         self.guide_name = guide if isinstance(guide, str) else "custom"
         self.shared_guide = make(self.shared_program, **options)
-        devices = [self.like.device] if self.like.device.type == "cuda" else []
         # The first call makes the parameters and draws numbers for it, which must not shift later ones.
-        with torch.random.fork_rng(devices), pyro.get_param_store().scope(), self.numeric(), poutine.block():
+        with self.aside(), pyro.get_param_store().scope(), self.numeric(), poutine.block():
             self.shared_guide()
 
     def shared_program(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def annealed(
     """
     path = Path(codes, chains, compile)
     betas = sigmoid_schedule(temperatures)
-    with torch.no_grad(), codes.model.numeric(), torch.random.fork_rng([]):
+    with torch.no_grad(), codes.model.numeric(), codes.model.aside():
         path.check()
         steps = _tuned(path, betas, leapfrog)
         log_w = _run(path, betas, leapfrog, steps)

@@ -176,8 +176,7 @@ def _movable(codes: Codes) -> dict[str, Tensor]:
 def _moved(codes: Codes, direction: dict[str, Tensor], by: float) -> Tensor:
     values = {name: codes.obs.values[name] + by * d for name, d in direction.items()}
     moved = Codes(codes.model, replace(codes.obs, values={**codes.obs.values, **values}))
-    with torch.random.fork_rng([]):  # means by draws take the same ones on both sides
-        torch.manual_seed(0)
+    with codes.model.aside(seed=0):  # means by draws take the same ones on both sides
         return moved.moments()[0]
 
 

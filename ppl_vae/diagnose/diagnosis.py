@@ -171,9 +171,7 @@ def diagnose(
     _check(1, size=size, num_particles=num_particles)
     _check(0, gap_data=gap_data, ais_data=ais_data)
     model = fit.model
-    devices = [model.like.device] if model.like.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), model.bind(fit.draw(0) if fit.draws else {}):
-        torch.manual_seed(seed)
+    with model.aside(seed), model.bind(fit.draw(0) if fit.draws else {}):
         whole = fit.data if data is None else model.check(data)
         index = torch.randperm(len(whole))[:size].sort().values
         obs = whole.rows(index)

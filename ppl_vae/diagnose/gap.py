@@ -97,6 +97,5 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
 
 def _bound(codes: Codes, offsets: Offsets, to: list[Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The bound at draws of moved q, and their log weights, [count, n] nats each."""
-    with torch.random.fork_rng([]), offsets.applied(to):
-        torch.manual_seed(seed)
+    with codes.model.aside(seed), offsets.applied(to):
         return draw_weights(codes, count)

@@ -1,6 +1,5 @@
 """Importance weights of q, and the bound that the same draws give."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +31,7 @@ def draw_weights(codes: Codes, count: int) -> tuple[Tensor, Tensor]:
 
 
 def weigh(log_w: Tensor) -> Evidence:
-    """Log p(x_i) with error, effective sample size and k-hat, from log weights [count, n].
-
-    Weights that tie, those of a discrete latent, may have no tail to fit: their k-hat is NaN.
-    """
+    """Log p(x_i) with error, effective sample size and k-hat, from log weights [count, n]."""
     weights = RunningWeights(len(log_w))
     weights.add(log_w)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return weights.evidence()
+    return weights.evidence()

@@ -80,8 +80,7 @@ class ModelObjective:
         """See what a batch consists of, and which running statistics the networks change."""
         self.values, self.gaps = list(batch.obs.values), list(batch.obs.missing)
         before = {name: (b, b.clone()) for name, b in self.model.named_buffers()}
-        devices = [self.like.device] if self.like.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self.model.numeric():
+        with self.model.aside(), torch.no_grad(), self.model.numeric():
             shared, _ = self.model.draw_shared()
             with self.model.bind(shared):
                 self.model.sites(batch.obs, batch.index if self.sparse else None)
@@ -145,8 +144,7 @@ class ModelObjective:
     def blame(self, batch: Batch, beta: float) -> str:
         """The first node whose log density is not finite, else the first parameter whose gradient is not."""
         model, particles = self.model, self.objective.num_particles
-        devices = [model.like.device] if model.like.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
+        with model.aside(), torch.no_grad(), model.numeric():
             shared, _ = model.draw_shared()
             with model.bind(shared):
                 index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)

@@ -31,11 +31,8 @@ class HeldOut:
 
     def look(self) -> Tensor:
         """The bound of each datum, [n] nats."""
-        model, devices = self.model, []
-        if model.like.device.type == "cuda":
-            devices = [model.like.device]
-        with model.standing(), torch.random.fork_rng(devices), torch.no_grad(), model.numeric():
-            torch.manual_seed(self.seed)
+        model = self.model
+        with model.standing(), model.aside(self.seed), torch.no_grad(), model.numeric():
             shared, _ = model.draw_shared()
             with model.bind(shared):
                 parts = [model.elbo(batch.obs)[: batch.real] for batch in self.batches.epoch(0)]

@@ -10,8 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.convergence import convergence
-from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
@@ -126,11 +125,8 @@ class NUTS:
         aligned = self._aligned(fitted, obs, draws)
         count = next(iter(draws.values())).shape[:2].numel()
         notes = (f"component labels of {aligned.switched} of {count} draws were switched back",)
-        fit = self.record(
-            fitted, aligned.draws, chains, {**how, "labels": aligned.said}, notes if aligned.switched else ()
-        )
-        fit = replace(fit, data=obs, weights=w)
-        fit.status = replace(fit.status, notes=tuple(dict.fromkeys((*fit.status.notes, *remarks(fit, obs)))))
+        how |= {"labels": aligned.said}
+        fit = self.record(fitted, aligned.draws, chains, how, notes if aligned.switched else (), obs, w)
         return replace(fit, seconds=time.perf_counter() - begin)
 
     def _aligned(self, model: LatentVariableModel, obs: Any, draws: dict[str, Tensor]) -> Relabelled:
@@ -154,9 +150,16 @@ class NUTS:
         return make_target(density, at, self.num_chains * (self.warmup + self.num_samples), self.compile)
 
     def record(
-        self, model: Any, draws: dict[str, Tensor], chains: Chains, how: dict[str, str], notes: tuple[str, ...] = ()
+        self,
+        model: Any,
+        draws: dict[str, Tensor],
+        chains: Chains,
+        how: dict[str, str],
+        notes: tuple[str, ...] = (),
+        obs: Observations | None = None,
+        weights: Tensor | None = None,
     ) -> Fit:
-        """A Fit of these draws, whose status says what speaks against them."""
+        """A Fit of these draws, whose status says what speaks against them, and of a declared model's data why."""
         length = chains.u.shape[1]
         status = chains.ended or Status("finished", f"{len(chains.u)} chains of {self.warmup} + {length}")
         fit = Fit(
@@ -169,10 +172,11 @@ class NUTS:
             seconds=0.0,
             seed=self.seed,
             settings={**self._settings(), **how},
+            data=obs,
+            weights=weights,
             sample_stats=chains.stats,
         )
-        found = convergence(fit)
-        return replace(fit, status=replace(status, notes=(*notes, *(found.warnings() if found else ()))))
+        return replace(fit, status=replace(status, notes=(*notes, *remarks(fit, obs))))
 
     def _settings(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}

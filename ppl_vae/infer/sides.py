@@ -64,10 +64,8 @@ def _reached(climbed: ModelObjective, obs: Observations) -> list[bool]:
 def drawn(climbed: ModelObjective, obs: Observations, seed: int = 0) -> tuple[Sites, list[Tensor]]:
     """Factors of the model at one draw, with the shared latents' values and log q; nothing else is changed by it."""
     model = climbed.model
-    devices = [model.like.device] if model.like.device.type == "cuda" else []
     index = torch.arange(len(obs), device=model.like.device) if climbed.num_rows else None
-    with model.standing(), torch.random.fork_rng(devices), model.numeric():
-        torch.manual_seed(seed)
+    with model.standing(), model.aside(seed), model.numeric():
         shared, log_q = model.draw_shared()
         with model.bind(shared):
             sites = model.sites(obs, index)
