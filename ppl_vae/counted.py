@@ -1,5 +1,6 @@
 """A datum of weight w is w data: what that means for means, leave-one-out and replicated data."""
 
+from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 
-__all__ = ["counted_elpd", "counted_mean", "counts_of", "every_datum"]
+__all__ = ["counted_elpd", "counted_mean", "counts_of", "every_datum", "same_data"]
 
 
 def counts_of(weights: Tensor | None) -> Tensor | None:
@@ -83,3 +84,16 @@ def counted_elpd(elpd: Any, pointwise: Tensor, counts: Tensor) -> Any:
     found.se = float((len(values) * values.var()) ** 0.5)
     found.p = float(lppd[again].sum() - found.elpd)
     return found
+
+
+def same_data(a: Any, b: Any) -> bool:
+    """Whether two Observations hold the same values, and miss the same."""
+
+    def equal(x: Mapping[str, Any], y: Mapping[str, Any]) -> bool:
+        return x.keys() == y.keys() and all(x[name] is y[name] or _equal(x[name], y[name]) for name in x)
+
+    return equal(a.values, b.values) and equal(a.missing, b.missing)
+
+
+def _equal(x: Any, y: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and torch.equal(x, y)

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import EM
+from ppl_vae.infer.weights import own_weights
 from ppl_vae.models import VAE, GaussianMixture
 from ppl_vae.priors import Mixture
 
 __all__ = ["refit_prior", "with_prior"]
 
 
-def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM | None = None, seed: int = 0) -> Fit:
+def refit_prior(
+    fit: Fit,
+    data: Any,
+    n_components: int,
+    draws: int = 1,
+    em: EM | None = None,
+    seed: int = 0,
+    weights: Any = None,
+) -> Fit:
     """Replace a trained VAE's prior by a mixture of normals fitted to its aggregate posterior q(z) = E_x q(z | x).
 
     With encoder and decoder held fixed the bound depends on the prior through E_q(z) log p(z) alone, and that is the
@@ -37,6 +46,8 @@ def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM |
         The engine; three starts by default.
     seed : int
         Of the draws, and of the default engine.
+    weights : Tensor, optional
+        [n], datum i counts w_i times, as in the fit; those of the fit by default, where the data are its own.
 
     Returns
     -------
@@ -67,9 +78,11 @@ def refit_prior(fit: Fit, data: Any, n_components: int, draws: int = 1, em: EM |
         raise EngineError(
             f"refit_prior replaces the prior of a models.VAE; this is a fit of {type(fit.model).__name__}"
         )
-    z = _codes(fit, data, draws, seed)
+    obs = fit.model.check(data)
+    z, w = _codes(fit, obs, draws, seed), own_weights(fit, obs, weights)
     engine = em or EM(n_init=3, seed=seed, progress=False)
-    found = engine.fit(GaussianMixture(n_components, z.shape[1], prior="weak"), z)
+    mixture = GaussianMixture(n_components, z.shape[1], prior="weak")
+    found = engine.fit(mixture, z, weights=None if w is None else w.repeat(draws))
     p = found.parameters
     prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
     return with_prior(fit, prior, f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}")

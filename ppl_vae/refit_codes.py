@@ -7,6 +7,7 @@ from torch import nn
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import SVI, adam
+from ppl_vae.infer.weights import own_weights
 from ppl_vae.models import VQVAE, CodePrior
 from ppl_vae.models.vqvae import fitting
 from ppl_vae.refit import with_prior
@@ -14,7 +15,7 @@ from ppl_vae.refit import with_prior
 __all__ = ["refit_codes"]
 
 
-def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) -> Fit:
+def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None, weights: Any = None) -> Fit:
     """Replace the uniform prior of a trained VQ-VAE's codes by a law fitted to the codes of the data.
 
     With encoder, decoder and codebook held fixed the bound depends on the prior through log p(c) alone, which is the
@@ -30,6 +31,8 @@ def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) 
         `code_priors.Independent(P, K)` or `code_priors.Autoregressive(P, K)`.
     engine : SVI, optional
         100 epochs of batches of 128 by default.
+    weights : Tensor, optional
+        [n], datum i counts w_i times, as in the fit; those of the fit by default, where the data are its own.
 
     Returns
     -------
@@ -58,7 +61,8 @@ def refit_codes(fit: Fit, data: Any, law: nn.Module, engine: SVI | None = None) 
     if not isinstance(fit.model, VQVAE):
         raise EngineError(f"refit_codes is for a fit of models.VQVAE; this is one of {type(fit.model).__name__}")
     fitting(law, fit.model.positions, fit.model.codebook.n_codes)
-    codes = fit.model.codes(data)
+    obs = fit.model.check(data)
+    codes = fit.model.codes(obs)
     engine = engine or SVI(100, batch_size=128, optimizer=adam(3e-3), seed=fit.seed, progress=False)
-    found = engine.fit(CodePrior(law), codes)
+    found = engine.fit(CodePrior(law), codes, weights=own_weights(fit, obs, weights))
     return with_prior(fit, found.model.prior, f"codes' prior refitted on {len(codes)} data, SVI {found.status}")

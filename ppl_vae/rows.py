@@ -1,6 +1,5 @@
 """One line of a comparison: what a fit is worth in each column, and what to know before believing it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.coordinates import coordinates
-from ppl_vae.counted import counted_mean, counts_of
+from ppl_vae.counted import counted_mean, counts_of, same_data
 from ppl_vae.datatree import seeded
 from ppl_vae.declare import Observations
 from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out
@@ -99,7 +98,7 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
     """
     pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data))
     predictive = _predictive(fit, obs, num_particles, pointwise)
-    weights = fit.weights if fit.data is not None and _same(fit.data, obs) else None
+    weights = fit.weights if fit.data is not None and same_data(fit.data, obs) else None
     row = Row(fit.engine, *counted_mean(predictive, weights), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
     if fit.engine == "EM":
@@ -119,21 +118,10 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
 
 def _predictive(fit: Fit, obs: Observations, num_particles: int, pointwise: Tensor | None) -> Tensor:
     """Log of the mean over draws of p(x_i | theta), [n]; what is known of the training data is not computed again."""
-    known = pointwise is not None and not fit.model.draws_latents(obs) and _same(fit.data, obs)
+    known = pointwise is not None and not fit.model.draws_latents(obs) and same_data(fit.data, obs)
     if known and pointwise is not None:
         return log_mean_exp(pointwise.flatten(0, 1)).double()
     return seeded(0, lambda: fit.log_predictive(obs, num_particles)).double()
-
-
-def _same(a: Observations, b: Observations) -> bool:
-    def equal(x: Mapping[str, Any], y: Mapping[str, Any]) -> bool:
-        return x.keys() == y.keys() and all(x[name] is y[name] or _equal(x[name], y[name]) for name in x)
-
-    return equal(a.values, b.values) and equal(a.missing, b.missing)
-
-
-def _equal(x: Any, y: Any) -> bool:
-    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and torch.equal(x, y)
 
 
 def _fill_em(row: Row, fit: Fit) -> None:

@@ -17,6 +17,7 @@ from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.infer.weights import own_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ class Diagnosis:
     inference : Inference
         How good q is.
     index : Tensor
-        [n] rows of the data that were looked at.
+        [n] rows of the data that were looked at; a row may stand there again where it has a weight.
     seed : int
         That chose them and drew the codes.
     notes : tuple of str
@@ -137,8 +138,12 @@ def diagnose(
     gap_data: int = 32,
     ais_data: int = 0,
     seed: int = 0,
+    weights: Any = None,
 ) -> Diagnosis:
     """Measure collapse, prior hole and the quality of q of a fit with continuous latents.
+
+    A datum of weight w counts as w data: it is looked at w times, or with so much more chance where the weights are no
+    counts or their sum exceeds `size`.
 
     Parameters
     ----------
@@ -156,11 +161,13 @@ def diagnose(
         Data whose log p(x) is checked by annealed importance sampling; 0 leaves it out.
     seed : int
         Seed of all draws; the generator is put back as it was.
+    weights : Tensor, optional
+        [n]; those of the fit by default, where the data are its own.
 
     Raises
     ------
     DataError
-        Without data, or for counts that are too small.
+        Without data, for counts that are too small, or for weights that stand for less than one datum.
     EngineError
         If it is no fit, or draws no latent.
     """
@@ -173,12 +180,41 @@ def diagnose(
     model = fit.model
     with model.aside(seed), model.bind(fit.draw(0) if fit.draws else {}):
         whole = fit.data if data is None else model.check(data)
-        index = torch.randperm(len(whole))[:size].sort().values
+        counted = own_weights(fit, whole, weights)
+        index = chosen(len(whole), size, counted)
         obs = whole.rows(index)
         with model.numeric(), local_q(model, obs):
             found = aggregate(Codes(model, obs))
             q = inference(found.codes, num_particles, gap_data, ais_data)
-            return Diagnosis(collapse(found), hole(found), q, index, seed, _notes(fit))
+            return Diagnosis(collapse(found), hole(found), q, index, seed, _notes(fit, counted))
+
+
+def chosen(n: int, size: int, weights: Tensor | None) -> Tensor:
+    """Rows to look at, in order: `size` of n at most, or of as many data as the weights [n] stand for.
+
+    Evenly spaced places along the cumulated weights of shuffled rows: row i stands there for every whole number in
+    size w_i / sum w, and once more with the chance of what is left.
+
+    Examples
+    --------
+    >>> chosen(4, 10, torch.tensor([2.0, 0.0, 1.0, 3.0])).tolist()
+    [0, 0, 2, 3, 3, 3]
+    """
+    if weights is None:
+        return torch.randperm(n)[:size].sort().values
+    total = weights.double().sum().cpu()
+    count = min(size, round(total.item()))
+    if count < 1:
+        raise DataError(
+            f"diagnose: the weights sum to {total:g}, less than one datum: a datum of weight w counts as w data, so "
+            f"scale the weights to sum to how many data there are"
+        )
+    rows = (weights > 0).nonzero().flatten().cpu()
+    order = rows[torch.randperm(len(rows))]
+    upto = weights.double().cpu()[order].cumsum(0)
+    places = (torch.arange(count) + torch.rand((), dtype=torch.float64)) * (total / count)
+    found = torch.searchsorted(upto, places, right=True).clamp_max(len(order) - 1)
+    return order[found].sort().values
 
 
 def _check(least: int, **counts: int) -> None:
@@ -187,7 +223,10 @@ def _check(least: int, **counts: int) -> None:
             raise DataError(f"diagnose: {name} must be at least {least}, got {count}")
 
 
-def _notes(fit: Any) -> tuple[str, ...]:
-    if fit.is_point:
-        return ()
-    return (f"All of it is at the first of {fit.num_draws} draws of the shared latents.",)
+def _notes(fit: Any, weights: Tensor | None) -> tuple[str, ...]:
+    said = []
+    if not fit.is_point:
+        said.append(f"All of it is at the first of {fit.num_draws} draws of the shared latents.")
+    if weights is not None:
+        said.append(f"{len(weights)} rows count as {weights.sum().item():g} data by their weights.")
+    return tuple(said)

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.counted import same_data
 from ppl_vae.errors import DataError
+from ppl_vae.fit import Fit
 
-__all__ = ["check_weights"]
+__all__ = ["check_weights", "own_weights"]
 
 
 def check_weights(weights: Any, n: int) -> Tensor:
@@ -34,3 +36,10 @@ def check_weights(weights: Any, n: int) -> Tensor:
     if not bool((w > 0).any()):
         raise DataError("all weights are zero: there is no datum left to fit")
     return w
+
+
+def own_weights(fit: Fit, obs: Any, weights: Any = None) -> Tensor | None:
+    """The weights [n] of data that a fit is asked about: those given, else the fit's if these are its training data."""
+    if weights is not None:
+        return check_weights(weights, len(obs))
+    return fit.weights if fit.weights is not None and fit.data is not None and same_data(fit.data, obs) else None

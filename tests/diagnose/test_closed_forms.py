@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from linear import Answered, Diagonal, Exact, Narrow, Shifted, best_diagonal, data_of, fitted, information, weighted
 
 from ppl_vae.diagnose import Codes
+from ppl_vae.diagnose.diagnosis import chosen
 from ppl_vae.diagnose.gap import local_bound
 from ppl_vae.diagnose.quantity import Quantity, with_error
+from ppl_vae.errors import DataError
 
 
 def near(quantity, truth, errors=4, slack=0.0):
@@ -185,3 +188,36 @@ def test_far_apart_codes_bound_the_information_by_log_n():
 def test_the_digits_of_a_number_are_those_that_its_error_leaves():
     assert with_error(3.14159, 0.012) == "3.142 ± 0.012"
     assert Quantity("a", "b", "c", why="no encoder").text == "not defined: no encoder"
+
+
+def test_a_datum_of_weight_two_counts_as_two():
+    """The bound and the posterior means of an exact q have no noise: they are those of the data written out."""
+    model = weighted(Exact())
+    x = data_of(model, 60)
+    counts = torch.arange(60) % 3
+    options = {"num_particles": 25, "gap_data": 0}
+    out = fitted(model).diagnose(x.repeat_interleave(counts, 0), **options)
+    own = replace(fitted(model), data=model.check(x), weights=counts.double())
+    for found in (fitted(model).diagnose(x, weights=counts, **options), own.diagnose(**options), own.diagnose(x)):
+        assert found.index.tolist() == torch.arange(60).repeat_interleave(counts).tolist()
+        for name in ("ELBO", "log p(x)", "active units"):
+            assert found[name].value == pytest.approx(out[name].value)
+            assert found[name].standard_error == pytest.approx(out[name].standard_error)
+        torch.testing.assert_close(found.collapse.variance, out.collapse.variance)
+        assert "60 rows count as 60 data" in str(found)
+    assert own.diagnose(x + 1, **options).notes == ()
+
+
+def test_weights_that_are_no_counts_are_chances():
+    w = torch.tensor([0.5, 0.0, 2.25, 1.25])
+    often = torch.zeros(4, dtype=torch.float64)
+    for seed in range(400):
+        torch.manual_seed(seed)
+        rows = chosen(4, 100, w)
+        assert len(rows) == 4  # as many data as the weights stand for
+        count = torch.bincount(rows, minlength=4)
+        assert bool(((count - w).abs() < 1).all())
+        often += count / 400
+    assert bool(((often - w).abs() <= 4 * 0.5 / 400**0.5).all())
+    with pytest.raises(DataError, match=r"weights sum to 0\.4, less than one datum"):
+        chosen(2, 10, torch.tensor([0.3, 0.1]))

@@ -1,5 +1,7 @@
 """The two-stage prior closes the hole between the codes and N(0, I), by what the bound gains."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -81,6 +83,24 @@ def test_the_fit_is_as_it_was_and_the_new_one_can_be_kept(fits, tmp_path):
     torch.testing.assert_close(again.model.z().log_prob(z), after.model.z().log_prob(z))
     same = pv.refit_prior(before, clusters(400, 1), n_components=6)
     torch.testing.assert_close(same.model.z().log_prob(z), after.model.z().log_prob(z))
+
+
+def test_data_of_weight_zero_have_no_part_in_the_prior(fits):
+    """Weights that take one of three kinds away, passed or the fit's own: the prior no longer has its codes."""
+    before, _ = fits
+    x = clusters(400, 1)
+    first = x[:, :4].mean(1) > 0.6
+    weights = 2.0 * (~first)
+    own = replace(before, weights=weights.double())
+    passed, known = (pv.refit_prior(fit, x, 6, weights=w) for fit, w in ((before, weights), (own, None)))
+    torch.testing.assert_close(passed.model.state_dict(), known.model.state_dict())
+    with torch.no_grad():
+        codes = before.posterior(x[first]).mean
+        lost = pv.refit_prior(before, x, 6).model.z().log_prob(codes) - passed.model.z().log_prob(codes)
+        kept = before.posterior(x[~first]).mean
+        gained = passed.model.z().log_prob(kept) - pv.refit_prior(before, x, 6).model.z().log_prob(kept)
+    assert lost.mean() > 2
+    assert gained.mean() > 0.2
 
 
 def test_a_fit_without_codes_is_refused():

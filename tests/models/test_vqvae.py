@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.infer
@@ -278,6 +279,22 @@ def test_a_refitted_prior_gains_its_own_likelihood_and_is_sampled(tmp_path):
     assert_close(again.elbo(x), after.elbo(x))
     with pytest.raises(pv.EngineError, match=r"models.VQVAE; this is one of GaussianMixture"):
         pv.refit_codes(pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 6), x), x, law)
+
+
+def test_a_refitted_law_counts_data_by_their_weights():
+    """Codes' shares are the maximum of the likelihood of independent codes, each datum counted by its weight."""
+    x = data(64)
+    torch.manual_seed(0)
+    before = pv.SVI(5, 32, pv.adam(1e-2), callbacks=[pv.CodebookUpdates()], progress=False).fit(vqvae(), x)
+    codes = before.model.codes(x)
+    weights = torch.where(codes[:, 0] == codes[:, 0].mode().values, 3.0, 0.5)
+    shares = (weights[:, None, None] * torch.nn.functional.one_hot(codes, K)).sum(0) / weights.sum()
+    engine = pv.SVI(200, optimizer=pv.adam(5e-2), progress=False)
+    own = replace(before, weights=weights.double())
+    for fit, given in ((before, weights), (own, None)):
+        law = pv.refit_codes(fit, x, pv.code_priors.Independent(P, K), engine, given).model.prior
+        assert_close(law().base_dist.probs, shares, rtol=0.05, atol=0.01)
+    assert (shares - torch.nn.functional.one_hot(codes, K).double().mean(0)).abs().max() > 0.05
 
 
 def test_statistics_of_all_processes_move_the_codes():
