@@ -1,14 +1,14 @@
 """Progress on standard error: a bar in a terminal or notebook, a log line now and then elsewhere."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress"]
+__all__ = ["Ration", "progress"]
 
 logger = logging.getLogger("ppl_vae")
 
@@ -16,8 +16,50 @@ PATIENCE = 1.0
 """Seconds before a bar appears: short work stays silent."""
 REFRESH = 0.2
 LOG_EVERY = 30.0
+SHARE = 0.01
+"""Of the time, that goes into showing how far things are, at most."""
 
 Update = Callable[[int, str], None]
+
+
+class Ration:
+    """When to do again what costs time: at most SHARE of the time goes into it, and `least` seconds lie between.
+
+    Parameters
+    ----------
+    least : float
+        Seconds from one time to the next, at least.
+    patience : float
+        Seconds before the first time.
+
+    Examples
+    --------
+    >>> ration = Ration(least=0.0, patience=0.0)
+    >>> ration.due()
+    True
+    >>> with ration.spent():
+    ...     _ = sum(range(100_000))  # milliseconds
+    >>> ration.due()  # not before a hundred times as long
+    False
+    """
+
+    def __init__(self, least: float, patience: float) -> None:
+        self.least, self.cost = least, 0.0
+        self.begin = monotonic()
+        self.next = self.begin + patience
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return monotonic() >= self.next
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """What is done within the block counts."""
+        before = monotonic()
+        yield
+        now = monotonic()
+        self.cost += now - before
+        self.next = max(now + self.least, self.begin + self.cost / SHARE)
 
 
 @contextmanager
@@ -50,18 +92,16 @@ def _bar(console: Console, description: str, total: int) -> Iterator[Update]:
     )
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
     task = bar.add_task(description, total=total, text="")
-    begin, last = time.monotonic(), 0.0
+    ration = Ration(REFRESH, PATIENCE)
 
     def update(done: int, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - begin < PATIENCE or now - last < REFRESH:
+        if not ration.due():
             return
-        if not bar.live.is_started:
-            bar.start()
-        last = now
-        bar.update(task, completed=done, text=text)
-        bar.refresh()
+        with ration.spent():
+            if not bar.live.is_started:
+                bar.start()
+            bar.update(task, completed=done, text=text)
+            bar.refresh()
 
     try:
         yield update
@@ -72,13 +112,11 @@ def _bar(console: Console, description: str, total: int) -> Iterator[Update]:
 
 @contextmanager
 def _log(description: str, total: int) -> Iterator[Update]:
-    last = time.monotonic()
+    ration = Ration(LOG_EVERY, LOG_EVERY)
 
     def update(done: int, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= LOG_EVERY:
-            last = now
-            logger.info("%s: %d of %d, %s", description, done, total, text)
+        if ration.due():
+            with ration.spent():
+                logger.info("%s: %d of %d, %s", description, done, total, text)
 
     yield update

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.parallel import threads
-from ppl_vae.infer.progress import progress
+from ppl_vae.infer.progress import Ration, progress
 from ppl_vae.infer.target import JITTER, Target
 from ppl_vae.infer.watch import Chains, Plan, Watch, complete
 
@@ -147,6 +147,10 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
     )
 
 
+LOOK = 2.0
+"""Seconds between two counts of the divergences so far, at least."""
+
+
 def _wait(sampler: Any, watch: Watch) -> Any:
     """The trace, when the sampler is done or was told to stop; an error, of a callback or Ctrl-C, ends its threads."""
     with warnings.catch_warnings():
@@ -161,14 +165,14 @@ def _wait(sampler: Any, watch: Watch) -> Any:
 
 
 def _trace(sampler: Any, watch: Watch) -> Any:
-    said, pauses = "draws of all chains", 0
+    said, looks = "draws of all chains", Ration(LOOK, LOOK)
     while True:
         try:
             trace = sampler.wait(timeout=0.1)
         except TimeoutError:
-            pauses += 1
-            if watch.plan.show and pauses % 20 == 0:
-                diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
+            if watch.plan.show and looks.due():
+                with looks.spent():  # a copy of all draws so far
+                    diverged = int(sampler.inspect()["sample_stats"]["diverging"].sum())
                 said = f"draws of all chains, {diverged} diverged"
             if not watch.told(said):
                 return sampler.abort()
