@@ -1,5 +1,6 @@
 """The engines on ordinary Pyro programs: Pyro's own losses and kernels, this package's records."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ppl_vae.infer.identity import described, fingerprint
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import build
 from ppl_vae.infer.pair_step import PairObjective, PairStep
+from ppl_vae.infer.processes import Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.pyro_losses import own_copy
 from ppl_vae.infer.random_state import own_random
@@ -35,19 +37,22 @@ __all__ = ["fit_pair", "maximize_pair", "pair_step"]
 
 
 def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Fit:
-    """SVI of a Pyro pair with the Pyro loss that its sites ask for; one epoch is one step on the arguments."""
+    """SVI of a Pyro pair with the Pyro loss that its sites ask for; one epoch is one step on the arguments.
+
+    Several processes all do the same, and the first one writes.
+    """
     begin = time.perf_counter()
     _refuse_settings(engine)
     pair, args = PyroPair(model, guide), Arguments(data)
     n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
-    with own_random(engine.seed, {a.device for a in tensors}):
+    with joined(torch.device("cpu")) as share, own_random(engine.seed, {a.device for a in tensors}):
         with pair.statistics_kept(), pair.parameters_in_place():
             loss = own_copy(pyro_loss(engine, model, guide, args))
         climbed = PairObjective(pair, loss, args, weight=float(n))
         optimizer = build(engine.optimizer, climbed.dense)
         count = sum(p.numel() for p in climbed.dense)
         step = Step(climbed, optimizer, choose(engine.compile, count, n, engine.epochs))
-        history, status = _trained(engine, pair, step, optimizer, tensors)
+        history, status = _trained(engine, pair, step, optimizer, tensors, share)
         draws = _shared_draws(pair, args, engine.num_draws)
     return Fit(
         model=pair, engine="SVI", draws=draws, trace=history.tensors(), bound=f"{type(loss).__name__}, nats per datum",
@@ -57,9 +62,9 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
 
 
 def _trained(
-    engine: "SVI", pair: PyroPair, step: Step, optimizer: Stepper, tensors: list[Tensor]
+    engine: "SVI", pair: PyroPair, step: Step, optimizer: Stepper, tensors: list[Tensor], share: Share
 ) -> tuple[History, Status]:
-    run = Run("SVI", pair, engine.epochs, 1, engine._settings())
+    run = Run("SVI", pair, engine.epochs, 1, engine._settings(), share=share)
     module, whole = cast(Any, pair), cast(Any, _Whole(tensors))  # what the loop asks of a module and of batches
     header = {
         "engine": "SVI", "model": "a Pyro pair", "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
@@ -67,8 +72,8 @@ def _trained(
         **{name: described(getattr(engine, name)) for name in ("epochs", "optimizer", "objective", "compile", "seed")},
     }  # fmt: skip
     with (
-        Checkpoint(engine.checkpoint) as checkpoint,
-        progress("SVI", engine.epochs, engine.progress) as update,
+        Checkpoint(engine.checkpoint, share) as checkpoint,
+        progress("SVI", engine.epochs, engine.progress and share.leads) as update,
     ):
         state = checkpoint.opened(header)
         run.first = 0 if state is None else state["steps"]
@@ -96,8 +101,8 @@ class _Whole:
 
 
 WHOLE: dict[str, Any] = {
-    "batch_size": None, "beta": 1.0, "validation": None, "patience": None, "accumulate": 1, "precision": "full",
-    "alternate": None,
+    "batch_size": None, "guide": "normal", "beta": 1.0, "validation": None, "patience": None, "start": "auto",
+    "accumulate": 1, "precision": "full", "alternate": None,
 }  # fmt: skip
 """Settings that only a declaration gives a meaning, at the values that do nothing."""
 
@@ -188,6 +193,11 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
                 evidence = torch.logsumexp(joint.flatten(0, -2), 0)
                 r = (joint - evidence).exp()
                 bounds.append((evidence.sum() + sites.shared_log_p).item())
+            if not math.isfinite(bounds[-1]):
+                bad = evidence.isfinite().logical_not().nonzero().flatten()
+                where = f": that of datum {bad[0]} is {evidence[bad[0]].item()}" if len(bad) else ""
+                status = Status("failed", f"the log-likelihood became {bounds.pop()} at iteration {iteration}{where}")
+                break
             update(iteration, f"log-likelihood {bounds[-1] / n:.4f} per datum")
             gain = (bounds[-1] - bounds[-2]) / n if len(bounds) > 1 else float("inf")
             if gain <= engine.tol * max(1.0, abs(bounds[-1]) / n):

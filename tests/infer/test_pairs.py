@@ -1,5 +1,7 @@
 """Ordinary Pyro programs in every engine."""
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
 import ppl_vae as pv
+from ppl_vae.infer.processes import Share
 
 
 @config_enumerate
@@ -82,6 +85,24 @@ def test_what_a_pair_cannot_do_is_said(x):
         pv.svi_step((mixture, nothing), pv.adam(1e-3), objective=pv.elbo())
 
 
+IGNORED = {
+    "batch_size": 3,
+    "guide": "multivariate",
+    "beta": 0.5,
+    "validation": torch.ones(3),
+    "start": {"loc": torch.zeros(2)},
+    "accumulate": 2,
+    "precision": "bf16",
+    "alternate": pv.alternate(),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_means_nothing_for_a_pair_is_refused(name, x):
+    with pytest.raises(pv.EngineError, match=f"{name} are for declared models|{name} is for declared models"):
+        pv.SVI(5, **{name: IGNORED[name]}, progress=False).fit((mixture, nothing), x)
+
+
 def nothing(x):
     """The guide of a model in which everything is enumerated."""
 
@@ -131,3 +152,41 @@ def test_an_interrupted_fit_of_a_pair_goes_on(x, tmp_path):
     resumed = pv.SVI(6, checkpoint=tmp_path, **settings).fit(pair, x)
     assert torch.equal(resumed.trace["bound"], whole.trace["bound"])
     assert all(torch.equal(value, whole.parameters[name]) for name, value in resumed.parameters.items())
+
+
+def test_a_likelihood_that_is_no_number_ends_em_with_the_datum(x):
+    bad = x.clone()
+    bad[7] = 1e30  # its square is no float32
+    fit = pv.EM(progress=False).fit(mixture, bad)
+    assert fit.status.code == "failed"
+    assert "became -inf at iteration 0: that of datum 7 is -inf" in fit.status.message
+    assert len(fit.trace["bound"]) == 0
+    assert "failed" in repr(fit)
+
+
+class Second(Share):
+    """The second of two processes, which has what the first one has."""
+
+    def agree(self, what, content):
+        assert content
+
+    def sum(self, tree):
+        return tree
+
+
+def test_only_the_first_process_writes_the_checkpoint_of_a_pair(x, tmp_path, monkeypatch):
+    shares = iter([Second(1, 2), Share()])
+    monkeypatch.setattr("ppl_vae.infer.pairs.joined", lambda device: nullcontext(next(shares)))
+    seen = []
+
+    class Sees(pv.Callback):
+        def end(self, run, step, metrics):
+            seen.append(run.leads)
+
+    engine = pv.SVI(3, checkpoint=tmp_path / "run", callbacks=[Sees()], progress=False)
+    second = engine.fit((mixture, nothing), x)
+    assert not (tmp_path / "run").exists()
+    first = engine.fit((mixture, nothing), x)
+    assert any((tmp_path / "run").iterdir())
+    assert seen == [False] * 3 + [True] * 3
+    assert torch.equal(first.trace["bound"], second.trace["bound"])
