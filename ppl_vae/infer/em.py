@@ -170,7 +170,7 @@ class EM:
             return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
         begin = time.perf_counter()
         model.refuse_penalties("EM")
-        fitted = deepcopy(model).double()
+        fitted = deepcopy(model).double().requires_grad_(True)
         with (
             threads(1) as num_threads,
             torch.random.fork_rng([]),

@@ -1,5 +1,6 @@
 """Where the gradient engines start: at a few EM iterations where EM applies, else where the guide does."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
 from ppl_vae.infer.em import EM
-from ppl_vae.infer.starts import given_values
+from ppl_vae.infer.starts import given_values, take_networks
 
 __all__ = ["initial_values"]
 
@@ -21,13 +23,15 @@ def initial_values(
     Parameters
     ----------
     start : "auto", None, mapping or Fit
-        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form.
+        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form. A Fit gives
+        the model its networks too.
     """
     if start is None:
         return None
-    if not isinstance(start, str):
+    if isinstance(start, Mapping | Fit):
+        take_networks(start, model)
         return given_values(start, _shapes(model))
-    if start != "auto":
+    if not isinstance(start, str) or start != "auto":
         raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')
     if not em_applies(model, obs):
         return None

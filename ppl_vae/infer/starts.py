@@ -37,7 +37,7 @@ def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def take_networks(start: Any, model: LatentVariableModel) -> None:
-    """Give the model's own parameters, such as a network's, the values that they have in a fit to start from.
+    """Give the parameters that no family owns, such as a network's, the values that they have in a fit to start from.
 
     Raises
     ------
@@ -47,7 +47,10 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
     if not isinstance(start, Fit):
         return
     theirs = dict(start.model.named_parameters())
+    owned = {id(p) for family in model.families().values() for p in family.parameters()}
     for name, parameter in model.named_parameters():
+        if id(parameter) in owned:
+            continue
         value = theirs.get(name)
         if value is None or value.shape != parameter.shape:
             found = "no such parameter" if value is None else f"shape {tuple(value.shape)}"

@@ -404,6 +404,15 @@ def test_a_fit_from_a_fit_takes_its_networks_too():
         fit(Slopes(), data, start=other)
 
 
+def test_the_networks_of_a_fits_model_move_on():
+    """They ask for no gradient any more, which does not say that they are to stay; `frozen` does."""
+    t = torch.linspace(-2, 2, 200, dtype=torch.float64)
+    data = {"t": t, "y": torch.where(torch.arange(200) % 2 == 0, 2.0, -1.0) * t}
+    model = fit(Slopes(), data, max_iter=1).model
+    assert not torch.equal(fit(model, data, max_iter=4).model.slope, model.slope)
+    assert torch.equal(fit(model, data, max_iter=4, frozen="slope").model.slope, model.slope)
+
+
 def test_a_fit_from_responsibilities_takes_one_m_step_first(faithful):
     model = pv.models.GaussianMixture(2, 2)
     first = fit(model, faithful, tol=1e-12)

@@ -114,6 +114,8 @@ def test_missing_pixels_train(digits):
         (lambda: pv.SVI(0), "at least 1"),
         (lambda: pv.SVI(1, patience=3), "validation"),
         (lambda: pv.SVI(1, start="autoo", progress=False).fit(NormalMean(), torch.zeros(3)), "autoo"),
+        (lambda: pv.SVI(1, start=torch.ones(3, 2), progress=False).fit(NormalMean(), torch.zeros(3)), "start must be"),
+        (lambda: pv.NUTS(1, start=torch.ones(3, 2), progress=False).fit(NormalMean(), torch.zeros(3)), "start must be"),
         (lambda: pv.SVI(1, guide="nomal", progress=False).fit(NormalMean(), torch.zeros(3)), "nomal"),
         (lambda: pv.svi_step(NormalMean(), torch.optim.Adam([torch.zeros(1)])), "size="),
     ],
@@ -134,3 +136,22 @@ def test_values_to_start_from_are_not_changed():
     torch.testing.assert_close(second.parameters, kept, rtol=0, atol=0)
     pv.SVI(2, start=first, optimizer=pv.sgd(1e-3), progress=False).fit(pv.models.GaussianMixture(2, 2), x)
     torch.testing.assert_close(first.parameters, kept, rtol=0, atol=0)
+
+
+def test_a_fit_from_a_fit_takes_its_networks(digits):
+    first = pv.SVI(2, batch_size=128, progress=False).fit(small_vae(), digits.train)
+    still = pv.SVI(1, optimizer=pv.sgd(0.0), start=first, progress=False).fit(small_vae(), digits.train)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(still.model.state_dict()[name], value), name
+    wider = pv.models.VAE(pv.nets.mlp_encoder(64, 20, 3), pv.nets.mlp_decoder(3, 20, 64))
+    with pytest.raises(pv.DataError, match=r"the fit to start from has shape \(32, 4\) for decoder.*\(20, 3\)"):
+        pv.SVI(1, start=first, progress=False).fit(wider, digits.train)
+
+
+def test_networks_of_a_fit_train_on():
+    """They ask for no gradient any more, which does not say that they are to stay."""
+    first = pv.SVI(1, progress=False).fit(small_vae(), torch.ones(20, 64)).model
+    both = pv.models.GMVAE(first.encoder, first.decoder, 3)
+    again = pv.SVI(2, optimizer=pv.adam(1e-2), progress=False).fit(both, torch.ones(20, 64))
+    for name, value in again.model.named_parameters():
+        assert not torch.equal(value, dict(both.named_parameters())[name]), name
