@@ -60,7 +60,8 @@ class Run:
 class Callback:
     """Something to do during a fit: override any of the four hooks.
 
-    A step is an EM iteration that is recorded, an SVI step, or a draw of NUTS; steps are numbered from 0. With several
+    A step is an EM iteration that is recorded, an SVI step, or a draw of NUTS; steps are numbered from 0. Of a draw of
+    NUTS `begin` and `end` are both called when it has been made, since its chains run on by themselves. With several
     processes every one of them calls its hooks; what writes asks `run.leads`. An exception in a hook ends the fit with
     an EngineError that names the callback; `tear_down` is called even then. Random numbers drawn in a hook are not
     taken from the fit, which goes the same way with it and without.
