@@ -46,7 +46,8 @@ class Evaluation:
     elbo, elbo_se : float
         Mean bound and its standard error over data.
     log_prob, log_prob_se : float
-        Mean log p(x) and its standard error over data, that of the importance weights included.
+        Mean log p(x) and its standard error over data, that of the importance weights included; NaN where one datum
+        or one draw leaves it unknown.
     min_ess : float
         Smallest effective sample size of a datum's importance weights; infinite when exact.
     method : str
@@ -69,8 +70,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [
-            f"{'held-out ELBO':<28}{self.elbo:10.4f} ± {self.elbo_se:.4f} nats per datum",
-            f"{'log p(x), ' + self.method:<28}{self.log_prob:10.4f} ± {self.log_prob_se:.4f} nats per datum",
+            f"{'held-out ELBO':<28}{plus_minus(self.elbo, self.elbo_se, 4, 10)} nats per datum",
+            f"{'log p(x), ' + self.method:<28}{plus_minus(self.log_prob, self.log_prob_se, 4, 10)} nats per datum",
             f"{'gap':<28}{self.log_prob - self.elbo:10.4f}",
         ]
         if self.kl_per_unit is None:
@@ -80,6 +81,17 @@ class Evaluation:
             lines.append(f"{'KL per unit':<28}{units}")
             lines.append(f"{'active units':<28}{self.active_units} of {len(self.kl_per_unit)}")
         return "\n".join(lines)
+
+
+def plus_minus(value: float, error: float, digits: int, width: int = 0) -> str:
+    """A value with its standard error.
+
+    Examples
+    --------
+    >>> plus_minus(2.5, 0.123, 2), plus_minus(2.5, float("nan"), 2)
+    ('2.50 ± 0.12', '2.50 (standard error unknown)')
+    """
+    return f"{value:{width}.{digits}f} " + (f"± {error:.{digits}f}" if error == error else "(standard error unknown)")
 
 
 def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Evaluation:

@@ -19,7 +19,7 @@ class Evidence:
     value : Tensor
         [n] nats.
     standard_error : Tensor
-        [n] nats, zero when exact.
+        [n] nats, zero when exact; NaN from a single draw, which does not say how far draws differ.
     effective_sample_size : Tensor
         [n]: (sum w)^2 / sum w^2 of the importance weights; infinite when exact.
     method : str
@@ -57,7 +57,8 @@ def importance(log_w: Tensor) -> Evidence:
     """Evidence from log weights log p(x, z_s) - log q(z_s), [S, n].
 
     value = log (1/S) sum_s w_s; ESS = (sum w)^2 / sum w^2; the standard error is that of the mean weight relative
-    to it, sqrt((1/ESS - 1/S) S/(S - 1)), which the logarithm turns into nats (000 (15), (16), per datum).
+    to it, sqrt((1/ESS - 1/S) S/(S - 1)), which the logarithm turns into nats (000 (15), (16), per datum). Of S = 1
+    draw it is unknown, NaN.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def importance(log_w: Tensor) -> Evidence:
     count = log_w.shape[0]
     share = torch.softmax(log_w, 0)
     ess = 1 / share.square().sum(0)
-    variance = (share - 1 / count).square().sum(0) * count / max(count - 1, 1)
+    variance = (share - 1 / count).square().sum(0) * (count / (count - 1) if count > 1 else math.nan)
     return Evidence(log_mean_exp(log_w), variance.sqrt(), ess, "importance")
 
 
@@ -122,7 +123,7 @@ class RunningWeights:
         """What the weights so far say; the standard error is that of `importance`."""
         assert self.top is not None
         n, mean, squares = self.seen, self.mean, self.squares
-        relative = (squares / max(n - 1, 1) / n).sqrt() / mean
+        relative = (squares / (n - 1 or math.nan) / n).sqrt() / mean
         ess = (n * mean) ** 2 / (squares + n * mean**2)
         none = mean == 0  # no draw has any weight: nothing is known
         return Evidence(

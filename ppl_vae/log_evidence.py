@@ -80,7 +80,7 @@ def log_evidence(
     -------
     Evidence
         Value, standard error, effective sample size and k-hat of each datum, [n], float64; exact where every latent is
-        finite.
+        finite. Of a single draw the standard error is NaN: it is unknown.
 
     Raises
     ------

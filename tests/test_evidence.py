@@ -7,7 +7,10 @@ import pytest
 import torch
 from example_models import LinearVAE, make, numbers
 
+import ppl_vae as pv
 from ppl_vae.evidence import RunningWeights, exact, importance, log_mean_exp, pareto_k_hat, tail_length
+from ppl_vae.report.training import evaluation_rows
+from ppl_vae.report.words import training_summary
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,6 +38,27 @@ def test_effective_sample_size_is_the_squared_sum_over_the_sum_of_squares(weight
     assert found.effective_sample_size.item() == pytest.approx(ess)
     assert found.value.item() == pytest.approx(math.log(w.mean()))
     assert found.standard_error.item() == pytest.approx((w.std() / w.mean() / len(w) ** 0.5).item())
+
+
+def test_of_a_single_draw_the_standard_error_is_unknown():
+    running, log_w = RunningWeights(1), torch.tensor([[-3.0, 2.0]], dtype=torch.float64)
+    running.add(log_w)
+    for found in (importance(log_w), running.evidence()):
+        assert found.value.tolist() == [-3.0, 2.0]
+        assert found.standard_error.isnan().all()
+        assert found.effective_sample_size.tolist() == [1.0, 1.0]
+
+
+def test_what_prints_an_unknown_standard_error_says_so():
+    model, x = make("linear vae")
+    fit = pv.Fit(model, "SVI", {}, {}, "", pv.Status("finished", ""), 0.0, 0)
+    found = fit.evaluate(x, num_particles=1)
+    assert math.isnan(found.log_prob_se)
+    said = " ".join([str(found), *training_summary(fit, found), *(text for _, _, text in evaluation_rows(found))])
+    assert said.count("(standard error unknown)") == 3
+    assert "nan" not in said.lower().split()
+    assert "standard error unknown" in fit.diagnose(x, num_particles=1, gap_data=0)["log p(x)"].text
+    assert pv.log_evidence(fit, x, num_particles=1, progress=False).standard_error.isnan().all()
 
 
 def test_the_standard_error_is_the_spread_of_repeated_estimates():

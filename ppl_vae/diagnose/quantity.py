@@ -24,7 +24,7 @@ class Quantity:
     value : float or None
         None where it is not defined.
     standard_error : float or None
-        Of the value, over data and draws; None where there is none.
+        Of the value, over data and draws; None where there is none, NaN where a single draw leaves it unknown.
     unit : str
         Such as "nats".
     ok : bool or None
@@ -69,7 +69,11 @@ def with_error(value: float, error: float) -> str:
     --------
     >>> with_error(-12.34567, 0.0213), with_error(1234.5, 30.0), with_error(0.5, 0.0)
     ('-12.346 ± 0.021', '1234 ± 30', '0.5 ± 0')
+    >>> with_error(0.5, float("nan"))
+    '0.5 (standard error unknown)'
     """
+    if math.isnan(error):
+        return f"{value:.4g} (standard error unknown)"
     if not (math.isfinite(error) and error > 0):
         return f"{value:.4g} ± {error:.2g}"
     places = min(6, max(0, 1 - math.floor(math.log10(error))))

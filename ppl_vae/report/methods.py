@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ppl_vae.diagnostics import Evaluation, convergence
+from ppl_vae.diagnostics import Evaluation, convergence, plus_minus
 from ppl_vae.fit import Fit
 from ppl_vae.report.equations import equations
 
@@ -64,8 +64,8 @@ def training_methods(fit: Fit, found: Evaluation, source: str) -> str:
     how = engine_methods(fit)
     return (
         f"We trained {_named(fit.model)} on {count}{source}. {how[0].upper()}{how[1:]}. On {found.n} held-out "
-        f"observations the evidence lower bound was {found.elbo:.2f} ± {found.elbo_se:.2f} and log p(x), computed "
-        f"{log_prob}, {found.log_prob:.2f} ± {found.log_prob_se:.2f} nats per observation (mean ± standard error). "
+        f"observations the evidence lower bound was {plus_minus(found.elbo, found.elbo_se, 2)} and log p(x), computed "
+        f"{log_prob}, {plus_minus(found.log_prob, found.log_prob_se, 2)} nats per observation (mean ± standard error). "
         f"{_software(fit)}"
     )
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ppl_vae import plots
 from ppl_vae.data import ImageSet
 from ppl_vae.diagnose import Diagnosis
-from ppl_vae.diagnostics import Evaluation
+from ppl_vae.diagnostics import Evaluation, plus_minus
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.report.comparison import FEATURES, foot
@@ -105,8 +105,8 @@ def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
     """Name, meaning and text of each quantity of an evaluation."""
     per = "nats per datum"
     rows = [
-        ("ELBO", "evidence lower bound on held-out data", f"{found.elbo:.4f} ± {found.elbo_se:.4f} {per}"),
-        ("log p(x)", found.method, f"{found.log_prob:.4f} ± {found.log_prob_se:.4f} {per}"),
+        ("ELBO", "evidence lower bound on held-out data", f"{plus_minus(found.elbo, found.elbo_se, 4)} {per}"),
+        ("log p(x)", found.method, f"{plus_minus(found.log_prob, found.log_prob_se, 4)} {per}"),
         ("gap", "log p(x) less the bound", f"{found.log_prob - found.elbo:.4f} {per}"),
     ]
     if found.method == "importance":

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.compare import Table
-from ppl_vae.diagnostics import Evaluation, convergence
+from ppl_vae.diagnostics import Evaluation, convergence, plus_minus
 from ppl_vae.fit import Fit
 
 __all__ = ["healthy", "reference", "training_summary", "training_warnings", "verdict"]
@@ -98,9 +98,10 @@ def training_summary(fit: Fit, found: Evaluation) -> list[str]:
     """Say what the trained model is worth on held-out data."""
     gap = found.log_prob - found.elbo
     sentences = [
-        f"On {found.n} held-out data the bound is {found.elbo:.2f} ± {found.elbo_se:.2f} nats per datum and log p(x), "
-        f"{'exactly' if found.method == 'exact' else 'by importance weights'}, {found.log_prob:.2f} ± "
-        f"{found.log_prob_se:.2f}. The difference of {gap:.2f} nats is at least what q(z | x) lacks."
+        f"On {found.n} held-out data the bound is {plus_minus(found.elbo, found.elbo_se, 2)} nats per datum and "
+        f"log p(x), {'exactly' if found.method == 'exact' else 'by importance weights'}, "
+        f"{plus_minus(found.log_prob, found.log_prob_se, 2)}. The difference of {gap:.2f} nats is at least what "
+        f"q(z | x) lacks."
     ]
     if found.kl_per_unit is not None:
         total = float(found.kl_per_unit.sum())
