@@ -304,7 +304,7 @@ def _responsibilities(fit: Fit, obs: Observations) -> Tensor | None:
         return None
     if latents[0] in obs.values and latents[0] not in obs.missing:
         return None
-    chosen = torch.linspace(0, fit.num_draws - 1, min(DRAWS, fit.num_draws)).round().long()
+    chosen = fit.spaced(min(DRAWS, fit.num_draws))
     draws = {name: value.flatten(0, 1)[chosen][None] for name, value in fit.draws.items()}
 
     def ask(_: Any) -> Tensor:

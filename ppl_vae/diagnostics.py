@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.convergence import Convergence, convergence
-from ppl_vae.counted import counted_elpd, counts_of
+from ppl_vae.counted import counted_elpd, counted_mean, counts_of
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
@@ -122,29 +122,18 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Ev
             error, ess, method = torch.zeros_like(value), float("inf"), "exact"
         kl, active = _units(fit, obs) if fit.is_point else (None, None)
     n = len(obs)
+    (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound), counted_mean(value)
     return Evaluation(
         n=n,
-        elbo=bound.mean().item(),
-        elbo_se=standard_error(bound),
-        log_prob=value.mean().item(),
-        log_prob_se=float(np.hypot(standard_error(value), error.square().sum().sqrt().item() / n)),
+        elbo=elbo,
+        elbo_se=elbo_se,
+        log_prob=log_prob,
+        log_prob_se=float(np.hypot(own_se, error.square().sum().sqrt().item() / n)),
         min_ess=ess,
         method=method,
         kl_per_unit=kl,
         active_units=active,
     )
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of a mean over data.
-
-    Examples
-    --------
-    >>> import torch
-    >>> standard_error(torch.tensor([0.0, 2.0]))
-    1.0
-    """
-    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else float("nan")
 
 
 def _units(fit: Fit, obs: Any) -> tuple[Tensor | None, int | None]:

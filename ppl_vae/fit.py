@@ -142,9 +142,13 @@ class Fit:
         shapes = [value.shape[:2].numel() for value in self.draws.values()]
         return shapes[0] if shapes else 1
 
+    def spaced(self, count: int) -> list[int]:
+        """Numbers of `count` draws, evenly spaced from the first to the last; some come again if there are fewer."""
+        return torch.linspace(0, self.num_draws - 1, count, dtype=torch.float64).round().long().tolist()
+
     def _mean(self, ask: Callable[[], Tensor], limit: int = 200) -> Any:
         """Mean of an answer over at most `limit` evenly spaced draws."""
-        chosen = torch.linspace(0, self.num_draws - 1, min(limit, self.num_draws)).round().long().tolist()
+        chosen = self.spaced(min(limit, self.num_draws))
         total: Any = None
         for s in chosen:
             with self.model.bind(self.draw(s)):

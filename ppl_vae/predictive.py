@@ -110,19 +110,18 @@ def replicates(fit: Fit, data: Any = None, draws: int = 200, seed: int = 0) -> d
         Every observed node, [draws, n, *event].
     """
     obs = _counted(fit, data)
-    chosen = np.linspace(0, fit.num_draws - 1, draws).round().astype(int)
-    return seeded(seed, lambda: _replicates(fit, obs, chosen))
+    return seeded(seed, lambda: _replicates(fit, obs, fit.spaced(draws)))
 
 
 def _counted(fit: Fit, data: Any) -> Any:
     return data_of(fit, data) if data is not None or fit.data is None else every_datum(fit)
 
 
-def _replicates(fit: Fit, obs: Any, chosen: np.ndarray) -> dict[str, Tensor]:
+def _replicates(fit: Fit, obs: Any, chosen: list[int]) -> dict[str, Tensor]:
     inputs = {name: obs.values[name] for name in fit.model.inputs}
     names = _observed(fit)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for s in chosen.tolist():
+    for s in chosen:
         with fit.model.bind(fit.draw(s) if fit.draws else {}):
             drawn = fit.model.sample(len(obs), **inputs)
         for name in names:
@@ -247,7 +246,7 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
     from arviz_stats.base import array_stats
 
     obs = data_of(fit, data)
-    chosen = np.linspace(0, fit.num_draws - 1, min(draws, fit.num_draws)).round().astype(int)
+    chosen = fit.spaced(min(draws, fit.num_draws))
     pointwise = seeded(seed, lambda: fit.pointwise(obs))
     log_ratio = pointwise.flatten(0, 1)[chosen].double()
     if data is None and (densities := log_densities(fit, pointwise)) is not None:

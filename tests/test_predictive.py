@@ -31,6 +31,14 @@ def posterior(x, draws=4000):
     return fit
 
 
+def test_spaced_draws_reach_from_the_first_to_the_last_and_come_again_where_there_are_fewer():
+    fit = posterior(torch.zeros(3, dtype=torch.float64), draws=100)
+    assert fit.spaced(100) == list(range(100))
+    assert fit.spaced(5) == [0, 25, 50, 74, 99]  # 24.75, 49.5 to the even number, 74.25
+    assert sorted(set(fit.spaced(300))) == list(range(100))
+    assert fit.spaced(1) == [0]
+
+
 def test_prior_predictive_has_the_prior_moments():
     """x - 1 = 3 e1 + e2; data of one set share mu."""
     drawn = pv.prior_predictive(NormalMean(), 5, draws=4000)

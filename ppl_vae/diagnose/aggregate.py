@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.diagnose.codes import Code, Codes
+from ppl_vae.evidence import log_mean_exp
 
 __all__ = ["Aggregate", "aggregate"]
 
@@ -47,6 +48,6 @@ def aggregate(codes: Codes) -> Aggregate:
         pairs = codes.log_q(z)
         draws.append(z)
         own.append(pairs.diagonal().clone())
-        mixed.append(torch.logsumexp(pairs, 1) - math.log(codes.n))
+        mixed.append(log_mean_exp(pairs, 1))
         others.append(torch.logsumexp(pairs.fill_diagonal_(-torch.inf), 1) - math.log(max(codes.n - 1, 1)))
     return Aggregate(codes, draws, torch.stack(own), torch.stack(mixed), torch.stack(others))

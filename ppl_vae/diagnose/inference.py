@@ -67,13 +67,13 @@ def _evidence(bound: Tensor, evidence: Evidence, count: int) -> list[Quantity]:
     ]
 
 
-def _noise(evidence: Evidence) -> Tensor:
+def _noise(evidence: Evidence) -> float:
     """Standard error of the mean over data that the draws make."""
-    return evidence.standard_error.square().sum().sqrt() / len(evidence.value)
+    return evidence.standard_error.square().sum().sqrt().item() / len(evidence.value)
 
 
-def _joined(a: Tensor | None, b: Tensor) -> Tensor | None:
-    return None if a is None else torch.hypot(a, b)
+def _joined(a: float | None, b: float) -> float | None:
+    return None if a is None else math.hypot(a, b)
 
 
 def _split(codes: Codes, count: int) -> tuple[LocalBound | None, list[Quantity]]:

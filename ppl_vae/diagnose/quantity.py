@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vae.counted import counted_mean
+
 __all__ = ["Quantity", "error", "measured", "undefined"]
 
 
@@ -95,6 +97,6 @@ def undefined(name: str, part: str, meaning: str, why: str) -> Quantity:
     return Quantity(name, part, meaning, why=why)
 
 
-def error(values: Tensor) -> Tensor | None:
+def error(values: Tensor) -> float | None:
     """Standard error of a mean over data, None for one datum."""
-    return values.std() / len(values) ** 0.5 if len(values) > 1 else None
+    return counted_mean(values)[1] if len(values) > 1 else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
+from ppl_vae.evidence import log_mean_exp
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batches
 from ppl_vae.infer.processes import Share
@@ -180,7 +181,7 @@ def mutual_information(sites: Sites) -> Tensor:
     for name in drawn:
         z = sites.values[name]
         each = sites.q[name].log_prob(z.unsqueeze(1))  # log q(z_i | x_k), [n, n]
-        total = total + (each.diagonal() - each.logsumexp(1)).mean() + torch.tensor(float(len(z))).log()
+        total = total + (each.diagonal() - log_mean_exp(each, 1)).mean()
     return total
 
 

@@ -100,7 +100,7 @@ def ghosts(fit: Any) -> list[Any]:
     """Evenly spaced draws of a fit that has many."""
     if fit.is_point:
         return []
-    return [fit.draw(int(s)) for s in np.linspace(0, fit.num_draws - 1, min(GHOSTS, fit.num_draws)).round()]
+    return [fit.draw(s) for s in fit.spaced(min(GHOSTS, fit.num_draws))]
 
 
 def _plane(

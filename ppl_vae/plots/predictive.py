@@ -82,8 +82,8 @@ def _replicate(fit: Any, obs: Any, name: str, draws: int, seed: int) -> list[np.
     found = []
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        for s in np.linspace(0, fit.num_draws - 1, draws).round().astype(int):
-            with fit.model.bind(fit.draw(int(s)) if fit.draws else {}):
+        for s in fit.spaced(draws):
+            with fit.model.bind(fit.draw(s) if fit.draws else {}):
                 x = fit.model.sample(len(obs), **inputs)
             found.append(array(x[name] if isinstance(x, dict) else x))
     return found
