@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, DeclarationError
 
 __all__ = ["Gaussian", "GaussianLearned", "GaussianNetwork", "GaussianOptimal"]
 
@@ -197,7 +197,9 @@ class GaussianOptimal(Floored):
 
     In training s^2 is the mean of (x - f(z))^2 over the pixels of the batch, each row by its weight: the maximum of the
     batch's likelihood over s, so that no step is spent on learning it. A running mean of s^2 is kept and stands for it
-    in a fitted model (`model.eval()`), as in batch normalisation.
+    in a fitted model (`model.eval()`), as in batch normalisation. Where a finite latent that is summed out is among the
+    decoder's parents, there is an error for each of its values, and the best s depends on how probable they are:
+    `GaussianLearned` finds it by gradient.
 
     Parameters
     ----------
@@ -217,6 +219,8 @@ class GaussianOptimal(Floored):
     ------
     ValueError
         A floor that is not positive, or a memory below 1.
+    DeclarationError
+        In training, where the decoder's output has a value for each value of a finite latent.
 
     References
     ----------
@@ -283,6 +287,12 @@ class Calibrated(dist.Independent):
     def marginal_log_prob(self, value: Tensor, missing: Tensor) -> Tensor:
         """Log density of the pixels that are not missing, [...] nats."""
         squares = (value - self.base_dist.loc).square().masked_fill(missing, 0.0)
+        if self.likelihood.training and squares.dim() > 2:
+            raise DeclarationError(
+                f"GaussianOptimal takes the mean squared error of a batch, [n, d]; the decoder's output is "
+                f"{list(self.base_dist.loc.shape)}, one for each value of a finite latent that is summed out, and "
+                f"their mean over values is not the best scale: take GaussianLearned"
+            )
         seen = (~missing).expand(squares.shape).to(squares)
         seen = seen if self.weights is None else seen * self.weights[..., None]
         variance = self.likelihood.best(squares, seen) if self.likelihood.training else self.likelihood.variance

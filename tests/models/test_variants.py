@@ -70,6 +70,17 @@ def test_a_batch_without_weight_leaves_the_optimal_scale_as_it_is():
     assert likelihood.variance.item() == 1.0
 
 
+def test_the_optimal_scale_is_refused_where_every_value_of_a_latent_has_an_error_of_its_own():
+    """The best s^2 is E_q(z | x) of the error, and the mean over the values of z is not."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    nets = pv.nets.mlp_decoder(3, 4, 5), pv.nets.mlp_decoder(5, 4, 3)
+    with pytest.raises(pv.DeclarationError, match=r"\[5, 1, 3\], one for each value .* take GaussianLearned"):
+        pv.SVI(1, progress=False).fit(pv.models.CategoricalVAE(*nets, 5, "gaussian-optimal"), x)
+    fit = pv.SVI(1, progress=False).fit(pv.models.CategoricalVAE(*nets, 5, "gaussian-learned"), x)
+    assert fit.log_prob(x).isfinite().all()
+
+
 # Several layers of latents
 
 
