@@ -13,6 +13,7 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor, nn
 
 from ppl_vae.errors import EngineError
+from ppl_vae.fit import Fit
 from ppl_vae.infer.each import each
 from ppl_vae.pointwise import Likelihood, PyroModel
 
@@ -80,7 +81,8 @@ def from_pyro(
     Raises
     ------
     EngineError
-        If the model is not known, draws the data in minibatches, or has latents that `result` does not hold.
+        For a Fit, which has `to_datatree`; if the model is not known, draws the data in minibatches, or has latents
+        that `result` does not hold.
 
     References
     ----------
@@ -101,6 +103,8 @@ def from_pyro(
     >>> round(float(tree["log_likelihood"]["x"][0, 0, 0]), 4)  # log (N(0; 0, 1) + N(0; 1, 1)) / 2
     -1.138
     """
+    if isinstance(result, Fit):
+        raise EngineError("from_pyro takes what plain Pyro made, got a Fit of this package: take fit.to_datatree()")
     with torch.random.fork_rng([]), torch.no_grad(), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         program, args, kwargs = _program(result, model, args, kwargs)

@@ -85,7 +85,8 @@ def log_evidence(
     Raises
     ------
     EngineError
-        For a fit with many draws of its parameters, a checkpoint of another call, or a weight that is not a number.
+        For what is no fit or model, a fit with many draws of its parameters, a checkpoint of another call, or a weight
+        that is not a number.
 
     References
     ----------
@@ -106,6 +107,11 @@ def log_evidence(
         raise EngineError(
             f"log_evidence needs one value of the parameters, this fit has {fit.num_draws} draws of them: take "
             "fit.log_predictive(data, num_particles), which averages over draws"
+        )
+    if not isinstance(fit, Fit | LatentVariableModel):
+        raise EngineError(
+            f"log_evidence takes a Fit or a declared model, got a {type(fit).__name__}: fit first, "
+            "log_evidence(engine.fit(model, data), data)"
         )
     model: Any = fit.model if isinstance(fit, Fit) else fit
     values = fit.draw(0) if isinstance(fit, Fit) and fit.draws else {}

@@ -37,6 +37,23 @@ MISTAKES = {
     "prior predictive of a fit": (lambda: pv.prior_predictive(draws(), 5), "a Fit has fit.model"),
     "objective by name": (lambda: trained("elbo"), "called; got 'elbo'"),
     "objective not called": (lambda: trained(pv.elbo), "called; got <function elbo"),
+    "log evidence of an engine": (
+        lambda: pv.log_evidence(pv.SVI(1), torch.zeros(3, 4)), "takes a Fit or a declared model, got a SVI: fit first",
+    ),
+    "ArviZ of a fit, as of Pyro's": (lambda: pv.from_pyro(draws()), "take fit.to_datatree()"),
+    "a schedule by name": (
+        lambda: pv.BufferSchedules(temperature="linear"), "temperature must be a number that is not negative, or a",
+    ),
+    "logits of other categories": (
+        lambda: pv.models.CategoricalVAE(NET(4, 4, 3), NET(5, 4, 4), 5), "encoder with 5 outputs and a decoder with 5",
+    ),
+    "logits of other categories, of a network that does not know": (
+        lambda: pv.models.CategoricalVAE(torch.nn.Linear(4, 3), NET(5, 4, 4), 5).elbo(torch.zeros(2, 4)),
+        "categories=5; its encoder, a Linear, gives 3 logits",
+    ),
+    "a decoder of other categories": (
+        lambda: pv.models.GumbelVAE(NET(4, 4, 6), NET(5, 4, 4), 2, 3), "has 6 and MLPDecoder takes 5",
+    ),
     "a prior of other codes": (lambda: quantised(pv.code_priors.Independent(2, 5)), "2 of 3 values, and Independent"),
 }  # fmt: skip
 

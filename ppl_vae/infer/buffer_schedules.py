@@ -2,7 +2,7 @@
 
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.callbacks import Callback, Run
-from ppl_vae.infer.schedules import Schedule
+from ppl_vae.infer.schedules import Schedule, schedule
 
 __all__ = ["BufferSchedules"]
 
@@ -12,14 +12,15 @@ class BufferSchedules(Callback):
 
     Parameters
     ----------
-    **schedules : callable
+    **schedules : callable or float
         From the epoch, fractions allowed, to the value of the buffer of that name, such as
-        `temperature=linear(1.0, 0.5, epochs=20)`.
+        `temperature=linear(1.0, 0.5, epochs=20)`; a number stays as it is.
 
     Raises
     ------
     EngineError
-        When the fit begins, if the model has no such floating buffer, or the steps of an epoch are not known.
+        For what is neither a function nor a number of at least 0; when the fit begins, if the model has no such
+        floating buffer, or the steps of an epoch are not known.
 
     Examples
     --------
@@ -31,8 +32,8 @@ class BufferSchedules(Callback):
     tensor(0.5000)
     """
 
-    def __init__(self, **schedules: Schedule) -> None:
-        self.schedules = schedules
+    def __init__(self, **schedules: float | Schedule) -> None:
+        self.schedules = {name: schedule(value, name) for name, value in schedules.items()}
 
     def set_up(self, run: Run) -> None:
         """Find the buffers."""
@@ -48,5 +49,5 @@ class BufferSchedules(Callback):
     def begin(self, run: Run, step: int) -> None:
         """Before a step."""
         assert run.steps_per_epoch is not None
-        for name, schedule in self.schedules.items():
-            run.model.get_buffer(name).fill_(schedule(step / run.steps_per_epoch))
+        for name, value in self.schedules.items():
+            run.model.get_buffer(name).fill_(value(step / run.steps_per_epoch))

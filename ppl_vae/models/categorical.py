@@ -30,6 +30,11 @@ class CategoricalVAE(DeepLatentVariableModel):
     likelihood : str or Module
         As in `VAE`.
 
+    Raises
+    ------
+    DeclarationError
+        If a network is made for another number of categories.
+
     Examples
     --------
     >>> import torch
@@ -43,6 +48,7 @@ class CategoricalVAE(DeepLatentVariableModel):
         self, encoder: nn.Module, decoder: nn.Module, categories: int, likelihood: str | nn.Module = "bernoulli"
     ) -> None:
         super().__init__(decoder, categories, likelihood)
+        fitting(encoder, decoder, categories, f"categories={categories}")
         self.encoder = encoder
 
     @latent
@@ -53,7 +59,13 @@ class CategoricalVAE(DeepLatentVariableModel):
     @z.posterior
     def q_z(self, x: Tensor) -> TorchDistribution:
         """Categorical(encoder(x))."""
-        return dist.Categorical(logits=self.encoder(x))
+        logits = self.encoder(x)
+        if logits.shape[-1] != self.latent_dim:  # a network that does not know its sizes
+            raise DeclarationError(
+                f"CategoricalVAE has categories={self.latent_dim}; its encoder, a {type(self.encoder).__name__}, gives "
+                f"{logits.shape[-1]} logits"
+            )
+        return dist.Categorical(logits=logits)
 
     @observed
     def x(self, z: Tensor) -> TorchDistribution:
@@ -84,6 +96,11 @@ class GumbelVAE(DeepLatentVariableModel):
     hard : bool
         Whether the decoder sees corners.
 
+    Raises
+    ------
+    DeclarationError
+        If the temperature is not positive, or a network is made for other sizes.
+
     References
     ----------
     Maddison, Mnih and Teh (2017). The concrete distribution. ICLR.
@@ -111,6 +128,7 @@ class GumbelVAE(DeepLatentVariableModel):
         hard: bool = False,
     ) -> None:
         super().__init__(decoder, variables * categories, likelihood)
+        fitting(encoder, decoder, variables * categories, f"variables={variables} of categories={categories}")
         if not temperature > 0:
             raise DeclarationError(f"GumbelVAE: temperature must be positive, got {temperature}")
         self.encoder, self.shape, self.hard = encoder, (variables, categories), hard
@@ -130,3 +148,19 @@ class GumbelVAE(DeepLatentVariableModel):
     def x(self, z: Tensor) -> TorchDistribution:
         """Likelihood(decoder(exp z))."""
         return self.likelihood(self.decoder((corner(z) if self.hard else z.exp()).flatten(-2)))
+
+
+def fitting(encoder: nn.Module, decoder: nn.Module, width: int, said: str) -> None:
+    """Whether networks that know their sizes are made for codes of this width.
+
+    Raises
+    ------
+    DeclarationError
+        If one is not.
+    """
+    logits, taken = getattr(encoder, "output_size", width), getattr(decoder, "input_size", width)
+    if (logits, taken) != (width, width):
+        raise DeclarationError(
+            f"{said} take an encoder with {width} outputs and a decoder with {width} inputs; {type(encoder).__name__} "
+            f"has {logits} and {type(decoder).__name__} takes {taken}"
+        )

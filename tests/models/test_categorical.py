@@ -110,6 +110,11 @@ def test_cooling_is_traced_and_learns(hard):
     assert fits["trace"].sample(3).shape == (3, 6)
 
 
+def test_a_number_is_a_schedule_that_stays():
+    fit = pv.SVI(1, callbacks=[pv.BufferSchedules(temperature=0.5)], progress=False).fit(gumbel(), data(20))
+    assert fit.model.temperature.item() == 0.5
+
+
 def test_what_is_wrong_is_said():
     with pytest.raises(pv.DeclarationError, match="temperature must be positive, got 0"):
         gumbel(temperature=0.0)
