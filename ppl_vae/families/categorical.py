@@ -95,6 +95,11 @@ class Categorical(Family):
         probs = torch.where(total > 0, mass / total.clamp_min(1e-300), 1 / self.n_categories)
         return {"probs": probs.reshape(self.shape)}
 
+    @property
+    def saturated(self) -> int:
+        """None: an empty category is an estimate like any other."""
+        return 0
+
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Never: a category without data has probability zero, which is its estimate."""
         return torch.zeros(self.batch, dtype=torch.bool)

@@ -173,6 +173,11 @@ class Family(PyroModule):
         """[K] of bool: members that have lost their data or sit on too few to be estimated."""
         return sums["count"] <= torch.finfo(sums["count"].dtype).eps * sums["count"].sum()
 
+    @property
+    def saturated(self) -> int:
+        """How many data a member fits equally well wherever they are: as many as it has parameters to a feature."""
+        return len(self.constraints)
+
     def remarks(self) -> list[str]:
         """What of the data seen by `adapt` a fit's status should mention."""
         return []

@@ -127,6 +127,10 @@ class Form:
         """Number of variances of a member."""
         return d
 
+    def saturated(self, d: int) -> int:
+        """How many data a member's own mean and covariance fit equally well wherever they are."""
+        return 2
+
     def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
         """Number of directions, [K], in which a member's variance relative to the data's is at most `floor`."""
         d = covariance.shape[-1] if covariance.dim() > 1 else 1
@@ -214,6 +218,9 @@ class Full(Form):
     def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
         return (weight * v)[:, :, None] * v[:, None, :]
 
+    def saturated(self, d: int) -> int:
+        return d + 1
+
     def degrees(self, count: Tensor, d: int) -> Tensor:
         return count[:, :, None]
 
@@ -275,6 +282,9 @@ class Tied(Full):
 
     def pooled(self, weight: Tensor, v: Tensor) -> Tensor:
         return (weight * v).mT @ v
+
+    def saturated(self, d: int) -> int:
+        return 1
 
     def degrees(self, count: Tensor, d: int) -> Tensor:
         return count.sum()

@@ -247,6 +247,11 @@ class Normal(Family):
         every = self.form.directions(self.n_features)
         return super().degenerate(sums, values) | (directions > self.flat) | (directions == every)
 
+    @property
+    def saturated(self) -> int:
+        """One more than a full covariance has directions, which are then all at one distance from the mean."""
+        return self.form.saturated(self.n_features)
+
     def remarks(self) -> list[str]:
         """What of the data is worth knowing: features without spread."""
         if not int(self.flat):

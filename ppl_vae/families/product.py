@@ -209,6 +209,11 @@ class Product(Family):
         ).any(0) | super().degenerate(sums, values)
 
     @property
+    def saturated(self) -> int:
+        """The most of any block that has no prior to hold it."""
+        return max((family.saturated for family in self.blocks() if family.prior is None), default=0)
+
+    @property
     def width(self) -> int:
         """Temporaries of all blocks."""
         return sum(family.width for family in self.blocks())

@@ -113,7 +113,12 @@ class LinearRegression(Regression):
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Empty members, and members on the variance floor with no more data than a plane fits exactly."""
         on_floor = values["variance"] <= self.floor * self.scale[-1].square() * (1 + 1e-6)
-        return super().degenerate(sums, values) | (on_floor & (sums["count"] <= self.n_inputs + 2))
+        return super().degenerate(sums, values) | (on_floor & (sums["count"] <= self.saturated))
+
+    @property
+    def saturated(self) -> int:
+        """As many as it has coefficients, and one for the variance."""
+        return self.n_inputs + 2
 
 
 class LogisticRegression(Regression):
@@ -197,3 +202,8 @@ class LogisticRegression(Regression):
     def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
         """The maximum of the quadratic."""
         return {**self.restored(self.least_squares(sums, fixed)), **fixed}
+
+    @property
+    def saturated(self) -> int:
+        """As many as it has coefficients."""
+        return self.n_inputs + 1

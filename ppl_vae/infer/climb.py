@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Climb", "Run"]
 
+ADVICE = 'it would fit so few as well anywhere: take prior="weak", or fewer components'
 REPAIRS = 3
 """Repairs allowed in one run before a component is given up and reported."""
 STATE = ("values", "iteration", "e_steps", "segment", "repairs")
@@ -240,13 +241,16 @@ class Climb:
         """The run with a status that says whether its end is a maximum at all."""
         e, plan = self.expect(run.values, self.assign(self.iteration))
         with torch.no_grad():
-            bad = self.maximizer.degenerate(plan.finish(e), run.values)
+            sums = plan.finish(e)
+            bad = self.maximizer.degenerate(sums, run.values)
+            few = [member for member in self.maximizer.collapsed(sums) if member[:2] not in bad]
         status = run.status
         if bad:
-            names = ", ".join(f"{path}[{k}]" for path, k in bad)
+            names = ", ".join(f"{path}[{k}] (on {sums[path]['count'][k].item():.3g} of the data)" for path, k in bad)
             why = "too few data to be estimated: its likelihood has no bound, or it is empty"
             status = Status("degenerate", f"{names} has {why}; use fewer components or a prior")
-        run.status = Status(status.code, status.message, tuple(self.notes))
+        notes = [f"{path}[{k}] has collapsed onto {count:.3g} of the data; {ADVICE}" for path, k, count in few]
+        run.status = Status(status.code, status.message, (*self.notes, *notes))
         return run
 
     def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:

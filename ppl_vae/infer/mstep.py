@@ -60,6 +60,21 @@ class Maximizer:
             found += [(path, k) for k in families[path].degenerate(own, mine).nonzero().flatten().tolist()]
         return found
 
+    def collapsed(self, sums: Mapping[str, Sums]) -> list[tuple[str, int, float]]:
+        """Members that nothing but so few data hold that these fit anywhere: path, number, and how many data.
+
+        None where a prior holds them, where they are frozen, or where all data together are no more.
+        """
+        found = []
+        for path, own in sums.items():
+            family, count = self.families[path], own["count"]
+            held = (family.prior is not None and self.estimate == "map") or not family.saturated
+            held = held or all(f"{path}.{name}" in self.frozen for name in family.constraints)
+            most = family.saturated + 0.5
+            if not held and count.sum() > len(count) * most:
+                found += [(path, k, count[k].item()) for k in (count < most).nonzero().flatten().tolist()]
+        return found
+
     # What no family owns.
 
     @cached_property

@@ -113,6 +113,27 @@ def test_unbounded_likelihood_is_reported():
     assert torch.isfinite(fit.log_prob(x)).all()
 
 
+@pytest.mark.parametrize(("form", "few"), [("full", 3), ("diagonal", 2), ("spherical", 2), ("tied", 1)])
+def test_a_component_on_few_data_is_named_with_their_number(faithful, form, few):
+    """A proper maximum, above the floor of the variance: as many data as a member fits alike wherever they are."""
+    apart = torch.tensor([[40.0, 400.0], [40.5, 407.0], [41.0, 401.0]], dtype=torch.float64)
+    x, start = torch.cat([faithful, apart[:few]]), {"components.loc": torch.tensor([[3.5, 70.0], [40.3, 402.0]])}
+    fit = pv.EM(start=start, progress=False).fit(pv.models.GaussianMixture(2, 2, form), x)
+    said = f"components[1] has collapsed onto {few} of the data; it would fit so few as well anywhere: take prior"
+    assert fit.status.code == "converged"
+    assert [said in note for note in fit.status.notes] == [True]
+    held = pv.EM(start=start, progress=False).fit(pv.models.GaussianMixture(2, 2, form, prior="weak"), x)
+    more = pv.EM(start=start, progress=False).fit(pv.models.GaussianMixture(2, 2, form), torch.cat([x, apart + 0.3]))
+    assert held.status.notes == more.status.notes == ()
+
+
+def test_a_component_on_one_datum_is_degenerate_and_its_data_are_counted(faithful):
+    x, start = torch.cat([faithful, torch.tensor([[40.0, 400.0]])]), torch.tensor([[3.5, 70.0], [40.0, 400.0]])
+    fit = pv.EM(start={"components.loc": start}, progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    assert fit.status.code == "degenerate"
+    assert "components[1] (on 1 of the data) has too few data" in fit.status.message
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_constant_feature(faithful, form):
     x = faithful.clone()
