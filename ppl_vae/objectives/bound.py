@@ -128,8 +128,17 @@ def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) ->
     kl : {"sampled", "analytic"}
         Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
     free_bits : float
-        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse. A latent
-        whose prior depends on a finite latent that is summed out has no such KL.
+        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse. With
+        several processes or SVI's `accumulate=` the mean is over the rows that one process has in one piece, so that
+        the maximum of each part is taken, which is more than that of the whole batch.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    EngineError
+        At the first step, for free bits of a latent whose prior depends on a finite latent that is summed out: it has
+        no KL by itself.
 
     Examples
     --------

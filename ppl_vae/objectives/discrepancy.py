@@ -156,7 +156,9 @@ def infovae(
     information is spared, lambda what the aggregate posterior costs. alpha = 0, lambda = 1 is the bound; alpha = 1
     leaves the MMD alone. MMD^2 is estimated without bias from the codes of a batch and as many draws of the prior, so
     batches should have some dozens of rows. A prior with parameters gets its gradient through these draws where they
-    can be reparameterised (a mixture's cannot). The reported bound stays the ELBO.
+    can be reparameterised (a mixture's cannot). With several processes or SVI's `accumulate=` the estimate is made of
+    the rows that one process has in one piece, and the parts' mean is taken: still without bias, with more noise. The
+    reported bound stays the ELBO.
 
     Parameters
     ----------

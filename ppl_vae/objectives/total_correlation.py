@@ -109,7 +109,8 @@ def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1
     with q(z) = (1/n) sum_i q(z | x_i). At each draw q(z) is estimated from the batch: q(z | x) of its own datum counts
     as one of n, the mean over the others as the remaining n - 1. That is unbiased for q(z) (stratified sampling), exact
     when the batch is the whole data set, and a lower bound of log q(z) in expectation otherwise (Jensen), so that the
-    information of small batches is overstated. With alpha = beta = gamma = 1 the parts add up to the ELBO's
+    information of small batches is overstated. With several processes or SVI's `accumulate=` the others are those that
+    one process has in one piece: as small a batch. With alpha = beta = gamma = 1 the parts add up to the ELBO's
     divergence at the same draw, whatever the batch. The reported bound stays the ELBO.
 
     Each drawn latent is decomposed by itself, with q(z) over the data and the earlier draws that its q is given; finite
