@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "RunningWeights", "exact", "importance", "log_mean_exp", "pareto_k_hat", "tail_length"]
+__all__ = [
+    "Evidence",
+    "RunningWeights",
+    "exact",
+    "hardly_vary",
+    "importance",
+    "log_mean_exp",
+    "pareto_k_hat",
+    "tail_length",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Evidence:
         "exact" or "importance".
     k_hat : Tensor, optional
         [n]: shape of the generalised Pareto law of the largest weights (see `pareto_k_hat`). Above 0.7 value and
-        standard error are not to be relied on, however large the effective sample size looks.
+        standard error are not to be relied on, unless the weights hardly vary (see `hardly_vary`).
     """
 
     value: Tensor
@@ -199,6 +208,32 @@ def pareto_k_hat(largest: Tensor) -> Tensor:
     return k.to(largest.device)
 
 
+def hardly_vary(effective_sample_size: Tensor, count: int) -> Tensor:
+    """Whether S weights are so even that the shape of their tail is no danger, [n] of bool.
+
+    k is the shape of the tail whatever its size: of weights 1 + e h it is that of h, however small e. Where the
+    effective sample size is at least 90% of S the weights' standard deviation is at most a third of their mean, and so
+    the largest one is at most sqrt(S) / 3 means above it. As many draws again have one about 2^k times as far out,
+    which moves the logarithm of the mean by 2^k / (3 sqrt(S)) at most: 0.03 nats for k = 0.9 and 500 draws.
+
+    Parameters
+    ----------
+    effective_sample_size : Tensor
+        [n], as of Evidence.
+    count : int
+        S.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hardly_vary(torch.tensor([50.0, 990.0]), 1000)
+    tensor([False,  True])
+    """
+    return effective_sample_size >= EVEN * count
+
+
+EVEN = 0.9
+"""Share of the draws from which on the effective sample size says that weights hardly vary."""
 SAME = 1e-12
 """Nats between log weights that count as the same."""
 NOTHING = 500.0

@@ -13,7 +13,7 @@ from ppl_vae.counted import counted_mean, counts_of, same_data
 from ppl_vae.datatree import seeded
 from ppl_vae.declare import Observations
 from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out
-from ppl_vae.evidence import log_mean_exp
+from ppl_vae.evidence import EVEN, log_mean_exp
 from ppl_vae.fit import Fit
 
 __all__ = ["COLUMNS", "Judged", "Row", "judge"]
@@ -152,7 +152,7 @@ def _warnings(fit: Fit, row: Row, chains: Convergence | None, share: float | Non
     found = list(fit.status.notes) if fit.status.ok else [str(fit.status)]
     if chains is not None:
         found += [said for said in chains.warnings() if said not in found]
-    if row.khat is not None and not row.khat <= K_LIMIT:
+    if row.khat is not None and not (row.khat <= K_LIMIT or (share or 0.0) >= EVEN):
         found.append(
             f"q(theta) is too far from the posterior: the Pareto k of its importance weights is {row.khat:.2f}, above "
             f"{K_LIMIT}, and they are worth {share:.1%} of the draws: its standard deviations, its elpd_loo and the gap"

@@ -8,7 +8,7 @@ import torch
 from example_models import LinearVAE, make, numbers
 
 import ppl_vae as pv
-from ppl_vae.evidence import RunningWeights, exact, importance, log_mean_exp, pareto_k_hat, tail_length
+from ppl_vae.evidence import RunningWeights, exact, hardly_vary, importance, log_mean_exp, pareto_k_hat, tail_length
 from ppl_vae.report.training import evaluation_rows
 from ppl_vae.report.words import training_summary
 
@@ -158,6 +158,24 @@ def test_k_hat_is_that_of_psislw():
     log_w = 2 * torch.randn(2500, 5, dtype=torch.float64, generator=generator)  # both versions' tail is 150
     top = log_w.topk(tail_length(2500) + 1, dim=0).values
     np.testing.assert_allclose(pareto_k_hat(top).numpy(), arviz.psislw(log_w.T.numpy().copy())[1], rtol=1e-9)
+
+
+def test_the_tail_of_weights_that_hardly_vary_moves_log_p_by_next_to_nothing():
+    """500 times 500 weights around a tail of k = 0.9, of mean 1: what k makes of weights that vary is not so here."""
+    generator = torch.Generator().manual_seed(5)
+    u = torch.rand(500, 500, dtype=torch.float64, generator=generator)
+    tail = 0.1 * u**-0.9  # a Pareto law of mean 1
+    errors = {}
+    for name, w in {"even": 0.97 + 0.03 * tail, "uneven": tail}.items():
+        running = RunningWeights(500)
+        running.add(w.log())
+        found = running.evidence()
+        even = hardly_vary(found.effective_sample_size, 500)
+        assert (found.k_hat > 0.7).double().mean() > 0.5
+        assert even.double().mean() > 0.9 if name == "even" else even.double().mean() < 0.05
+        errors[name] = found.value[even if name == "even" else ~even].abs()
+    assert (errors["even"] < 2**0.9 / (3 * 500**0.5)).all()
+    assert (errors["uneven"] > 10 * 2**0.9 / (3 * 500**0.5)).double().mean() > 0.5
 
 
 @pytest.mark.parametrize("k", [0.1, 0.5, 0.9])

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import ppl_vae as pv
-from ppl_vae.diagnostics import khat, leave_one_out
+from ppl_vae.diagnostics import elbo_total, khat, leave_one_out, log_densities
 from ppl_vae.invariants import invariants, remarks
 
 
@@ -190,6 +190,21 @@ def test_a_q_that_is_far_from_the_posterior_is_worded():
     assert table.rows["SVI"].khat > 0.7
     assert any("too far from the posterior: the Pareto k" in w for w in table.warnings)
     assert any("a Pareto k above 0.7" in w for w in table.warnings)
+
+
+def test_a_heavy_tail_of_weights_that_hardly_vary_is_no_danger():
+    """Weights 1 + h / 1000, h of a Pareto law with k = 0.9: that is their shape, and they are all but equal."""
+    fit, x, _ = approximate(1.0, 2000)
+    log_q, u = log_densities(fit)[1], torch.rand(1, 2000).double()
+    fit.sample_stats["log_q"] = log_q - (1 + u**-0.9 / 1000).log()
+    table = pv.compare({"SVI": fit}, x)
+    assert table.rows["SVI"].khat > 0.7
+    assert elbo_total(fit)[2] > 0.9
+    assert not any("the Pareto k of its importance weights" in w for w in table.warnings)
+    fit.sample_stats["log_q"] = log_q - (u**-0.9).log()
+    table = pv.compare({"SVI": fit}, x)
+    assert elbo_total(fit)[2] < 0.9
+    assert any("the Pareto k of its importance weights" in w for w in table.warnings)
 
 
 def test_loo_of_a_q_is_that_of_the_posterior():

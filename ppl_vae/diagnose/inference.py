@@ -12,7 +12,7 @@ from ppl_vae.diagnose.codes import Codes, UndefinedError
 from ppl_vae.diagnose.gap import LocalBound, local_bound
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.diagnose.weights import draw_weights, weigh
-from ppl_vae.evidence import Evidence
+from ppl_vae.evidence import Evidence, hardly_vary
 
 __all__ = ["Inference", "inference"]
 
@@ -102,18 +102,20 @@ def _split(codes: Codes, count: int) -> tuple[LocalBound | None, list[Quantity]]
 
 
 def _tails(evidence: Evidence, count: int) -> list[Quantity]:
-    limit = 1 - 1 / math.log10(count) if count > 10 else 0.0
-    limit = min(limit, 0.7)
-    k_meaning = f"share of data whose weights have a Pareto k above {limit:.2f}: there q misses part of the posterior"
+    limit = min(1 - 1 / math.log10(count), 0.7) if count > 10 else 0.0
+    k_meaning = (
+        f"share of data whose weights have a Pareto k above {limit:.2f} and vary by more than a third: there q misses "
+        f"part of the posterior"
+    )
     n_meaning = f"of {count} draws, what the weights are worth for the median datum"
-    ess = evidence.effective_sample_size.median()
-    size = measured("effective sample size", PART, n_meaning, ess, unit="draws", ok=ess >= DRAWS)
+    ess = evidence.effective_sample_size
+    size = measured("effective sample size", PART, n_meaning, ess.median(), unit="draws", ok=ess.median() >= DRAWS)
     if evidence.k_hat is None:
         return [undefined("bad Pareto k", PART, k_meaning, "it takes 25 draws at least"), size]
-    known = evidence.k_hat[~evidence.k_hat.isnan()]
-    if not len(known):
+    known = ~evidence.k_hat.isnan()
+    if not bool(known.any()):
         return [undefined("bad Pareto k", PART, k_meaning, "the weights tie"), size]
-    bad = (known > limit).double().mean()
+    bad = ((evidence.k_hat > limit) & ~hardly_vary(ess, count))[known].double().mean()
     return [measured("bad Pareto k", PART, k_meaning, bad, unit="of data", ok=bad <= BAD_SHARE), size]
 
 

@@ -15,7 +15,9 @@ from linear import Answered, Diagonal, Exact, Narrow, Shifted, best_diagonal, da
 from ppl_vae.diagnose import Codes
 from ppl_vae.diagnose.diagnosis import chosen
 from ppl_vae.diagnose.gap import local_bound
+from ppl_vae.diagnose.inference import _tails
 from ppl_vae.diagnose.quantity import Quantity, with_error
+from ppl_vae.diagnose.weights import weigh
 from ppl_vae.errors import DataError
 
 
@@ -188,6 +190,14 @@ def test_far_apart_codes_bound_the_information_by_log_n():
 def test_the_digits_of_a_number_are_those_that_its_error_leaves():
     assert with_error(3.14159, 0.012) == "3.142 ± 0.012"
     assert Quantity("a", "b", "c", why="no encoder").text == "not defined: no encoder"
+
+
+def test_a_heavy_tail_is_bad_only_where_weights_vary():
+    tail = torch.rand(1000, 3, dtype=torch.float64) ** -0.9
+    for even, share in ((0.999, 0.0), (0.0, 1.0)):
+        k, size = _tails(weigh((even + (1 - even) * tail).log()), 1000)
+        assert (k.name, k.value, k.ok) == ("bad Pareto k", share, share == 0.0)
+        assert (size.value > 900) == (even > 0)
 
 
 def test_a_datum_of_weight_two_counts_as_two():
