@@ -135,3 +135,21 @@ def test_every_test_of_the_theory_is_named():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert f"::{node.name}`" in THEORY, f"{path.name}::{node.name} is not on the theory page"
+
+
+def test_the_family_that_the_docs_add_is_short_and_works(capsys):
+    """The page's own cells: a mixture, then the geometric family in it, with missing entries."""
+    text = (DOCS / "families.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    family = next(cell for cell in cells if "class Geometric" in cell)
+    assert len([line for line in family.splitlines() if line.strip()]) <= 30
+    scope = {}
+    for cell in (cells[0].split("torch.manual_seed")[0], *cells[cells.index(family) :]):
+        exec(compile(cell, "families.md", "exec"), scope)
+    said = capsys.readouterr().out
+    assert said.startswith("converged")
+    found = scope["fit"].parameters["components.probs"].mean(1).sort().values.tolist()
+    assert found == pytest.approx([0.1, 0.6], abs=0.05)
+    assert float(re.search(r"densities: (\S+)", said)[1]) < 1e-12
+    changes = [float(each) for each in re.findall(r"(-\S+) nats", said)]
+    assert len(changes) == 2 and max(changes) < 0  # noqa: PT018

@@ -9,6 +9,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 FEW = {
     "em_torchrun": {},
+    "em_variations": {},
     "svi_torchrun": {},
     "kmeans_is_em": {},
     "choose_components": {"sizes": range(1, 4), "n_init": 2, "refits": 100},

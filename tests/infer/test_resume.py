@@ -18,12 +18,29 @@ def binary(n=150):
     return (pixels(n) > 0.5).float()
 
 
+def drawn_batches():
+    """Noise from torch's own generator, which a fit seeds anew for every epoch."""
+    for part in pixels().split(32):
+        yield torch.bernoulli(part)
+
+
 def vae():
     model = pv.models.VAE(pv.nets.mlp_encoder(12, 8, 2), pv.nets.mlp_decoder(2, 8, 12))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data.normal_(0.0, 0.3, generator=generator)
     return model
+
+
+def vqvae():
+    torch.manual_seed(0)
+    networks = pv.nets.mlp_decoder(12, 8, 4), pv.nets.mlp_decoder(4, 8, 12)
+    return pv.models.VQVAE(*networks, pv.codebooks.Averaged(6, 2, decay=0.9), positions=2)
+
+
+def gumbel():
+    torch.manual_seed(0)
+    return pv.models.GumbelVAE(pv.nets.mlp_decoder(12, 8, 6), pv.nets.mlp_decoder(6, 8, 12), 2, 3)
 
 
 class Rows(pv.LatentVariableModel):
@@ -85,9 +102,20 @@ CASES = {
         lambda: DataLoader(TensorDataset(binary()), batch_size=32, shuffle=True),
         {"batch_size": None},
     ),
-    "an iterable": (vae, lambda: list(binary().split(32)), {"batch_size": None}),
+    "a DataLoader with workers": (
+        vae,
+        lambda: DataLoader(TensorDataset(binary()), batch_size=32, shuffle=True, num_workers=1),
+        {"batch_size": None, "epochs": 3},
+    ),
+    "a list": (vae, lambda: list(binary().split(32)), {"batch_size": None}),
+    "a function that draws": (vae, lambda: drawn_batches, {"batch_size": None}),
+    "a stream": (vae, lambda: pv.data.stream(binary(), rows=64), {}),
+    "a stream of unknown length": (vae, lambda: pv.data.stream(lambda: iter(binary().split(40)), rows=64), {}),
+    "rows of a stream": (Rows, lambda: pv.data.stream({"x": pixels()[:, 0].double()}, rows=64), {}),
     "parameters of rows": (Rows, lambda: pixels()[:, 0].double(), {}),
     "shared latents": (gmm, points, {"guide": "multivariate", "batch_size": None}),
+    "running codes": (vqvae, pixels, {"callbacks": lambda: [pv.CodebookUpdates()]}),
+    "cooling": (gumbel, binary, {"callbacks": lambda: [pv.BufferSchedules(temperature=pv.linear(1.0, 0.5, 4))]}),
     "a Pyro pair": (pair, lambda: points()[:, 0], {"batch_size": None}),
 }
 
@@ -109,9 +137,11 @@ def crash():
 
 def fit(case, folder=None, callbacks=(), **others):
     model, data, settings = CASES[case]
+    own = settings.get("callbacks", list)()
+    settings = {name: value for name, value in settings.items() if name != "callbacks"}
     usual = {"epochs": 6, "batch_size": 32, "optimizer": pv.adam(2e-2), "num_draws": 5, "compile": "off"}
     checkpoint = None if folder is None else pv.checkpoints(folder, steps=3)
-    engine = pv.SVI(**usual | settings | others, checkpoint=checkpoint, callbacks=callbacks, progress=False)
+    engine = pv.SVI(**usual | settings | others, checkpoint=checkpoint, callbacks=[*own, *callbacks], progress=False)
     return engine.fit(model(), data())
 
 
