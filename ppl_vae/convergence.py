@@ -1,5 +1,6 @@
 """Whether chains of draws agree, and how many independent draws they are worth."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,17 @@ class Convergence:
     def ok(self) -> bool:
         """Whether nothing speaks against the draws."""
         return not self.warnings()
+
+    def __str__(self) -> str:
+        """The three numbers in a row.
+
+        Examples
+        --------
+        >>> print(Convergence(rhat=1.0014, ess=912.3, divergences=0))
+        R-hat at most 1.001, 912 effective draws at least, 0 divergences
+        """
+        ess = "no number of" if math.isnan(self.ess) else f"{self.ess:.0f}"
+        return f"R-hat at most {self.rhat:.3f}, {ess} effective draws at least, {self.divergences} divergences"
 
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the draws, a sentence each; none when the chains agree and say enough.
@@ -128,7 +140,8 @@ def rhat(column: Any) -> float:
     """Rank-normalised split R-hat of a scalar, [chain, draw] (Vehtari et al. 2021)."""
     from arviz_stats.base import array_stats
 
-    return float(array_stats.rhat(column, chain_axis=0, draw_axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):  # infinite where no chain moves within its halves
+        return float(array_stats.rhat(column, chain_axis=0, draw_axis=1))
 
 
 def _or_inf(value: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import symmetries
-from ppl_vae.convergence import RHAT_LIMIT, convergence, rhat
+from ppl_vae.convergence import RHAT_LIMIT, Convergence, convergence, rhat
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.fit import Fit
 from ppl_vae.objectives import Sites
@@ -118,7 +118,7 @@ def log_joint(
     return over_draws(one, model, draws, len(obs))
 
 
-def remarks(fit: Fit, obs: Observations | None) -> tuple[str, ...]:
+def remarks(fit: Fit, obs: Observations | None, found: Convergence | None = None) -> tuple[str, ...]:
     """What speaks against a fit's chains, a sentence each, and why they disagree, where they do.
 
     Parameters
@@ -127,8 +127,11 @@ def remarks(fit: Fit, obs: Observations | None) -> tuple[str, ...]:
         With draws.
     obs : Observations, optional
         Its training data; without them the reason is not looked for.
+    found : Convergence, optional
+        Its R-hat and effective draws, where they are known.
     """
-    if (found := convergence(fit)) is None:
+    found = found or convergence(fit)
+    if found is None:
         return ()
     if found.rhat <= RHAT_LIMIT or obs is None:
         return found.warnings()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import Symmetry, assignments, symmetries
+from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import EngineError
@@ -183,9 +184,11 @@ def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:
     obs = fit.data if data is None else fit.model.check(data)
     done = relabel_draws(fit.model, obs, fit.draws, by)
     found = replace(fit, draws=done.draws, settings={**fit.settings, "labels": done.said})
-    before, after = remarks(fit, obs), remarks(found, obs)
+    chains = convergence(fit), convergence(found)
+    before, after = (remarks(one, obs, its) for one, its in zip((fit, found), chains, strict=True))
     notes = tuple(note for note in fit.status.notes if note not in before) + after
-    return replace(found, status=replace(fit.status, notes=notes))
+    message = fit.status.message.replace(str(chains[0]), str(chains[1]))
+    return replace(found, status=replace(fit.status, message=message, notes=notes))
 
 
 def relabel_draws(

@@ -76,3 +76,13 @@ def test_very_many_scalars_are_sampled():
         convergence(fit_of({"z": draws}))
     assert MOST / 2 < len(seen) <= MOST
     assert np.array_equal(seen[0], draws[..., 0].numpy())
+
+
+def test_chains_that_stand_still_within_their_halves_are_infinitely_far_apart():
+    """Nothing varies within, something between: no warning of numpy's, and a number that says so."""
+    draws = torch.zeros(2, 4)
+    draws[:, 2:] = 1.0
+    found = convergence(fit_of({"mu": draws}))
+    assert found.rhat == float("inf")
+    assert "R-hat of mu is inf, above 1.01" in found.warnings()[0]
+    assert str(found).startswith("R-hat at most inf")

@@ -188,13 +188,15 @@ def test_the_fit_says_which_was_used_and_judges_the_relabelled_draws(x):
     chains = {name: value.reshape(2, 400, *value.shape[2:]) for name, value in fit.draws.items()}
     draws = {name: torch.stack([value[0], value[1].flip(1)]) for name, value in chains.items()}
     apart = replace(fit, draws=draws)
-    apart.status = pv.Status("finished", "", pv.diagnostics.convergence(apart).warnings())
+    judged = pv.diagnostics.convergence(apart)
+    apart.status = pv.Status("finished", f"2 chains; {judged}", judged.warnings())
     assert "R-hat" in " ".join(apart.status.notes)
     for by in (None, pv.Ordering("components.loc")):
         again = pv.relabel(apart, by)
         assert pv.diagnostics.convergence(again).rhat < 1.02 < 1.5 < pv.diagnostics.convergence(apart).rhat
         assert "400 of 800 draws switched" in again.settings["labels"]
         assert again.status.notes == pv.diagnostics.convergence(again).warnings()
+        assert again.status.message == f"2 chains; {pv.diagnostics.convergence(again)}"
 
 
 def test_an_ordering_by_what_carries_no_components_is_refused(vb):

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -60,8 +61,9 @@ class NUTS:
 
     Notes
     -----
-    The status's notes say what speaks against the draws: R-hat above 1.01, fewer than 100 effective draws per chain
-    (Vehtari et al. 2021), divergences.
+    The status gives the largest R-hat, the smallest number of effective draws, and the divergences; its notes say what
+    speaks against the draws: R-hat above 1.01, fewer than 100 effective draws per chain (Vehtari et al. 2021),
+    divergences.
 
     Examples
     --------
@@ -176,7 +178,11 @@ class NUTS:
             weights=weights,
             sample_stats=chains.stats,
         )
-        return replace(fit, status=replace(status, notes=(*notes, *remarks(fit, obs))))
+        found = convergence(fit)
+        if found is None:
+            return replace(fit, status=replace(status, notes=notes))
+        message = f"{status.message}; {found}"
+        return replace(fit, status=replace(status, message=message, notes=(*notes, *remarks(fit, obs, found))))
 
     def _settings(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}

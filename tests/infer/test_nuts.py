@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.convergence import convergence
 from ppl_vae.fit import Status
 from ppl_vae.infer import samplers
 from ppl_vae.infer.potential import Potential
@@ -231,6 +232,14 @@ def test_status_says_what_speaks_against_the_draws(clusters):
     fit = pv.NUTS(20, warmup=30, num_chains=2, progress=False).fit(TwoNormals(), clusters)
     assert fit.status.ok
     assert any("effective sample size" in note for note in fit.status.notes)
+    found = convergence(fit)
+    assert fit.status.message == f"2 chains of 30 + 20; {found}"
+    assert f"{found.ess:.0f} effective draws at least, {found.divergences} divergences" in repr(fit)
+
+
+def test_one_chain_has_nothing_to_compare(clusters):
+    fit = pv.NUTS(20, warmup=30, num_chains=1, progress=False).fit(TwoNormals(), clusters)
+    assert fit.status.message == "1 chains of 30 + 20"
 
 
 # Somebody ends it.
