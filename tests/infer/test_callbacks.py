@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -96,6 +97,71 @@ def test_the_hooks_of_em_see_every_iteration():
     torch.testing.assert_close(bound * len(x), fit.trace["bound"], rtol=1e-12, atol=0)
     assert [one["e_steps"] for one in seen if one["start"] == best] == fit.trace["e_steps"].tolist()
     assert {one["start"] for one in seen} == {0, 1}
+
+
+class NormalMean(pv.LatentVariableModel):
+    """mu ~ N(0, 2^2), x_i ~ N(mu, 1)."""
+
+    @pv.latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 2.0)
+
+    @pv.observed
+    def x(self, mu):
+        return dist.Normal(mu, 1.0)
+
+
+def program(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def guide(x):
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.5))
+
+
+POINTS = torch.tensor([0.3, 1.9, 2.2], dtype=torch.float64)
+SHORT = {"num_samples": 5, "warmup": 5, "num_chains": 2, "progress": False}
+SVI = {"epochs": 3, "batch_size": 2, "num_draws": 5, "progress": False}
+# Engine: the fit, and how many steps it has.
+ENGINES = {
+    "EM": (lambda *own: em(*own, tol=0).fit(mixture(), clusters()), 12),
+    "SVI": (lambda *own: pv.SVI(**SVI, callbacks=own).fit(NormalMean(), POINTS), 6),
+    "SVI of a pair": (
+        lambda *own: pv.SVI(7, num_draws=5, progress=False, callbacks=own).fit((program, guide), POINTS),
+        7,
+    ),
+    "NUTS by nutpie": (lambda *own: pv.NUTS(**SHORT, callbacks=own).fit(NormalMean(), POINTS), 20),
+    "NUTS by Pyro": (lambda *own: pv.NUTS(**SHORT, sampler="pyro", callbacks=own).fit(NormalMean(), POINTS), 20),
+    "NUTS of a program": (lambda *own: pv.NUTS(**SHORT, callbacks=own).fit(program, POINTS), 20),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_four_hooks_of_every_engine(engine, tmp_path):
+    fit, count = ENGINES[engine]
+    diary, path = Diary(), tmp_path / "run.csv"
+    found = fit(diary, pv.track(pv.CSVTracker(path), every=1))
+    assert [page[0] for page in diary.pages] == ["set up", *["begin", "end"] * count, "tear down"]
+    assert [step for (step,) in diary.named("begin")] == [step for step, _ in diary.named("end")] == list(range(count))
+    ((status,),) = diary.named("tear down")
+    assert status.code == found.status.code
+    assert diary.run.engine == engine.split()[0]
+    assert diary.run.total == count
+    header, *rows = path.read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == [str(step) for step in range(count)]
+    assert set(header.split(",")[1:]) == set(diary.named("end")[0][1])
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "EM"])
+@pytest.mark.parametrize("hook", ["set_up", "begin", "end", "tear_down"])
+def test_an_error_in_a_hook_of_every_engine(engine, hook):
+    diary = Diary()
+    with pytest.raises(pv.EngineError, match=f"callback Careless failed in {hook}.*ValueError: no ink"):
+        ENGINES[engine][0](diary, Careless(hook))
+    ((status,),) = diary.named("tear down")
+    assert status.code == ("finished" if hook == "tear_down" else "failed")
 
 
 def test_a_run_is_told_of():
