@@ -4,6 +4,7 @@ import math
 
 import pyro.distributions as dist
 import torch
+from shipped_models import SHIPPED
 from torch import nn
 
 import ppl_vae as pv
@@ -271,5 +272,5 @@ MODELS = {
 def make(name):
     """A fresh model in float64 and its data."""
     torch.manual_seed(0)
-    model, data = MODELS[name]()
+    model, data = (MODELS | SHIPPED)[name]()
     return model.double(), data

@@ -7,6 +7,7 @@ import torch
 from example_models import MODELS, make
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro_pairs import PAIRS
+from shipped_models import SHIPPED
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_vae.declare import Observations
@@ -64,7 +65,7 @@ def compare(model, guide, loss, args, mode="trace"):
         torch.manual_seed(seed)
         expected = pyros_own(pair, own, objective.dense, args)
         torch.manual_seed(seed)
-        assert_same(graph(*objective.dense, *tree_leaves(args)), expected)
+        assert_same(graph(*objective.dense, *tree_leaves(args), *pair.buffers), expected)
         with torch.no_grad():
             for p in objective.dense:
                 p.add_(0.2 * torch.randn_like(p))
@@ -118,8 +119,9 @@ def test_compiled_pairs(name):
         compare(model, guide, losses[0], args, "inductor")
 
 
-FINITE = {name for name in MODELS if "finite" in name or "mixture" in name or name == "shared by hand"}
-DRAWN = {name: (Trace_ELBO(), TraceMeanField_ELBO()) for name in MODELS if name not in FINITE}
+DECLARED = [*MODELS, *SHIPPED]
+FINITE = {name for name in DECLARED if "finite" in name or "mixture" in name or name == "shared by hand"}
+DRAWN = {name: (Trace_ELBO(), TraceMeanField_ELBO()) for name in DECLARED if name not in FINITE}
 LITERAL = {
     **DRAWN, **{name: (TraceEnum_ELBO(max_plate_nesting=1),) for name in sorted(FINITE)},
     "poisson latent": (Trace_ELBO(),),  # a mean field loss needs draws that have a path
