@@ -46,10 +46,19 @@ class ModelObjective:
     ) -> None:
         self.model, self.objective, self.penalties = model, objective, model.penalties
         self.annealed = annealed or bool(self.penalties)
+        if not hasattr(objective, "is_bound"):
+            raise EngineError(
+                f"the objective of a declared model is one such as pv.elbo() or pv.iwae(8), called; got {objective!r}"
+            )
         if precision not in PRECISIONS:
             raise EngineError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.autocast = PRECISIONS[precision]
         self.like = model.like
+        if precision != "full" and self.like.dtype == torch.float64:
+            raise EngineError(
+                f"precision={precision!r} shortens products of float32 numbers, and data and model are float64: pass "
+                "x.float(), or leave precision out"
+            )
         self.total = self.like.new_tensor(total)
         local = {id(p) for p in model.local_posteriors.parameters()}
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -37,7 +37,7 @@ def svi_step(
     optimizer : torch.optim.Optimizer or callable
         Over `model.parameters()`, or a factory such as `adam(1e-3)`; for a Pyro pair also one of `pyro.optim`.
     size : int, optional
-        Number of data in the whole set, required when the model has shared latents.
+        Number of data in the whole set, required when the model has shared latents; a Pyro pair says it in its plate.
     objective : Objective, optional
         `elbo()` by default; for a Pyro pair any `pyro.infer.ELBO`.
     compile : {"auto", "inductor", "trace", "off"}
@@ -66,6 +66,8 @@ def svi_step(
     if isinstance(model, tuple):
         from ppl_vae.infer.pairs import pair_step
 
+        if size is not None:
+            raise EngineError("svi_step: size= is for declared models; a Pyro pair says it in its plate")
         return pair_step(model, optimizer, objective, compile)
     if model.shared_laws():
         if size is None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import ppl_vae as pv
 from ppl_vae.errors import EngineError
@@ -23,6 +24,24 @@ def test_an_objective_that_is_no_number_moves_nothing_and_is_told(mode):
     with pytest.raises(EngineError, match="the objective became"):
         step(x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def nothing(x):
+    """A program without a site."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model, adam: pv.svi_step(model, adam, objective=Trace_ELBO()), "such as pv.elbo.*got <pyro.infer"),
+        (lambda model, adam: pv.svi_step(model, adam, objective=pv.elbo), "called; got <function elbo"),
+        (lambda model, adam: pv.svi_step((nothing, nothing), adam, size=100), "size= is for declared models"),
+    ],
+)
+def test_what_means_nothing_is_refused(make, message):
+    model = vae()
+    with pytest.raises(EngineError, match=message):
+        make(model, torch.optim.Adam(model.parameters()))
 
 
 def test_missing_entries_are_found_among_infinities_or_not_at_all():

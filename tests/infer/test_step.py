@@ -4,6 +4,7 @@ import pyro
 import pytest
 import torch
 from example_models import MODELS, make
+from shipped_models import SHIPPED
 from torch import nn
 
 import ppl_vae as pv
@@ -14,7 +15,6 @@ from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.stepper import stepper
 
 OBJECTIVES = [pv.elbo(2, "analytic"), pv.iwae(3)]
-TRAINED = [name for name in MODELS if name != "truth"]
 
 
 def prepared(name, objective=None, mode="trace", **options):
@@ -39,7 +39,7 @@ def unchecked():
         yield
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*MODELS, *SHIPPED])
 def test_graph_equals_model_at_the_same_seed(name):
     for objective in OBJECTIVES:
         step, batches = prepared(name, objective)
@@ -198,6 +198,14 @@ def test_half_precision_products_change_the_bound_little():
         assert all(g.dtype == torch.float32 for g in gradients)
     assert bounds[0] != bounds[1]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
+
+
+def test_half_precision_of_double_precision_is_refused():
+    x = (torch.rand(32, 16) < 0.5).double()
+    vae = pv.models.VAE(pv.nets.mlp_encoder(16, 32, 2), pv.nets.mlp_decoder(2, 32, 16))
+    with pytest.raises(pv.EngineError, match=r"float64: pass x.float"):
+        pv.SVI(1, precision="bf16", progress=False).fit(vae, x)
+    assert pv.SVI(1, precision="bf16", progress=False).fit(vae, x.float()).status.ok
 
 
 def test_what_pays_is_chosen():
