@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,15 +165,26 @@ class Fit:
         if not self.draws:
             return self.model.log_prob(obs, num_particles)[None, None]
         if self.model.draws_latents(obs):
-            each = []
-            for s in range(self.num_draws):
-                with self.model.bind(self.draw(s)):
-                    each.append(self.model.log_prob(obs, num_particles))
-            flat = torch.stack(each)
+            flat = self._drawn_pointwise(obs, num_particles)
         else:
             flat = self._exact_pointwise(obs)
         first = next(iter(self.draws.values()))
         return flat.reshape(*first.shape[:2], -1)
+
+    def _drawn_pointwise(self, obs: Any, num_particles: int) -> Tensor:
+        from ppl_vae.declare.local import log_prob_of_draws
+
+        def each(s: int) -> Tensor:
+            with self.model.bind(self.draw(s)):
+                return self.model.log_prob(obs, num_particles)
+
+        at_once = ELEMENTS_AT_ONCE // (len(obs) * 64)
+        if at_once > 1 and self.model.draws_without_posterior(obs):
+            stacked = {name: value.flatten(0, 1).split(at_once) for name, value in self.draws.items()}
+            parts = [dict(zip(stacked, part, strict=True)) for part in zip(*stacked.values(), strict=True)]
+            with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
+                return torch.cat([log_prob_of_draws(self.model, obs, part, num_particles) for part in parts])
+        return torch.stack([each(s) for s in range(self.num_draws)])
 
     def _exact_pointwise(self, obs: Any) -> Tensor:
         import pyro

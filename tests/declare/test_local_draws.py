@@ -1,0 +1,86 @@
+"""A q for every datum at every draw of theta: the local optimisations of all draws are one."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae import given, latent, observed
+
+Y = torch.tensor([28.0, 8.0, -3.0, 7.0])
+SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0])
+
+
+class Schools(pv.LatentVariableModel):
+    """theta_i ~ N(mu, tau), y_i ~ N(theta_i, sigma_i)."""
+
+    sigma = given()
+
+    @latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 5.0)
+
+    @latent(shared=True)
+    def tau(self):
+        return dist.LogNormal(1.0, 0.5)
+
+    @latent
+    def theta(self, mu, tau):
+        return dist.Normal(mu, tau)
+
+    @observed
+    def y(self, theta, sigma):
+        return dist.Normal(theta, sigma)
+
+
+class Branching(Schools):
+    """The same, by a branch on a value that nothing can map over."""
+
+    @observed
+    def y(self, theta, sigma):
+        return dist.Normal(theta, sigma if bool(theta.isfinite().all()) else 1.0)
+
+
+def fitted(model, draws):
+    return pv.SVI(3, num_draws=draws, progress=False).fit(model, {"y": Y, "sigma": SIGMA})
+
+
+def exact(fit):
+    mu, tau = (fit.draws[name].double()[0][:, None] for name in ("mu", "tau"))
+    return dist.Normal(mu, (tau.square() + SIGMA.double().square()).sqrt()).log_prob(Y.double())
+
+
+def test_all_draws_are_optimised_at_once(monkeypatch):
+    """Their log p(x | theta) is that of the integral over the local latent, for the price of one optimisation."""
+    fit, calls = fitted(Schools(), 60), []
+    sites = Schools.sites
+    monkeypatch.setattr(Schools, "sites", lambda self, *rest: calls.append(1) or sites(self, *rest))
+    found = fit.pointwise(fit.data, 400)
+    assert len(calls) < 500
+    assert found.shape == (1, 60, 4)
+    torch.testing.assert_close(found[0].double(), exact(fit), atol=0.05, rtol=0)
+    assert abs((found[0] - exact(fit)).mean()) < 0.005
+
+
+def test_every_draw_has_noise_of_its_own():
+    fit = fitted(Schools(), 2)
+    same = {name: value[:, :1].expand(1, 2).clone() for name, value in fit.draws.items()}
+    first, second = pv.Fit(**{**vars(fit), "draws": same}).pointwise(fit.data, 10)[0]
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, second, atol=0.2, rtol=0)
+
+
+def test_a_model_that_branches_on_values_goes_draw_by_draw():
+    fit = fitted(Branching(), 2)
+    torch.testing.assert_close(fit.pointwise(fit.data, 400)[0].double(), exact(fit), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_new_data_of_other_length_and_with_gaps(gap):
+    """A datum that was not seen has log p = 0; another number of data has a q each."""
+    fit = fitted(Schools(), 3)
+    y = torch.tensor([1.0, torch.nan if gap else 2.0])
+    found = fit.pointwise({"y": y, "sigma": SIGMA[:2]}, 100)
+    assert found.shape == (1, 3, 2)
+    if gap:
+        torch.testing.assert_close(found[..., 1], torch.zeros(1, 3, dtype=found.dtype), atol=0.03, rtol=0)
