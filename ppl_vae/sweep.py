@@ -1,7 +1,7 @@
 """A sweep over settings: each cell fitted from the engine's own starts and from its neighbours."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ppl_vae.infer.weights import check_weights
 
 __all__ = ["Key", "Sweep", "split_off"]
 
+NOTHING: Mapping[str, Any] = {}
 Key = tuple[int, ...]
 """A place in the grid: which value of each swept keyword."""
 
@@ -74,15 +75,18 @@ class Sweep:
         own = (None, None) if w is None else (w[kept], w[out])
         return cls(engine, obs.rows(kept), own[0], obs.rows(out), own[1])
 
-    def visit(self, key: Key, model: LatentVariableModel, settings: dict[str, Any]) -> Cell:
-        """Fit one cell from every start and keep the best."""
+    def visit(
+        self, key: Key, model: LatentVariableModel, settings: dict[str, Any], more: Mapping[str, Any] = NOTHING
+    ) -> Cell:
+        """Fit one cell from every start, those in `more` included, and keep the best."""
         begin = time.perf_counter()
         w = torch.ones(len(self.obs), dtype=torch.float64) if self.weights is None else self.weights
         free = coordinates(model, getattr(self.engine, "frozen", ())).size
         cell = Cell(settings, _components(model, self.obs), free, w.sum().item(), Status("failed", "was not run"))
         self.cells[key] = cell
         try:
-            ends = [(name, engine.fit(model, self.obs, self.weights)) for name, engine in self._engines(key, cell)]
+            engines = [*self._engines(key, cell), *((name, self._from(start)) for name, start in more.items())]
+            ends = [(name, engine.fit(model, self.obs, self.weights)) for name, engine in engines]
         except (DataError, EngineError) as error:
             cell.status = Status("failed", str(error))
         else:
@@ -96,7 +100,11 @@ class Sweep:
         """The engine with its own starts, then with those of the neighbours."""
         yield "engine", replace(self.engine, progress=False)
         for name, r in self._neighbours(key, cell):
-            yield name, replace(self.engine, n_init=1, start=r, progress=False)
+            yield name, self._from(r)
+
+    def _from(self, start: Any) -> EM:
+        """The engine with this start alone."""
+        return replace(self.engine, n_init=1, start=start, progress=False)
 
     def _neighbours(self, key: Key, cell: Cell) -> Iterator[tuple[str, Tensor]]:
         """Responsibilities [n, K] from the cells that differ in one setting."""

@@ -34,6 +34,15 @@ def test_replicates_are_those_of_one_group():
     torch.testing.assert_close(same.replicates, found.replicates[:3])
 
 
+def test_a_null_fit_that_misses_its_maximum_does_not_make_the_statistic_large():
+    """One random start puts two of four centres into one group: D would be near 100, as it is of order two."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(20) + center for center in (-12.0, -4.0, 4.0, 12.0)]).double()
+    once = pv.EM(start="random", accelerate="squarem", seed=2)
+    found = pv.likelihood_ratio_test(normals(4), normals(5), x, engine=once, num_samples=3, progress=False)
+    assert found.replicates.max() < 15
+
+
 def test_what_cannot_be_compared_is_refused():
     x = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
     with pytest.raises(pv.EngineError, match="cannot be compared on these data"):
