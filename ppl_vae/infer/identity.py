@@ -28,7 +28,7 @@ def described(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Fit):
-        value = value.parameters
+        value = {**value.parameters, **value.model.state_dict()}
     if isinstance(value, list | tuple):
         return [described(part) for part in value]
     if isinstance(value, Mapping):

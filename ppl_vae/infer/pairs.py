@@ -52,7 +52,7 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
         optimizer = build(engine.optimizer, climbed.dense)
         count = sum(p.numel() for p in climbed.dense)
         step = Step(climbed, optimizer, choose(engine.compile, count, n, engine.epochs))
-        history, status = _trained(engine, pair, step, optimizer, tensors, share)
+        history, status = _trained(engine, pair, step, optimizer, args, share)
         draws = _shared_draws(pair, args, engine.num_draws)
     return Fit(
         model=pair, engine="SVI", draws=draws, trace=history.tensors(), bound=f"{type(loss).__name__}, nats per datum",
@@ -62,12 +62,15 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
 
 
 def _trained(
-    engine: "SVI", pair: PyroPair, step: Step, optimizer: Stepper, tensors: list[Tensor], share: Share
+    engine: "SVI", pair: PyroPair, step: Step, optimizer: Stepper, args: Arguments, share: Share
 ) -> tuple[History, Status]:
+    leaves = tree_leaves(tuple(args))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     run = Run("SVI", pair, engine.epochs, 1, engine._settings(), share=share)
     module, whole = cast(Any, pair), cast(Any, _Whole(tensors))  # what the loop asks of a module and of batches
     header = {
         "engine": "SVI", "model": "a Pyro pair", "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
+        "arguments": [described(leaf) for leaf in leaves if not isinstance(leaf, Tensor)],
         "parameters": {name: list(p.shape) for name, p in pair.state_dict().items()},
         **{name: described(getattr(engine, name)) for name in ("epochs", "optimizer", "objective", "compile", "seed")},
     }  # fmt: skip

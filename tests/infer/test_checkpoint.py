@@ -632,6 +632,14 @@ def test_a_description_knows_settings_apart():
     assert len({repr(described(one)) for one in others}) == len(others)
 
 
+def test_a_description_knows_the_networks_of_a_fit():
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(4, 3, 1), pv.nets.mlp_decoder(1, 3, 4))
+    fits = [pv.SVI(epochs, progress=False).fit(vae, torch.ones(5, 4)) for epochs in (1, 1, 2)]
+    one, same, other = (described(fit) for fit in fits)
+    assert one == same != other
+
+
 def test_a_fingerprint_is_the_same_however_the_data_lie_in_memory():
     x = clusters(1000)
     assert fingerprint({"x": x}) == fingerprint({"x": x.T.contiguous().T}) == fingerprint({"x": x.clone()})

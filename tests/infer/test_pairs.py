@@ -164,6 +164,21 @@ def test_a_likelihood_that_is_no_number_ends_em_with_the_datum(x):
     assert "failed" in repr(fit)
 
 
+def test_other_arguments_do_not_go_on(x, tmp_path):
+    def scaled(x, scale):
+        mu = pyro.sample("mu", dist.Normal(0.0, scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def at(x, scale):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    engine = pv.SVI(3, checkpoint=tmp_path, num_draws=2, progress=False)
+    engine.fit((scaled, at), (x, 2.0))
+    with pytest.raises(pv.EngineError, match="arguments"):
+        engine.fit((scaled, at), (x, 3.0))
+
+
 class Second(Share):
     """The second of two processes, which has what the first one has."""
 
