@@ -79,7 +79,10 @@ class Codebook(nn.Module):
         """argmin_k |e - c_k|^2 of vectors [..., d], [...]."""
         with torch.no_grad(), torch.autocast(e.device.type, enabled=False):
             length, twice = self.codes.square().sum(-1), 2 * self.codes.T
-            parts = e.to(self.codes).flatten(0, -2).split(max(1, DISTANCES_AT_ONCE // self.n_codes))
+            flat = e.to(self.codes).flatten(0, -2)
+            at_once = max(1, DISTANCES_AT_ONCE // self.n_codes)
+            # An exported program knows no number of rows, and so no number of pieces.
+            parts = [flat] if torch.compiler.is_exporting() else flat.split(at_once)
             return torch.cat([(length - part @ twice).argmin(-1) for part in parts]).reshape(e.shape[:-1])
 
     def read(self, index: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.torch import Independent
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
+from torch.distributions import MixtureSameFamily
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, versions
+from ppl_vae.likelihoods.pixels import PixelLevels
 
 __all__ = ["export"]
 
@@ -171,8 +173,8 @@ def _program(law: _Law, node: str, inputs: Mapping[str, Tensor]) -> tuple[Export
     where = f"{type(law.model).__name__}.{law.method}"
     if not named:
         raise EngineError(
-            f"{where} cannot be exported: {type(base_of(made)).__name__} is not told by parameters; use a distribution "
-            f"that is, such as Normal"
+            f"{where} cannot be exported: {_name(base_of(made))} is not told by parameters; use a distribution that "
+            f"is, such as Normal"
         )
     try:
         rows = Dim("rows")
@@ -189,7 +191,7 @@ def _program(law: _Law, node: str, inputs: Mapping[str, Tensor]) -> tuple[Export
         )
     return program, {
         "node": node,
-        "distribution": type(base_of(made)).__name__,
+        "distribution": _name(base_of(made)),
         "event_shape": list(made.event_shape),
         "inputs": [_signature(name, value) for name, value in inputs.items()],
         "outputs": [_signature(name, value, bool(values)) for name, value in named.items()],
@@ -224,8 +226,28 @@ def base_of(law: Any) -> Any:
     return law
 
 
+def parts_of(base: Any) -> dict[str, Any]:
+    """Of a distribution that is made of others those, by name; of one of a pixel's levels that of the level."""
+    if isinstance(base, PixelLevels):
+        return {"level": base.base}
+    if isinstance(base, MixtureSameFamily):
+        return {"mixture": base.mixture_distribution, "component": base.component_distribution}
+    return {}
+
+
+def _name(base: Any) -> str:
+    """The kind of a distribution, with the kinds of its parts."""
+    parts = [_name(base_of(part)) for part in parts_of(base).values()]
+    return type(base).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+
 def parameters_of(law: Any) -> dict[str, Tensor]:
-    """The parameters of a distribution by torch's names; of alternatives (probs, logits) the one it was made with."""
+    """The parameters of a distribution by torch's names; of alternatives (probs, logits) the one it was made with.
+
+    Those of its parts, where it has some, have the part's name in front, "component.loc".
+    """
     base = base_of(law)
+    if parts := parts_of(base):
+        return {f"{part}.{name}": v for part, own in parts.items() for name, v in parameters_of(own).items()}
     own = {name: vars(base)[name] for name in base.arg_constraints if isinstance(vars(base).get(name), Tensor)}
     return own or {name: getattr(base, name) for name in base.arg_constraints}

@@ -18,7 +18,11 @@ from ppl_vae.fit import Fit, Status
 
 ROWS = (1, 2, 7)
 
-NAMES = ("vae", "conditional vae", "hierarchy", "mixture vae", "finite posterior")
+SHIPPED = (
+    "VAE, LogisticMixture", "VAE, Categorical", "VAE, posterior Full", "CategoricalVAE, finite posterior", "GumbelVAE",
+    "GMVAE, its mixture", "VQVAE, Learned", "VQVAE, Averaged",
+)  # fmt: skip
+NAMES = ("vae", "conditional vae", "hierarchy", "mixture vae", "finite posterior", *SHIPPED)
 ELSEWHERE = """
 import json, sys, torch
 from pathlib import Path
