@@ -134,16 +134,21 @@ ENGINES = {
     "EM": lambda: pv.EM(progress=False),
     "SVI": lambda: pv.SVI(4, batch_size=40, optimizer=pv.adam(1e-2), num_draws=8, progress=False),
     "NUTS": lambda: pv.NUTS(6, warmup=10, num_chains=2, progress=False),
+    "VB": lambda: pv.VB(num_draws=8, progress=False),
 }
 MODELS = {
     "mixture": (mixture(), plane, {"EM", "SVI"}),
     "mixture, tied": (mixture(covariance="tied"), plane, {"EM", "SVI"}),
     "mixture, diagonal": (mixture(covariance="diagonal"), plane, {"EM", "SVI"}),
     "mixture, spherical": (mixture(covariance="spherical"), plane, {"EM", "SVI"}),
-    "mixture with priors": (mixture(prior="weak"), plane, {"EM", "SVI", "NUTS"}),
-    "mixture with priors, tied": (mixture(prior="weak", covariance="tied"), plane, {"EM", "SVI", "NUTS"}),
-    "mixture with priors, diagonal": (mixture(prior="weak", covariance="diagonal"), plane, {"EM", "SVI", "NUTS"}),
-    "mixture with priors, spherical": (mixture(prior="weak", covariance="spherical"), plane, {"EM", "SVI", "NUTS"}),
+    "mixture with priors": (mixture(prior="weak"), plane, {"EM", "SVI", "NUTS", "VB"}),
+    "mixture with priors, tied": (mixture(prior="weak", covariance="tied"), plane, {"EM", "SVI", "NUTS", "VB"}),
+    "mixture with priors, diagonal": (mixture(prior="weak", covariance="diagonal"), plane, {"EM", "SVI", "NUTS", "VB"}),
+    "mixture with priors, spherical": (
+        mixture(prior="weak", covariance="spherical"),
+        plane,
+        {"EM", "SVI", "NUTS", "VB"},
+    ),
     "vae, bernoulli": (vae("bernoulli"), bits, {"SVI"}),
     "vae, gaussian": (vae("gaussian"), single, {"SVI"}),
     "vae, gaussian-learned": (vae("gaussian-learned"), single, {"SVI"}),
@@ -225,8 +230,9 @@ def test_law_answers_are_finite_and_of_the_right_shape(x, name, engine):
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"), [(n, e) for n, (_, _, engines) in MODELS.items() for e in sorted({"EM", "NUTS"} - engines)]
+    ("name", "engine"),
+    [(n, e) for n, (_, _, engines) in MODELS.items() for e in sorted({"EM", "NUTS", "VB"} - engines)],
 )
 def test_law_what_an_engine_does_not_claim_it_refuses(x, name, engine):
-    with pytest.raises(pv.EngineError, match=r"free parameters|finite"):
+    with pytest.raises(pv.EngineError, match=r"free parameters|finite|VB"):
         fitted(name, engine, x)
