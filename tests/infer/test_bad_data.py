@@ -60,6 +60,15 @@ REPORTED = {
         "do not spread in 1 of 4",
     ),
     "an all-missing row": (lambda: fit(replaced(5, math.nan)), "converged", "1 rows are missing altogether"),
+    "one feature": (lambda: fit(X[:, :1]), "converged", "gain below"),
+    "one datum of one feature": (lambda: fit(X[:1, :1], K=1), "degenerate", "has no bound"),
+    "a component that loses its data": (
+        lambda: fit(
+            X, start={"components.loc": torch.tensor([[0.0, 5.0, 0.0], [4.0, 9.0, 4.0], [1e7, 1e7, 1e7]])}, K=3
+        ),
+        "converged",
+        "had lost its data and was restarted",
+    ),
     "a component on repeated values": (
         lambda: fit(torch.cat([torch.zeros(30), torch.linspace(5, 9, 50)]).double()[:, None], K=2),
         "degenerate",
@@ -79,6 +88,38 @@ def test_hard_data_are_reported(case):
     assert torch.isfinite(bound).all()
     # A matrix of doubles holds a direction of variance 1e-8 to eight digits.
     assert (bound.diff()[same] >= -1e-8 * bound[1:][same].abs().clamp_min(1)).all()
+
+
+WAYS = {
+    "accelerated": {"accelerate": "squarem"},
+    "hard": {"assignment": "hard"},
+    "drawn": {"assignment": "stochastic", "max_iter": 15},
+    "in batches": {"batch_size": 20},
+    "annealed": {"temperature": pv.linear(3.0, 1.0, 5)},
+}
+HARD = {
+    "K = n": (X[:4], 4, None),
+    "the same point": (X[:1].expand(50, D).clone(), 2, None),
+    "weight on two data": (X, 2, (torch.arange(N) < 2).double()),
+    "an outlier": (torch.cat([X, torch.full((1, D), 1e6).double()]), 3, None),
+    "a constant feature with gaps": (
+        torch.where(numbers(N, D, seed=8) < -0.7, math.nan, replaced(slice(None), 7.0, 2)), 2, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", HARD)
+def test_no_variation_ends_with_a_nan(case, way):
+    x, K, weights = HARD[case]
+    found = fit(x, K, weights=weights, **{"max_iter": 40, **WAYS[way]})
+    assert bool(found.trace["bound"].isfinite().all())
+    assert all(bool(value.isfinite().all()) for value in found.parameters.values())
+    if way in ("accelerated", "hard"):  # the others take steps of chance, or change what they climb
+        objective, same = found.trace["objective"], found.trace["segment"].diff() == 0
+        assert (objective.diff()[same] >= -1e-8 * objective[1:][same].abs().clamp_min(1)).all()
+    if case in ("K = n", "the same point", "weight on two data"):
+        assert found.status.code == "degenerate" or (way == "in batches" and not found.status.ok)
 
 
 @pytest.mark.parametrize("covariance", FORMS)
