@@ -1,6 +1,7 @@
 """The declared model: what it can be asked once its shared latents have values."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +205,7 @@ class LatentVariableModel(PyroPrograms):
         return next(iter(found.values())) if len(found) == 1 else found
 
     def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
-        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1)."""
+        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1); an error where x has no mean."""
         observed = [n.name for n in self.local_nodes() if n.kind == "observed"]
 
         def mean(name: str) -> Tensor:
@@ -332,15 +333,23 @@ def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
 def _mean(sites: Sites, name: str, count: int) -> Tensor:
     """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event]."""
     d = sites.p[name]
+    means = _means(d, name)
     joint = _weights(sites)
     if joint.dim() == 1:
-        mean = d.mean.expand(len(joint), *d.event_shape)
+        mean = means.expand(len(joint), *d.event_shape)
     else:
         weight = torch.softmax(joint.flatten(0, -2), 0).reshape(joint.shape)
-        each = d.mean.expand(joint.shape + d.event_shape)
+        each = means.expand(joint.shape + d.event_shape)
         weight = weight.reshape(*weight.shape, *[1] * len(d.event_shape))
         mean = (weight * each).flatten(0, joint.dim() - 2).sum(0)
     return mean.reshape(count, -1, *d.event_shape).mean(0)
+
+
+def _means(d: TorchDistribution, name: str) -> Tensor:
+    with suppress(NotImplementedError):
+        if not bool((means := d.mean).isnan().any()):
+            return means
+    raise EngineError(f"reconstruct gives means, and {name!r}, a {type(d).__name__}, has none: take sample(n)")
 
 
 def _formula(node: Term) -> str:
