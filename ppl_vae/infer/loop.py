@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.fit import Status
+from ppl_vae.infer.averaging import Averaging
 from ppl_vae.infer.batches import Batch, Batches
 from ppl_vae.infer.callbacks import Callbacks
 from ppl_vae.infer.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ __all__ = ["History", "Loop"]
 
 logger = logging.getLogger("ppl_vae")
 
+RESTORED = ("failed", "stopped early")
+"""Codes of ends at which an earlier state of the parameters is kept."""
 LOOK = 100
 """Steps between two looks at numbers that a GPU computes, and between two copies of parameters known to be good."""
 
@@ -71,6 +74,8 @@ class Loop:
         Epochs without a better held-out bound before the end.
     turns : Turns, optional
         Whose turn a step is, where not all parameters move at each.
+    averaging : Averaging, optional
+        Whose means take the place of its parameters at the end, unless an earlier state is restored then.
     """
 
     module: nn.Module
@@ -86,6 +91,7 @@ class Loop:
     update: Update = lambda done, text: None
     seed: int = 0
     turns: Turns | None = None
+    averaging: Averaging | None = None
 
     def __post_init__(self) -> None:
         self.history, self.text = History(), ""
@@ -116,6 +122,8 @@ class Loop:
                 status = self._failed(None, self._beta(), None, None)
             self.ended = status
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
+        if self.averaging is not None and status.code not in RESTORED:
+            self.averaging.apply()
         if status.code == INTERRUPTED and self.share.leads:
             logger.warning("SVI was %s", status)
         return self.history, Status(status.code, status.message, (*status.notes, *self.notes))
@@ -130,9 +138,12 @@ class Loop:
                 return status
         return None
 
+    def _reached(self) -> float:
+        """Epochs so far, with the part of this one where its number of batches is known."""
+        return self.epoch + (self.number / self.batches.steps if self.batches.steps else 0)
+
     def _beta(self) -> float:
-        epoch = self.epoch + self.number / (self.batches.steps or 1)
-        return self.beta(epoch) if callable(self.beta) else self.beta
+        return self.beta(self._reached()) if callable(self.beta) else self.beta
 
     def _one_step(self, batch: Batch) -> Status | None:
         before = torch.get_rng_state()  # so that a step that fails can be looked at again
@@ -147,6 +158,8 @@ class Loop:
         self.steps, self.number = self.steps + 1, self.number + 1
         if self.turns is not None:
             self.turns.seen(result)
+        if self.averaging is not None:
+            self.averaging.seen(self._reached() / self.epochs)
         if self.steps % LOOK == 0 and not self._remember():
             return self._failed(batch, beta, before, result)
         self.update(self.steps, self.text)
@@ -272,6 +285,7 @@ class Loop:
             "held_out": None if self.held_out is None else self.held_out.state(),
             "best": {"epoch": self.best_epoch, "state": self.best_state},
             "turns": None if self.turns is None else self.turns.state(),
+            "averaging": None if self.averaging is None else self.averaging.state(),
             "ended": None if self.ended is None or self.ended.code == INTERRUPTED else asdict(self.ended),
             "random": random_state(), "generators": self.share.stacked(torch.get_rng_state()),
         }  # fmt: skip
@@ -287,6 +301,8 @@ class Loop:
         self.best_epoch, self.best_state = state["best"]["epoch"], state["best"]["state"]
         if self.turns is not None:
             self.turns.restore(state["turns"])
+        if self.averaging is not None:
+            self.averaging.restore(state["averaging"])
         self.ended = None if state["ended"] is None else Status(**state["ended"])
         if state["mode"] == "off":
             self.step.run_eagerly()

@@ -105,7 +105,7 @@ class _Whole:
 
 WHOLE: dict[str, Any] = {
     "batch_size": None, "guide": "normal", "beta": 1.0, "validation": None, "patience": None, "start": "auto",
-    "accumulate": 1, "precision": "full", "alternate": None,
+    "accumulate": 1, "precision": "full", "alternate": None, "average": 1 / 3,
 }  # fmt: skip
 """Settings that only a declaration gives a meaning, at the values that do nothing."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -16,6 +16,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
+from ppl_vae.infer.averaging import Averaging
 from ppl_vae.infer.batches import Batches, example, index_needed, make_batches, size_needed
 from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.rising import rising
 from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
@@ -78,6 +80,9 @@ class SVI:
         "bf16": matrix products in bfloat16.
     alternate : Alternate or Lagging, optional
         q and the model in turns: `alternate(q=5, model=1)`, `lagging()`; None moves them together.
+    average : float
+        The last part of the steps over which the parameters of q of the shared latents are averaged: about an optimum
+        a constant learning rate keeps them moving. 0 keeps the last step's.
     num_draws : int
         Draws of the shared latents kept in the Fit.
     seed : int
@@ -115,6 +120,7 @@ class SVI:
     accumulate: int = 1
     precision: str = "full"
     alternate: Alternate | Lagging | None = None
+    average: float = 1 / 3
     num_draws: int = 1000
     seed: int = 0
     progress: bool = True
@@ -133,6 +139,8 @@ class SVI:
             raise EngineError(
                 f"SVI: alternate takes pv.alternate(q=..., model=...) or pv.lagging(), got {self.alternate!r}"
             )
+        if not 0 <= self.average <= 1:
+            raise EngineError(f"SVI: average is a part of the steps, between 0 and 1; got {self.average}")
         if self.compile not in ("auto", *MODES):
             raise EngineError(f"SVI: compile must be auto, {', '.join(MODES)}; got {self.compile!r}")
         if self.precision not in PRECISIONS:
@@ -202,7 +210,7 @@ class SVI:
         return relabel(fit)
 
     def _settings(self) -> dict[str, Any]:
-        names = ("epochs", "batch_size", "patience", "accumulate", "precision", "num_draws", "seed")
+        names = ("epochs", "batch_size", "patience", "accumulate", "precision", "average", "num_draws", "seed")
         spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta", "alternate")}
         return {**{k: getattr(self, k) for k in names}, **spoken}
 
@@ -244,15 +252,27 @@ class SVI:
             hooks = Callbacks(self.callbacks, run)
             loop = Loop(
                 model, step, batches, optimizer, self.epochs, self.beta, held_out, self.patience, checkpoint, hooks,
-                update, self.seed, turns,
+                update, self.seed, turns, self._averaging(model),
             )  # fmt: skip
             with hooks:
                 try:
-                    history, hooks.status = loop.run(state)
+                    history, status = loop.run(state)
                 except LostError as error:
                     advice = checkpoint.advice(f"step {checkpoint.last_step}")
                     raise EngineError(f"SVI stopped after {loop.steps} steps: {error}; {advice}") from error
+                hooks.status = self._remarked(status, model, batches, history)
         return history, hooks.status, step.mode
+
+    def _remarked(self, status: Status, model: LatentVariableModel, batches: Batches, history: History) -> Status:
+        """A posterior of shared latents is an answer only once q has come to rest."""
+        if not model.shared_laws() or status.code != "finished":
+            return status
+        note = rising(history.bound, self._total(model, batches))
+        return replace(status, notes=(*status.notes, note)) if note else status
+
+    def _averaging(self, model: LatentVariableModel) -> Averaging | None:
+        guide = model.shared_guide
+        return Averaging(list(guide.parameters()), self.average) if guide is not None and self.average else None
 
     def _climbed(self, model: LatentVariableModel, batches: Batches) -> ModelObjective:
         annealed = self.beta != 1.0 or not self.objective.is_bound
@@ -317,7 +337,7 @@ SMALL = 1_000_000
 """Products of a step, at most, that are not worth a second thread."""
 HEADER = (
     "epochs", "batch_size", "optimizer", "objective", "guide", "beta", "patience", "start", "compile", "accumulate",
-    "precision", "seed", "alternate",
+    "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
 

@@ -301,6 +301,6 @@ class Calibrated(dist.Independent):
 
 
 def _above(name: str, value: float, bound: float) -> float:
-    if not (bound < value < math.inf):
-        raise ValueError(f"{name} = {value} was given; a finite number above {bound:g} was expected.")
+    if not isinstance(value, int | float) or not bound < value < math.inf:
+        raise ValueError(f"{name} = {value!r} was given; a finite number above {bound:g} was expected.")
     return float(value)
