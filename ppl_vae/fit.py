@@ -116,6 +116,10 @@ class Fit:
     history: dict[str, Tensor] = field(default_factory=dict)
     q: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if getattr(self.data, "columns", None):
+            self.model._columns = self.data.columns  # later data with other ones in these places are refused
+
     # The draws.
 
     @property
@@ -172,8 +176,6 @@ class Fit:
         return flat.reshape(*first.shape[:2], -1)
 
     def _drawn_pointwise(self, obs: Any, num_particles: int) -> Tensor:
-        from ppl_vae.declare.local import log_prob_of_draws
-
         def each(s: int) -> Tensor:
             with self.model.bind(self.draw(s)):
                 return self.model.log_prob(obs, num_particles)
@@ -183,7 +185,7 @@ class Fit:
             stacked = {name: value.flatten(0, 1).split(at_once) for name, value in self.draws.items()}
             parts = [dict(zip(stacked, part, strict=True)) for part in zip(*stacked.values(), strict=True)]
             with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
-                return torch.cat([log_prob_of_draws(self.model, obs, part, num_particles) for part in parts])
+                return torch.cat([self.model.log_prob_of_draws(obs, part, num_particles) for part in parts])
         return torch.stack([each(s) for s in range(self.num_draws)])
 
     def _exact_pointwise(self, obs: Any) -> Tensor:
@@ -243,7 +245,10 @@ class Fit:
         import pyro.distributions as dist
 
         if self.model.draws_latents(self.model.check(data)):
-            raise EngineError("the posterior over many draws of theta is a mixture; bind one with fit.draw(s)")
+            raise EngineError(
+                f"the posterior of a latent over the {self.num_draws} draws of theta is a mixture; ask at one of them: "
+                "with fit.model.bind(fit.draw(0)): fit.model.posterior(x)"
+            )
         r = self.responsibilities(data)
         if isinstance(r, dict):
             return {name: dist.Categorical(probs=p) for name, p in r.items()}
@@ -360,14 +365,22 @@ class Fit:
             model.fix(fit.draw(0))
         return fit
 
+    def _free(self) -> list[str]:
+        """Names of networks and parameters that no family owns."""
+        own = (*(f"{path}." for path in self.model.families()), "local_posteriors.", "shared_guide.")
+        named = self.model.named_parameters() if isinstance(self.model, torch.nn.Module) else ()
+        return list(dict.fromkeys(name.partition(".")[0] for name, _ in named if not name.startswith(own)))
+
     def __repr__(self) -> str:
         kind = "point estimate" if self.is_point else f"{self.num_draws} draws"
         last = self.trace.get("bound")
         bound = f"\n  {self.bound}: {last[-1].item():.4f}" if last is not None and len(last) else ""
+        free = self._free()
+        rest = f"{'; ' if self.parameters else ''}in fit.model {', '.join(free)}" if free else ""
         return (
             f"Fit of {type(self.model).__name__} by {self.engine} ({kind}, {self.seconds:.1f} s, seed {self.seed})"
             f"\n  {self.status}{bound}"
-            f"\n  parameters: {', '.join(self.parameters) or 'those of its networks'}"
+            f"\n  parameters: {', '.join(self.parameters)}{rest}"
             f"\n  next: fit.log_predictive(x), fit.sample(n), fit.evaluate(x), fit.to_datatree(), fit.save(path)"
         )
 

@@ -1,6 +1,6 @@
 """The declared model: what it can be asked once its shared latents have values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.declare.checks import check
-from ppl_vae.declare.local import local_q
+from ppl_vae.declare.local import local_q, log_prob_of_draws
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Scope
@@ -168,6 +168,10 @@ class LatentVariableModel(PyroPrograms):
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
         return self.evidence(data, num_particles).value
+
+    def log_prob_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100) -> Tensor:
+        """Log p(x_i | theta_s), [S, n] nats, at draws [S, ...] of theta, where a latent has no posterior."""
+        return log_prob_of_draws(self, self.check(data), dict(draws), num_particles)
 
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
