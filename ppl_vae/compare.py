@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_vae.align import match, permute, symmetries
 from ppl_vae.convergence import convergence
 from ppl_vae.datatree import posterior_draws
-from ppl_vae.declare import Observations
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
@@ -253,7 +253,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     """
     if not fits:
         raise DataError("compare needs at least one fit: compare({name: fit}, data)")
-    named = {str(name): fit for name, fit in fits.items()}
+    named = _named(fits)
     first = next(iter(named.values()))
     if data is None and first.data is None:
         raise DataError("the fits hold no data: pass compare(fits, data)")
@@ -278,6 +278,21 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     table.notes = _label_notes(named, r)
     table.warnings += _against_reference(table)
     return table
+
+
+def _named(fits: Any) -> dict[str, Fit]:
+    wrong = [fits] if not isinstance(fits, Mapping) else [fit for fit in fits.values() if not isinstance(fit, Fit)]
+    if wrong:
+        raise DataError(
+            f"compare takes fits by name, {{name: engine.fit(model, data), ...}}; got a {type(wrong[0]).__name__}"
+        )
+    programs = [str(name) for name, fit in fits.items() if not isinstance(fit.model, LatentVariableModel)]
+    if programs:
+        raise DataError(
+            f"compare takes fits of declared models, and {', '.join(programs)} are of ordinary Pyro programs: give "
+            "their trees, fit.to_datatree(), to arviz_stats.compare, or declare the model"
+        )
+    return {str(name): fit for name, fit in fits.items()}
 
 
 def _against_reference(table: Table) -> list[str]:

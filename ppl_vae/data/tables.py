@@ -129,8 +129,7 @@ def from_frame(frame: Any, columns: Sequence[str] | None = None) -> Table:
     >>> from_frame(np.arange(6.0).reshape(3, 2), columns=["x1"]).values.squeeze(-1)
     tensor([1., 3., 5.], dtype=torch.float64)
     """
-    kind = type(frame)
-    return _from_frame(frame, columns, f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+    return _from_frame(frame, columns, _kind(frame))
 
 
 # Files
@@ -223,33 +222,48 @@ _READERS: dict[str, Callable[[Path, bool], Any]] = {".csv": _read_csv, ".parquet
 # The one way from any container to a Table
 
 
-def _from_frame(frame: Any, columns: Sequence[str] | None, source: str) -> Table:
+def frame_of_any_size(frame: Any) -> Table:
+    """As from_frame, of data that a model is asked about: one row is enough, and a column may be all missing."""
+    return _from_frame(frame, None, _kind(frame), least=1)
+
+
+def _kind(frame: Any) -> str:
+    kind = type(frame)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
+def _from_frame(frame: Any, columns: Sequence[str] | None, source: str, least: int = 2) -> Table:
     container = frame
     if isinstance(container, torch.Tensor):
         container = _tensor_to_numpy(container)
     available = _array_columns(container, source) if isinstance(container, np.ndarray) else _columns(container, source)
     names = choose(available, columns, source)
-    return _table({name: available[name]() for name in names}, source)
+    return _table({name: available[name]() for name in names}, source, least)
 
 
-def _table(columns: dict[str, np.ndarray], source: str) -> Table:
+def _table(columns: dict[str, np.ndarray], source: str, least: int) -> Table:
     rows = len(next(iter(columns.values())))
-    if rows < 2:
+    if rows < least:
         found = "a single row" if rows else "no rows (a header only)"
-        raise DataError(f"{source}: {found}; a model needs at least two rows of data.")
+        raise DataError(f"{source}: {found}; a model needs at least {'two rows' if least > 1 else 'one row'} of data.")
     for name, values in columns.items():
-        _check_column(name, values, source)
+        _check_infinite(name, values, source)
+        if least > 1:
+            _check_seen(name, values, source)
     matrix = torch.from_numpy(np.column_stack(list(columns.values())))
     return Table(matrix, tuple(columns), source, int(matrix.isnan().any(-1).sum()))
 
 
-def _check_column(name: str, values: np.ndarray, source: str) -> None:
+def _check_infinite(name: str, values: np.ndarray, source: str) -> None:
     infinite = np.flatnonzero(np.isinf(values))
     if infinite.size:
         raise DataError(
             f"{source}: column '{name}' holds an infinity in row {infinite[0] + 1} of the data ({infinite.size} in "
             "all); finite numbers were expected. Correct it, or leave the cell empty if the value is missing."
         )
+
+
+def _check_seen(name: str, values: np.ndarray, source: str) -> None:
     if np.isnan(values).all():
         raise DataError(
             f"{source}: column '{name}' has no value in any row. Leave it out: --columns, or columns=[...]."

@@ -76,7 +76,7 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
     if shape != tuple(d.event_shape):
         raise DataError(
             f"{owner}.{name} got data of shape {tuple(value.shape)}, so {shape} per datum, but the node's distribution "
-            f"has event shape {tuple(d.event_shape)}; {_shape_advice(shape, tuple(d.event_shape))}"
+            f"has event shape {tuple(d.event_shape)}; {_shape_advice(shape, tuple(d.event_shape), tuple(value.shape))}"
         )
     if not sample.is_floating_point():
         if not d.support.is_discrete:
@@ -94,7 +94,9 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
     return value
 
 
-def _shape_advice(shape: tuple[int, ...], event: tuple[int, ...]) -> str:
+def _shape_advice(shape: tuple[int, ...], event: tuple[int, ...], whole: tuple[int, ...]) -> str:
+    if event and whole == event:
+        return "this is a single datum: pass x[None], one row"
     if len(shape) > len(event) and shape[: len(event)] == event:
         return "did the node forget .to_event?"
     if shape == () and event == (1,):
@@ -139,6 +141,11 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
     )
     message += getattr(inner.support, "advice", "")
     unit = bool(((value >= 0) & (value <= 1)).all())
+    if isinstance(inner, dist.Bernoulli) and bool(((value >= 0) & (value <= 255)).all()) and value.max() > 1.5:
+        message += (
+            "; these look like pixels from 0 to 255: divide them by 255, and binarise them ((x > 0.5).float()) or use "
+            'a likelihood for grey values (likelihood="gaussian-learned")'
+        )
     if isinstance(inner, dist.Bernoulli) and unit:
         message += (
             "; these look like grey pixels, and a Bernoulli is for {0, 1}: binarise them (data.images(..., "

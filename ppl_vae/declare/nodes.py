@@ -141,13 +141,15 @@ def given() -> Any:
 
 
 def _parents(function: NodeFunction) -> tuple[str, ...]:
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    for p in parameters:
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise DeclarationError(f"node {function.__name__!r} takes no argument; it is a method, whose first one is self")
+    for p in parameters[1:]:
         if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or p.default is not p.empty:
             raise DeclarationError(
                 f"node {function.__name__!r}: argument {p} must be a plain name, the name of a parent node or input"
             )
-    return tuple(p.name for p in parameters)
+    return tuple(p.name for p in parameters[1:])
 
 
 @dataclass(frozen=True)

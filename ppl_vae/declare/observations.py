@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.tables import Table, from_frame
+from ppl_vae.data.tables import Table, frame_of_any_size
 from ppl_vae.errors import DataError
 from ppl_vae.missing import fill
 
-__all__ = ["Observations", "observe"]
+__all__ = ["Observations", "check_order", "observe"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     Parameters
     ----------
     data : Tensor, array, data frame, Table or mapping
-        One value when the model has one observed node and no inputs, else a mapping by name.
+        One value when the model has one observed node and no inputs, else a mapping by name, or a table whose
+        columns have the names.
     observed, inputs, optional : list of str
         The names that must and that may be there.
 
@@ -89,10 +90,14 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     DataError
         Naming the node that nobody passed, the unknown name, or the sizes that disagree.
     """
+    frame = None if isinstance(data, Mapping) else _by_column(data, [*observed, *inputs])
+    if frame is not None:
+        data = frame
     if not isinstance(data, Mapping):
         if len(observed) != 1 or inputs:
             raise DataError(
                 f"this model needs a mapping with {', '.join([*observed, *inputs])}; got {type(data).__name__}"
+                f"{_columns_said(data)}"
             )
         data = {observed[0]: data}
     expected = [*observed, *inputs]
@@ -119,6 +124,30 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     return Observations(values, missing, columns)
 
 
+def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse the columns of the data that a model was fitted to in another order."""
+    for name, own in columns.items():
+        known = fitted.get(name, own)
+        if own != known and sorted(own) == sorted(known):
+            raise DataError(
+                f"{name!r} has the columns {', '.join(own)}, and the model was fitted to {', '.join(known)} in this "
+                f"order: pass x[{list(known)}]"
+            )
+
+
+def _by_column(data: Any, names: list[str]) -> dict[str, Tensor] | None:
+    """The columns of a table by name, if they are what several nodes and inputs are called."""
+    if len(names) < 2 or not set(names) <= set(getattr(data, "columns", ())):
+        return None
+    table = data if isinstance(data, Table) else frame_of_any_size(data)
+    return {name: table.values[:, j] for j, name in enumerate(table.columns)}
+
+
+def _columns_said(data: Any) -> str:
+    columns = list(map(str, getattr(data, "columns", ())))
+    return f" with columns {', '.join(columns)}" if columns else ""
+
+
 def _has_nan(value: Tensor) -> bool:
     # One sum, in a sixth of the time, rules most batches out; infinities of both signs make it NaN too.
     return value.is_floating_point() and bool(value.sum().isnan()) and bool(value.isnan().any())
@@ -135,15 +164,18 @@ def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
     elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and hasattr(value, "probabilities"):
         return value, ()  # draws its rows anew each time they are taken
     else:
-        table = from_frame(value)
-        tensor, names = table.values, table.columns
+        table = frame_of_any_size(value)
+        column = len(getattr(value, "shape", ())) == 1  # a Series is [n], not a table of one column
+        tensor, names = table.values[:, 0] if column else table.values, table.columns
     if tensor.dim() == 0:
         raise DataError(f"{name!r} is a single number; one row per datum is expected, a tensor [n, ...]")
     return tensor, names
 
 
 def _from_array(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.ma.filled(value.astype(float), np.nan) if np.ma.is_masked(value) else value.data
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected")
-    return torch.as_tensor(array)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())  # what pandas gives is often read-only

@@ -14,7 +14,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites
 
-__all__ = ["Arguments", "PyroPair"]
+__all__ = ["Arguments", "PyroPair", "check_program"]
 
 
 class Arguments(tuple):
@@ -53,6 +53,7 @@ class PyroPair:
     """
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any] | None = None) -> None:
+        check_program(model)
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
         self.reached: list[Tensor] | None = None
@@ -201,6 +202,17 @@ class PyroPair:
         with torch.no_grad():
             for name, p in self.store["params"].items():
                 p.copy_(state[name])
+
+
+def check_program(model: Any) -> None:
+    """Refuse what is neither a declaration nor a Pyro program."""
+    if isinstance(model, type):
+        raise EngineError(f"a model is an object of its class: pass {model.__name__}(...) instead of the class itself")
+    if not callable(model):
+        raise EngineError(
+            f"a model is a declaration or an ordinary Pyro program, got {type(model).__name__}; the order is "
+            "engine.fit(model, data)"
+        )
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
-from ppl_vae.declare.observations import Observations, observe
+from ppl_vae.declare.observations import Observations, check_order, observe
 from ppl_vae.declare.order import entangled
 from ppl_vae.declare.shared import Law, SharedLatents
 from ppl_vae.errors import DataError, DeclarationError, EngineError
@@ -55,6 +55,12 @@ class Program(SharedLatents):
                     f"shared latent {node.name!r} has batch shape {tuple(d.batch_shape)}; it is one draw for the whole "
                     f"data set, so all its dimensions are event dimensions: add .to_event({len(d.batch_shape)})"
                 )
+            if d.support.is_discrete:
+                raise DeclarationError(
+                    f"shared latent {node.name!r} ~ {_name(d)} is discrete, and engines move or sample what is shared "
+                    "along gradients: make it a latent of each datum, which is summed out, or fit a model for each of "
+                    "its values and compare them"
+                )
             return d
 
         return law
@@ -68,7 +74,9 @@ class Program(SharedLatents):
         if not observed:
             raise DeclarationError(f"{type(self).__name__} declares no observed node; decorate one with @observed")
         latents = [node.name for node in graph.of_kind("latent")]
-        return observe(data, observed, graph.inputs, latents).to(self.like)
+        obs = observe(data, observed, graph.inputs, latents).to(self.like)
+        check_order(self._columns, obs.columns)
+        return obs
 
     def scope(self, obs: Observations) -> Scope:
         """The values that nodes can be called with: data, inputs and shared latents."""
@@ -104,7 +112,12 @@ class Program(SharedLatents):
         return {name: p.value if p.event_dim is None else p.expand(batch) for name, p in parents.items()}
 
     def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
-        d = item.function(self, *self._arguments(item, item.parents, scope).values())
+        arguments = self._arguments(item, item.parents, scope)
+        try:
+            d = item.function(self, *arguments.values())
+        except Exception as error:
+            _add_place(error, f"{type(self).__name__}.{item.name}", arguments)
+            raise
         if not isinstance(d, torch.distributions.Distribution):
             raise DeclarationError(
                 f"node {item.name!r} returned {type(d).__name__}; a node returns a pyro.distributions object"
@@ -299,6 +312,16 @@ class Program(SharedLatents):
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
             return found
+
+
+def _add_place(error: Exception, where: str, arguments: Mapping[str, Tensor]) -> None:
+    """Tell in a note in which node the user's own code failed, and what it was given there."""
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in arguments.items() if isinstance(value, Tensor))
+    note = (
+        f"in {where}{shapes and f', called with {shapes}'}; a few rows are tried first, so sizes of data do not count"
+    )
+    if not any(said.startswith("in ") for said in getattr(error, "__notes__", ())):
+        error.add_note(note)
 
 
 def expected(sites: Sites, value: Tensor) -> Tensor:

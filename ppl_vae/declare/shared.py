@@ -40,6 +40,7 @@ class SharedLatents(PyroModule):
         self.local_posteriors = nn.ModuleDict()
         self.shared_guide: PyroModule | None = None
         self.guide_name: str | None = None
+        self._columns: Mapping[str, tuple[str, ...]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._graph.nodes or name in self._graph.inputs or name in self._graph.penalties:

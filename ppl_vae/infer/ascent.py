@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.func import functional_call
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.processes import Share
-from ppl_vae.infer.step import Pieces
+from ppl_vae.infer.step import NO_FACTOR, Pieces
 from ppl_vae.objectives import Elbo, Objective, Sites
 from ppl_vae.objectives.sites import score
 
@@ -152,6 +153,12 @@ class ModelObjective:
 
     def blame(self, batch: Batch, beta: float) -> str:
         """The first node whose log density is not finite, else the first parameter whose gradient is not."""
+        try:
+            return self._blame(batch, beta)
+        except torch.linalg.LinAlgError:
+            return NO_FACTOR
+
+    def _blame(self, batch: Batch, beta: float) -> str:
         model, particles = self.model, self.objective.num_particles
         with model.aside(), torch.no_grad(), model.numeric():
             shared, _ = model.draw_shared()
@@ -162,7 +169,7 @@ class ModelObjective:
             for name, density in log.items():
                 impossible = (density == -torch.inf) & (density.dim() == 1)  # along a finite latent that may well be
                 if bool((density.isnan() | (density == torch.inf) | impossible).any()):
-                    return f"node {name}"
+                    return f"node {name}{_outside(sites.p.get(name))}"
         part = self.pieces(batch, beta, 1)[0]
         leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]
         gradients = torch.autograd.grad(
@@ -170,6 +177,21 @@ class ModelObjective:
         )
         named = zip([*self.names, *self.row_names], gradients, strict=True)
         return next((f"the gradient of {name}" for name, g in named if not bool(g.isfinite().all())), "")
+
+
+def _outside(law: Any) -> str:
+    """The first parameter of a distribution that cannot be one, in words."""
+    while isinstance(law, torch.distributions.Independent):
+        law = law.base_dist
+    for name, constraint in getattr(law, "arg_constraints", {}).items():
+        value = vars(law).get(name)
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
+            continue
+        inside = constraint.check(value)
+        if not bool(inside.all()):
+            bad = value[~inside].flatten()[0].item()
+            return f", {type(law).__name__} whose {name} is {bad:.4g}, not of {constraint}"
+    return ""
 
 
 class _Holder(nn.Module):

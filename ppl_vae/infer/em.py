@@ -11,6 +11,7 @@ import pyro
 import torch
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.assignment import ASSIGNMENTS
@@ -166,8 +167,10 @@ class EM:
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.pairs import maximize_pair
 
+            program = model[0] if isinstance(model, tuple) else model
+            check_program(program)
             self._check_pair(weights)
-            return maximize_pair(self, model[0] if isinstance(model, tuple) else model, data)
+            return maximize_pair(self, program, data)
         begin = time.perf_counter()
         model.refuse_penalties("EM")
         fitted = deepcopy(model).double().requires_grad_(True)

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,7 +167,7 @@ class Starts:
         """Parameters to begin with: the M-step of the start's responsibilities."""
         start, model = self.em.start, self.model
         with model.bind(self.defaults), torch.no_grad():
-            rows = self.parts.n if isinstance(start, Tensor) else SAMPLE
+            rows = self.parts.n if isinstance(start, Tensor | np.ndarray) else SAMPLE
             obs, weights = self.parts.sample(rows, self.em.seed)
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)

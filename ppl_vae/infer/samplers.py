@@ -71,8 +71,13 @@ def sample_nutpie(target: Target, starts: Tensor, plan: Plan) -> Chains:
         try:
             trace = _wait(sampler, watch)
         except BaseException as error:  # nutpie's own is no Exception, and says nothing to a user
-            if not watch.failures:
+            if not watch.failures and "initialization points failed" not in str(error):
                 raise
+            if not watch.failures:
+                raise EngineError(
+                    "the log density or its gradient is not finite where a chain starts; pass start= with values where "
+                    "both are, or give the parameters narrower priors"
+                ) from error
             raise EngineError(f"the log density failed while it was sampled: {watch.failures[0]}") from error
     record, u = trace["sample_stats"], np.array(trace["posterior"]["u"].values)
     stats = {ours: torch.as_tensor(np.array(record[own].values)) for ours, own in STATS.items() if own in record}

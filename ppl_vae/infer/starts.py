@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,15 +66,15 @@ def first_responsibilities(
     """Responsibilities [*enumerated, n] to begin with, the last-declared latent first."""
     n, shape = len(obs), tuple(reversed(list(sizes.values())))
     cells = torch.Size(shape).numel()
-    if isinstance(start, Tensor):
-        return _given(start, shape, n)
+    if isinstance(start, Tensor | np.ndarray):
+        return _given(torch.as_tensor(start), shape, n)
     if cells > n:
         raise DataError(f"{cells} components need at least {cells} data, there are {n}; use fewer components")
     methods = {"k-means++": _kmeans_plusplus, "random": _random}
     if not isinstance(start, str) or start not in methods:
         raise EngineError(
             f"start must be one of {', '.join(methods)}, parameters by name, responsibilities [n, K] or a Fit; "
-            f"got {start!r}"
+            f"got {repr(start) if isinstance(start, str) else type(start).__name__}"
         )
     return methods[start](model, obs, weights, cells, seed).reshape(*shape, n)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import EngineError
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
 
@@ -53,7 +54,7 @@ def make_traced(density: Density, at: Tensor, draws: int, mode: str) -> Traced:
     """(u, *data) to log density and gradient; "auto" compiles where so many draws are worth the seconds it takes."""
     function = with_gradient(density.log_density)
     traced, data = Traced(function, "trace" if mode == "auto" else mode, num_threads=1), density.data
-    traced(at, *data)
+    _check_gradient(density.layout, at, traced(at, *data)[1])
     if mode == "auto" and traced.mode == "trace" and worth_compiling(traced, draws):
         traced = Traced(function, "inductor", num_threads=1)
         traced(at, *data)
@@ -64,6 +65,17 @@ def make_traced(density: Density, at: Tensor, draws: int, mode: str) -> Traced:
         )
         traced.mode = "off"
     return traced
+
+
+def _check_gradient(layout: Layout, at: Tensor, gradient: Tensor) -> None:
+    if bool(gradient.isfinite().all()):
+        return
+    wrong = [site.name for site in layout.sites if not bool(gradient[site.start : site.stop].isfinite().all())]
+    raise EngineError(
+        f"the gradient of the log density by {', '.join(wrong)} is not finite where the chains start: some "
+        "operation has none there, such as a Poisson law at rate 0 or a root at 0; keep its argument inside, such as "
+        "torch.where(z == 1, rate, 1e-9) for rate * z, or pass start= with values where it has one"
+    )
 
 
 def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:

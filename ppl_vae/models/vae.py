@@ -140,4 +140,10 @@ class VAE(DeepLatentVariableModel):
     @z.posterior
     def q_z(self, x: Tensor) -> TorchDistribution:
         """Normal(encoder(x)) unless given."""
-        return self.posterior_of(*self.encoder(x))
+        parameters = self.encoder(x)
+        if isinstance(parameters, Tensor):
+            raise DeclarationError(
+                f"{type(self).__name__}: its encoder, a {type(self.encoder).__name__}, returned one tensor "
+                f"{list(parameters.shape)}; an encoder returns what the posterior takes, (loc, scale) by default"
+            )
+        return self.posterior_of(*parameters)

@@ -1,0 +1,246 @@
+"""What somebody meets who tries the library for the first time: messages for slips, and data as they come."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae import given, latent, observed
+from ppl_vae.declare.observations import observe
+
+X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) + 6 * (torch.arange(40) > 19)[:, None]
+FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
+GMM = pv.models.GaussianMixture
+EM = pv.EM(progress=False)
+
+
+class ZeroInflated(pv.LatentVariableModel):
+    """Poisson(rate * on): at on = 0 the density has a value and no gradient."""
+
+    @latent(shared=True)
+    def rate(self):
+        return dist.Gamma(2.0, 1.0)
+
+    @latent
+    def on(self):
+        return dist.Bernoulli(0.5)
+
+    @observed
+    def x(self, on, rate):
+        return dist.Poisson(rate * on)
+
+
+class SharedCategory(pv.LatentVariableModel):
+    """One category for the whole data set."""
+
+    @latent(shared=True)
+    def k(self):
+        return dist.Categorical(torch.ones(3))
+
+    @observed
+    def x(self, k):
+        return dist.Normal(k.to(torch.get_default_dtype()), 1.0)
+
+
+class Line(pv.LatentVariableModel):
+    """y = slope t + noise."""
+
+    t = given()
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(()))
+
+    @observed
+    def y(self, t):
+        return dist.Normal(self.slope * t, 1.0)
+
+
+class SharedScale(pv.LatentVariableModel):
+    """A scalar node with one scale for all."""
+
+    @latent(shared=True)
+    def scale(self):
+        return dist.LogNormal(0.0, 0.5)
+
+    @observed
+    def x(self, scale):
+        return dist.Normal(2.0, scale)
+
+
+class Both(SharedScale):
+    """A latent of each datum beside the shared one."""
+
+    @latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @observed
+    def x(self, z, scale):
+        return dist.Normal(z, scale)
+
+
+class Backwards(Line):
+    """A scale that is not one."""
+
+    @observed
+    def y(self, t):
+        return dist.Normal(self.slope * t, self.slope - 1.0)
+
+
+class Fixed(pv.LatentVariableModel):
+    """A node that has the number of data written into it."""
+
+    @latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(z + torch.zeros(40), 1.0)
+
+
+def program(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def no_self():
+    class Bare(pv.LatentVariableModel):
+        @latent
+        def z():
+            return dist.Normal(0.0, 1.0)
+
+        @observed
+        def x(self, z):
+            return dist.Normal(z, 1.0)
+
+
+def nuts(model, data):
+    return pv.NUTS(10, warmup=10, num_chains=1, progress=False).fit(model, data)
+
+
+SLIPS = {
+    "no gradient at the start": (
+        lambda: nuts(ZeroInflated(), torch.tensor([0.0, 3.0])), pv.EngineError, "log density by rate is not finite",
+    ),
+    "a shared category": (lambda: EM.fit(SharedCategory(), X[:, 0]), pv.DeclarationError, "'k' ~ Categorical is disc"),
+    "a shared category, by NUTS": (lambda: nuts(SharedCategory(), X[:, 0]), pv.DeclarationError, "or fit a model for"),
+    "data first": (lambda: EM.fit(X, GMM(2, 2)), pv.EngineError, "got Tensor; the order is engine.fit"),
+    "an array first": (lambda: EM.fit(X.numpy(), GMM(2, 2)), pv.EngineError, "got ndarray; the order is engine.fit"),
+    "data first, by NUTS": (lambda: nuts(X.numpy(), GMM(2, 2)), pv.EngineError, "got ndarray; the order is"),
+    "the class": (lambda: EM.fit(GMM, X), pv.EngineError, r"pass GaussianMixture\(...\) instead of the class"),
+    "a list of fits": (lambda: pv.compare([EM.fit(GMM(1, 2), X)]), pv.DataError, "fits by name, .* got a list"),
+    "models for fits": (lambda: pv.compare({"a": GMM(1, 2)}, X), pv.DataError, "got a GaussianMixture"),
+    "one output of an encoder": (
+        lambda: pv.models.VAE(torch.nn.Linear(4, 4), pv.nets.mlp_decoder(2, 4, 4), latent_dim=2).elbo(torch.ones(3, 4)),
+        pv.DeclarationError, r"its encoder, a Linear, returned one tensor \[3, 4\]",
+    ),
+    "no self": (no_self, pv.DeclarationError, "'z' takes no argument; it is a method"),
+    "labels for responsibilities": (
+        lambda: pv.EM(start=np.zeros(40), progress=False).fit(GMM(2, 2), X), pv.DataError, r"\(40,\), \(40, 2\) is exp",
+    ),
+    "one datum without its row": (
+        lambda: EM.fit(GMM(2, 2), X).log_prob(X[0]), pv.DataError, r"this is a single datum: pass x\[None\], one row",
+    ),
+    "columns in another order": (
+        lambda: EM.fit(GMM(2, 2), FRAME).log_prob(FRAME[["b", "a"]]), pv.DataError,
+        r"columns b, a, and the model was fitted to a, b in this order: pass x\[\['a', 'b'\]\]",
+    ),
+    "a fit of a Pyro program in a table": (
+        lambda: pv.compare({"own": pv.NUTS(5, 5, 1, progress=False).fit(program, X[:, 0])}), pv.DataError,
+        "own are of ordinary Pyro programs",
+    ),
+    "pixels from 0 to 255": (
+        lambda: pv.models.VAE(pv.nets.mlp_encoder(4, 4, 2), pv.nets.mlp_decoder(2, 4, 4)).elbo(255 * torch.ones(3, 4)),
+        pv.DataError, "divide them by 255, and binarise them",
+    ),
+    "the posterior over many draws": (
+        lambda: pv.SVI(1, num_draws=3, progress=False).fit(Both(), X[:, 0]).posterior(X[:, 0]), pv.EngineError,
+        r"the 3 draws of theta is a mixture; .*: fit.model.posterior\(x\)",
+    ),
+    "a frame without the column": (
+        lambda: Line().log_prob(pd.DataFrame({"time": [1.0], "y": [2.0]})), pv.DataError,
+        "mapping with y, t; got DataFrame with columns time, y",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_it_says_what_was_given_and_what_to_do(slip):
+    call, error, said = SLIPS[slip]
+    with pytest.raises(error, match=said):
+        call()
+
+
+def test_an_error_within_a_node_says_in_which_and_what_it_was_given():
+    with pytest.raises(RuntimeError) as caught:
+        Fixed().elbo(X[:, 0])
+    assert caught.value.__notes__ == [
+        "in Fixed.x, called with z [4]; a few rows are tried first, so sizes of data do not count"
+    ]
+
+
+def test_responsibilities_to_start_from_may_be_an_array():
+    r = np.eye(2)[(X[:, 0] > 3).long().numpy()]
+    fits = [pv.EM(start=start, progress=False).fit(GMM(2, 2), X) for start in (r, torch.from_numpy(r))]
+    assert torch.equal(*(fit.trace["bound"] for fit in fits))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_of_a_frame_are_nodes_and_inputs(library):
+    frame = pytest.importorskip(library).DataFrame({"t": [1.0, 2.0, 3.0], "y": [2.0, 4.5, 6.0]})
+    by_name = {"t": torch.tensor([1.0, 2.0, 3.0]), "y": torch.tensor([2.0, 4.5, 6.0])}
+    engine = pv.SVI(5, progress=False)
+    fits = [engine.fit(Line(), data) for data in (frame, by_name)]
+    assert fits[0].model.slope.dtype == torch.float64
+    torch.testing.assert_close(fits[0].model.slope.float(), fits[1].model.slope)
+
+
+def test_a_gap_of_a_frame_is_missing_in_its_node_only():
+    frame = pd.DataFrame({"t": [1.0, 2.0], "y": [2.0, None]})
+    seen = observe(frame, ["y"], ("t",), [])
+    assert {name: gap.tolist() for name, gap in seen.missing.items()} == {"y": [False, True]}
+
+
+def test_one_row_of_a_frame_and_a_column_of_gaps_can_be_asked_about():
+    fit = EM.fit(GMM(2, 2), FRAME)
+    torch.testing.assert_close(fit.log_prob(FRAME.iloc[:1]), fit.log_prob(X[:1]))
+    gaps = FRAME.iloc[:2].assign(b=np.nan)
+    torch.testing.assert_close(fit.log_prob(gaps), fit.log_prob(gaps.to_numpy()))
+
+
+def test_a_series_is_one_value_for_each_datum():
+    model = SharedScale()
+    fit = pv.SVI(2, guide="delta", progress=False).fit(model, FRAME["a"])
+    torch.testing.assert_close(fit.log_prob(FRAME["a"]).float(), fit.log_prob(X[:, 0]).float())
+
+
+def test_entries_under_a_mask_are_missing():
+    masked = np.ma.masked_greater(X.double().numpy(), 6.0)
+    gaps = np.where(masked.mask, np.nan, X.double().numpy())
+    fits = [EM.fit(GMM(1, 2), data) for data in (masked, gaps)]
+    assert masked.mask.any()
+    assert torch.equal(fits[0].parameters["components.loc"], fits[1].parameters["components.loc"])
+
+
+def test_read_only_arrays_are_taken_without_a_warning():
+    array = X.double().numpy().copy()
+    array.flags.writeable = False
+    assert EM.fit(GMM(1, 2), array).status.ok
+
+
+def test_a_failed_step_says_which_number_cannot_be():
+    fit = pv.SVI(2, progress=False).fit(Backwards(), {"t": X[:, 0], "y": X[:, 1]})
+    assert "at node y, Normal whose scale is -1, not of GreaterThan(lower_bound=0.0)" in fit.status.message
+
+
+def test_a_fit_names_the_parameters_that_no_family_owns():
+    fit = pv.SVI(1, progress=False).fit(Line(), {"t": X[:, 0], "y": X[:, 1]})
+    assert "parameters: in fit.model slope" in repr(fit)
+    assert "parameters: mixing.probs, components.covariance, components.loc\n" in repr(EM.fit(GMM(2, 2), X))
+    assert "scale\n" in repr(pv.SVI(1, progress=False).fit(Both(), X[:, 0]))
