@@ -23,13 +23,14 @@ def initial_values(
     Parameters
     ----------
     start : "auto", None, mapping or Fit
-        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form. A Fit gives
-        the model its networks too.
+        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form. A Fit of
+        the same declaration gives its networks too.
     """
     if start is None:
         return None
     if isinstance(start, Mapping | Fit):
-        take_networks(start, model)
+        if isinstance(start, Fit) and type(start.model) is type(model):
+            take_networks(start, model)
         return given_values(start, _shapes(model))
     if not isinstance(start, str) or start != "auto":
         raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')

@@ -6,6 +6,7 @@ import pytest
 import torch
 from example_models import MODELS, make, mixture, numbers
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.inspect import get_model_relations
 
 from ppl_vae.objectives import Elbo, max_plate_nesting, trace_sites
 
@@ -178,3 +179,20 @@ def test_trace_sites_of_a_plain_pair_is_the_hand_written_bound():
     expected = torch.logsumexp(likelihood + weights[:, None], 0) + normal(0.4, 1.0).log_prob(z)
     torch.testing.assert_close(Elbo()(sites), expected - normal(0.5 * x, 0.8).log_prob(z))
     torch.testing.assert_close(sites.shared_log_p, normal(0.0, 1.0).log_prob(torch.tensor(0.4, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("name", "parents"),
+    [
+        ("vae", {"z": [], "x": ["z"]}),
+        ("hierarchy", {"top": [], "z": ["top"], "x": ["z"]}),
+        ("two finite", {"b": ["a"]}),
+    ],
+)
+def test_pyro_reads_the_graph_that_render_model_draws(name, parents):
+    model, data = make(name)
+    found = get_model_relations(model.model, (model.check(data),))
+    for child, own in parents.items():
+        assert [p for p in found["sample_sample"][child] if p != child] == own
+    assert found["observed"] == ["x"]
+    assert found["plate_sample"] == {"data": list(found["sample_sample"])}

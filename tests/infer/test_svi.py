@@ -143,6 +143,11 @@ def test_a_fit_from_a_fit_takes_its_networks(digits):
     still = pv.SVI(1, optimizer=pv.sgd(0.0), start=first, progress=False).fit(small_vae(), digits.train)
     for name, value in first.model.state_dict().items():
         assert torch.equal(still.model.state_dict()[name], value), name
+    # A fit of a mixture has what the families of a mixture VAE need, and no networks.
+    codes = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 4, "diagonal"), first.posterior(digits.train).mean)
+    both = pv.models.GMVAE(small_vae().encoder, small_vae().decoder, 2)
+    found = pv.SVI(1, optimizer=pv.sgd(0.0), start=codes, progress=False).fit(both, digits.train).parameters
+    torch.testing.assert_close(found["components.loc"], codes.parameters["components.loc"].float())
     wider = pv.models.VAE(pv.nets.mlp_encoder(64, 20, 3), pv.nets.mlp_decoder(3, 20, 64))
     with pytest.raises(pv.DataError, match=r"the fit to start from has shape \(32, 4\) for decoder.*\(20, 3\)"):
         pv.SVI(1, start=first, progress=False).fit(wider, digits.train)
