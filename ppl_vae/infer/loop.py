@@ -19,7 +19,7 @@ from ppl_vae.infer.held_out import HeldOut
 from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.random_state import random_state, restore_random_state
-from ppl_vae.infer.step import Step, StepResult
+from ppl_vae.infer.step import NO_FACTOR, Step, StepResult
 from ppl_vae.infer.stepper import Stepper
 from ppl_vae.infer.turns import Turns
 
@@ -262,7 +262,7 @@ class Loop:
         kept = "the parameters before that step are kept"
         became = "not finite" if result is None else f"{(result.objective / result.weight).item()}"
         what = f"the objective became {became}"
-        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+        if node == NO_FACTOR or not all(bool(p.isfinite().all()) for p in self.module.parameters()):
             step, state = self.good
             self.module.load_state_dict(state)
             kept = f"the parameters after step {step} are kept"

@@ -195,10 +195,20 @@ class NUTS:
             center = potential.layout.unconstrain(potential.prior_draw(values))
             rows.append(center + JITTER * torch.randn_like(center))
         starts = torch.stack(rows)
-        finite = torch.stack([potential.log_density(u).isfinite() for u in starts])
-        if not bool(finite.all()):
-            raise EngineError("the log density is not finite where the chains start; pass start= with values inside it")
+        if not all(_defined(potential, u) for u in starts):
+            raise EngineError(
+                "the log density is not finite where the chains start; pass start= with values inside it, or bring "
+                "features in units far from 1 to other units"
+            )
         return starts
+
+
+def _defined(potential: Potential, u: Tensor) -> bool:
+    """Whether there is a density at a point; a covariance that is singular to rounding has none."""
+    try:
+        return bool(potential.log_density(u).isfinite())
+    except torch.linalg.LinAlgError:
+        return False
 
 
 def _refuse_free_parameters(model: LatentVariableModel) -> None:

@@ -15,7 +15,7 @@ from ppl_vae.declare.pair import PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
-from ppl_vae.infer.step import CHECK, Pieces, Step, choose
+from ppl_vae.infer.step import CHECK, NO_FACTOR, Pieces, Step, choose
 from ppl_vae.infer.stepper import Stepper, stepper
 
 __all__ = ["PairObjective", "PairStep"]
@@ -105,6 +105,12 @@ class PairObjective:
 
     def blame(self, batch: Sequence[Tensor], beta: float = 1.0) -> str:
         """The first site whose log density is not finite; empty where all are."""
+        try:
+            return self._blame(batch)
+        except torch.linalg.LinAlgError:
+            return NO_FACTOR
+
+    def _blame(self, batch: Sequence[Tensor]) -> str:
         args, kwargs = self._arguments(batch)
         pair = self.pair
         with torch.no_grad(), pyro.validation_enabled(False), pair.parameters_in_place():

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.tracing import Traced
 
-__all__ = ["CHECK", "Climbed", "Pieces", "Step", "StepResult", "choose"]
+__all__ = ["CHECK", "NO_FACTOR", "Climbed", "Pieces", "Step", "StepResult", "choose"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Largest relative difference between a graph and its function that rounding may make."""
@@ -146,8 +146,14 @@ class Step:
     def __call__(
         self, batch: Any, beta: float = 1.0, signals: Sequence[float] = (), moving: Sequence[bool] | None = None
     ) -> StepResult:
-        """One step; on a CPU, none where the objective is not finite. `moving` is as in `move`."""
-        result, gradients = self.gradient(batch, beta, signals)
+        """One step; on a CPU, none where the objective is not finite or not defined. `moving` is as in `move`."""
+        try:
+            result, gradients = self.gradient(batch, beta, signals)
+        except torch.linalg.LinAlgError:  # a covariance without a Cholesky factor has no density
+            if self.share.world > 1:
+                raise
+            nan = torch.tensor(torch.nan)
+            return StepResult(nan, nan, torch.ones(()), False, signals, dict.fromkeys(self.climbed.penalties, nan))
         if not result.objective.is_cuda and not bool(result.objective.isfinite()):
             return replace(result, moved=False)
         self.move(batch, gradients, moving)
@@ -197,7 +203,10 @@ class Step:
         """
         if self.mode == "off":
             return 0.0
-        difference = self.verify(batch, beta)
+        try:
+            difference = self.verify(batch, beta)
+        except torch.linalg.LinAlgError:  # the step itself will say so
+            return 0.0
         if difference <= self.tolerance * TOLERANCE.get(self.dense[0].dtype if self.dense else torch.float32, 0.1):
             return 0.0
         self.run_eagerly()
@@ -209,6 +218,11 @@ class Step:
         return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest)
 
 
+NO_FACTOR = (
+    "a covariance that is not positive definite in rounding: a component may sit on few data, or features be in units "
+    "far from 1, which other units mend"
+)
+"""What to say where a density has failed."""
 COMPILE_SECONDS = 40.0
 """What inductor takes, at most, to compile a step."""
 SAVED = 0.2

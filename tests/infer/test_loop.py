@@ -72,6 +72,35 @@ def test_a_gradient_that_is_not_finite_in_the_last_step_is_seen_too(mode):
     assert fit.model.w.item() == 0.5
 
 
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_a_covariance_without_a_factor_ends_the_fit_in_words(mode):
+    """Steps of 0.01 in the entries of a factor, of data that spread by 1e-15."""
+    x = 1e-15 * pv.data.faithful().values
+    engine = pv.SVI(150, optimizer=pv.adam(1e-2), compile=mode, progress=False)
+    fit = engine.fit(pv.models.GaussianMixture(2, 2), x)
+    assert fit.status.code == "failed"
+    assert "not positive definite in rounding" in fit.status.message
+    assert "units far from 1" in fit.status.message
+    assert "the parameters after step 0 are kept" in fit.status.message
+    assert bool(fit.log_prob(x).isfinite().all())
+
+
+def test_chains_without_a_density_to_start_from_are_told_of():
+    x = 1e-15 * pv.data.faithful().values
+    with pytest.raises(pv.EngineError, match=r"not finite where the chains start.*in units far from 1"):
+        pv.NUTS(5, warmup=5, num_chains=2, progress=False).fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+
+
+def test_a_step_of_ones_own_tells_of_a_covariance_without_a_factor():
+    x = 1e-15 * pv.data.faithful().values
+    model = pv.models.GaussianMixture(2, 2).double()
+    model.adapt(x)
+    step = pv.svi_step(model, pv.sgd(1e6))
+    step(x)
+    with pytest.raises(pv.EngineError, match="not positive definite in rounding"):
+        step(x)
+
+
 def test_a_run_that_fails_says_so_to_callbacks_and_gives_a_usable_fit():
     seen = []
 
