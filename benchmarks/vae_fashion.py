@@ -55,9 +55,9 @@ class Row:
     patience: int | None = None
     """With it the learning rate is constant; else it falls to zero by a cosine."""
 
-    def optimizer(self, epochs):
+    def optimizer(self):
         adam = pv.normalized(pv.adam(RATE))
-        return adam if self.patience else pv.scheduled(adam, CosineAnnealingLR, T_max=epochs)
+        return adam if self.patience else pv.scheduled(adam, CosineAnnealingLR, T_max=self.epochs)
 
 
 CANDIDATES = {
@@ -102,11 +102,10 @@ def train(row, seed, folder, data, arguments):
     images, validation, _ = data
     torch.manual_seed(seed)
     model = row.model().to(arguments.device)
-    epochs = arguments.epochs or row.epochs
     engine = pv.SVI(
-        epochs=epochs,
+        epochs=arguments.epochs or row.epochs,
         batch_size=BATCH,
-        optimizer=row.optimizer(epochs),
+        optimizer=row.optimizer(),
         objective=row.objective,
         beta=warm_up,
         validation=list(validation.split(SLICE)),
@@ -162,7 +161,7 @@ def evaluate(fit, images, checkpoint, arguments):
 def options(parser):
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ALL))
     parser.add_argument("--draws", type=int, default=DRAWS, help="draws of q for each image")
-    parser.add_argument("--epochs", type=int, help="other than the recipe's, to try things out")
+    parser.add_argument("--epochs", type=int, help="an earlier end than the recipe's, to try things out")
 
 
 def run(arguments):

@@ -88,8 +88,16 @@ def main():
         results.append(record)
         print(table.text(results), flush=True)
         if arguments.write:
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / f"{arguments.table}.json").write_text(json.dumps(results, indent=1) + "\n")
+            write(arguments.table, results)
+
+
+def write(name, results):
+    """Put these records into docs/results, in the place of older ones of the same runs."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    older = json.loads(file.read_text()) if file.exists() else []
+    records = {(record["row"], record["seed"]): record for record in [*older, *results]}
+    file.write_text(json.dumps([records[run] for run in sorted(records)], indent=1) + "\n")
 
 
 if __name__ == "__main__":
