@@ -122,7 +122,11 @@ def test_written_results_join_those_of_other_runs(tables, monkeypatch, tmp_path)
     shown.write("fashion", [{"row": "vamp", "seed": 0, "nll": 1}, {"row": "gaussian", "seed": 1, "nll": 2}])
     shown.write("fashion", [{"row": "gaussian", "seed": 0, "nll": 3}, {"row": "vamp", "seed": 0, "nll": 4}])
     records = json.loads((tmp_path / "fashion.json").read_text())
-    assert [(r["row"], r["seed"], r["nll"]) for r in records] == [("gaussian", 0, 3), ("gaussian", 1, 2), ("vamp", 0, 4)]
+    assert [(r["row"], r["seed"], r["nll"]) for r in records] == [
+        ("gaussian", 0, 3),
+        ("gaussian", 1, 2),
+        ("vamp", 0, 4),
+    ]
 
 
 def test_every_table_that_is_stored_reads(tables):
