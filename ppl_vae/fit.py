@@ -33,7 +33,8 @@ class Status:
     Attributes
     ----------
     code : str
-        "converged", "finished", "stopped early", "interrupted", "max_iter", "degenerate" or "failed".
+        "converged", "finished", "stopped early", "stopped by a callback", "interrupted", "max_iter", "degenerate" or
+        "failed".
     message : str
         One sentence for people.
     notes : tuple of str
