@@ -287,9 +287,9 @@ class Calibrated(dist.Independent):
     def marginal_log_prob(self, value: Tensor, missing: Tensor) -> Tensor:
         """Log density of the pixels that are not missing, [...] nats."""
         squares = (value - self.base_dist.loc).square().masked_fill(missing, 0.0)
-        if self.likelihood.training and squares.dim() > 2:
+        if self.likelihood.training and squares.dim() > value.dim() > 1:
             raise DeclarationError(
-                f"GaussianOptimal takes the mean squared error of a batch, [n, d]; the decoder's output is "
+                f"GaussianOptimal takes the mean squared error of data {list(value.shape)}; the decoder's output is "
                 f"{list(self.base_dist.loc.shape)}, one for each value of a finite latent that is summed out, and "
                 f"their mean over values is not the best scale: take GaussianLearned"
             )
