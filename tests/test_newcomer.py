@@ -91,6 +91,14 @@ class Backwards(Line):
         return dist.Normal(self.slope * t, self.slope - 1.0)
 
 
+class Detached(Line):
+    """A value that leaves torch: a graph has the one of its first step for ever."""
+
+    @observed
+    def y(self, t):
+        return dist.Normal(self.slope * t + torch.tensor(self.slope.detach().numpy()), 1.0)
+
+
 class Fixed(pv.LatentVariableModel):
     """A node that has the number of data written into it."""
 
@@ -163,6 +171,9 @@ SLIPS = {
         lambda: pv.SVI(1, num_draws=3, progress=False).fit(Both(), X[:, 0]).posterior(X[:, 0]), pv.EngineError,
         r"the 3 draws of theta is a mixture; .*: fit.model.posterior\(x\)",
     ),
+    "half an epoch": (lambda: pv.SVI(2.5), pv.EngineError, "whole numbers, at least 1; got 2.5"),
+    "SVI of no model": (lambda: pv.SVI(1, progress=False).fit(X, GMM(2, 2)), pv.EngineError, "the order is engine.fit"),
+    "a program without a guide": (lambda: pv.SVI(1, progress=False).fit(program, X), pv.EngineError, "needs its guide"),
     "a frame without the column": (
         lambda: Line().log_prob(pd.DataFrame({"time": [1.0], "y": [2.0]})), pv.DataError,
         "mapping with y, t; got DataFrame with columns time, y",
@@ -244,3 +255,11 @@ def test_a_fit_names_the_parameters_that_no_family_owns():
     assert "parameters: in fit.model slope" in repr(fit)
     assert "parameters: mixing.probs, components.covariance, components.loc\n" in repr(EM.fit(GMM(2, 2), X))
     assert "scale\n" in repr(pv.SVI(1, progress=False).fit(Both(), X[:, 0]))
+
+
+def test_a_short_fit_is_held_against_its_program_too():
+    """Below a hundred steps, where compile="trace" was asked for: one step of all is compared, never the first."""
+    for seed in range(2):
+        engine = pv.SVI(3, compile="trace", optimizer=pv.adam(0.5), seed=seed, progress=False)
+        fit = engine.fit(Detached(), {"t": X[:, 0], "y": X[:, 1]})
+        assert "the traced graph differed from the model" in str(fit.status), seed

@@ -230,11 +230,13 @@ class Loop:
     # A graph against the function it was made from.
 
     def _checked_step(self) -> int:
-        """The step of this epoch at which the graph is compared, drawn at random from `LOOK` steps at least."""
-        span = max(self.batches.steps or LOOK, LOOK)
+        """The step at which the graph is compared: one of each epoch, of `LOOK` steps where it is shorter, or of all."""
+        total = self.epochs * self.batches.steps if self.batches.steps else LOOK
+        span = max(min(LOOK, total), self.batches.steps or 1)
         block = self.steps // span
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + block)
-        return block * span + int(torch.randint(span, (1,), generator=generator))
+        first = min(1, span - 1)  # at the step that was traced the two agree
+        return block * span + int(torch.randint(first, span, (1,), generator=generator))
 
     def _verify(self, batch: Batch) -> None:
         difference = self.step.check(batch, self._beta())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
@@ -128,10 +130,11 @@ class SVI:
     def __post_init__(self) -> None:
         object.__setattr__(self, "callbacks", checked(self.callbacks))
         schedule(self.beta)
-        if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1) or self.accumulate < 1:
+        counts = (self.epochs, 1 if self.batch_size is None else self.batch_size, self.accumulate)
+        if not all(isinstance(count, Integral) and count >= 1 for count in counts):
             raise EngineError(
-                f"SVI: epochs, batch_size and accumulate must be at least 1, got {self.epochs}, {self.batch_size} "
-                f"and {self.accumulate}"
+                f"SVI: epochs, batch_size and accumulate must be whole numbers, at least 1; got {self.epochs!r}, "
+                f"{self.batch_size!r} and {self.accumulate!r}"
             )
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")
@@ -170,6 +173,9 @@ class SVI:
                 raise EngineError("a Pyro pair has no weights of its data: scale its sites, or declare the model")
             program, guide = model
             return fit_pair(self, program, guide, data)
+        if not isinstance(model, LatentVariableModel):
+            check_program(model)
+            raise EngineError("SVI of an ordinary Pyro program needs its guide: fit((model, guide), data)")
         if not hasattr(self.objective, "is_bound"):
             raise EngineError(
                 f"SVI: objective of a declared model is one such as pv.elbo() or pv.iwae(8), called; got "
