@@ -136,6 +136,7 @@ class Step:
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in moved]
             value, *seen = self.climbed.sums(leaves, rest)
+            norm = _or_one(norm)
             gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True, materialize_grads=True)
         return value.detach(), *[each.detach() for each in seen], *gradients
 
@@ -179,7 +180,7 @@ class Step:
         summed = iter(self.share.add([weight, *heard, *sums]))
         weight, heard, value, bound = next(summed), [next(summed) for _ in heard], next(summed), next(summed)
         terms = {name: next(summed) for name in names}
-        gradients = torch._foreach_div([*summed, *rows], weight)
+        gradients = torch._foreach_div([*summed, *rows], _or_one(weight))
         told = [float(signal) for signal in heard]
         return StepResult(bound, value, weight, signals=told, penalties=terms), gradients
 
@@ -216,6 +217,11 @@ class Step:
         """Largest relative difference of the graph from the function it was made from, on this batch."""
         part = self.climbed.pieces(batch, beta, self.accumulate)[0]
         return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest)
+
+
+def _or_one(weight: Tensor) -> Tensor:
+    """The weight of a batch, 1 where no datum of it counts: its gradient is zero, and not 0 / 0."""
+    return torch.where(weight > 0, weight, 1.0)
 
 
 NO_FACTOR = (

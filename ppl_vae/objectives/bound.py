@@ -75,7 +75,7 @@ class Elbo:
         for name in drawn:
             units = self.by_unit(sites, name)
             w = units.new_ones(len(units)) if weights is None else weights.repeat(self.num_particles)
-            mean = (w / w.sum()) @ units
+            mean = (w / w.sum().clamp_min(torch.finfo(w.dtype).tiny)) @ units
             value = value - beta * mean.clamp_min(self.free_bits).sum()
         return (value + score(sites, value)).reshape(self.num_particles, -1).mean(0)
 

@@ -1,5 +1,7 @@
 """One traced step: equal to the function it was made from, on every kind of model, summed over pieces and processes."""
 
+from dataclasses import replace
+
 import pyro
 import pytest
 import torch
@@ -104,8 +106,6 @@ class Gathered(Share):
 
 
 def test_shares_of_a_batch_give_the_gradient_of_the_whole():
-    from dataclasses import replace
-
     whole, batches = prepared("mixture, full")
     (one, expected) = whole.gradient(next(batches.epoch(0)))
     Gathered.kept = []
@@ -132,6 +132,35 @@ def test_padding_counts_for_nothing():
     assert result.bound.item() == pytest.approx(expected.bound.item(), rel=1e-12)
     for a, b in zip(gradients, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+WEIGHED = {
+    "elbo": pv.elbo(), "free bits": pv.elbo(free_bits=0.2), "iwae": pv.iwae(2), "dreg": pv.iwae(2, "dreg"),
+    "infovae": pv.infovae(0.5, 2.0), "tc": pv.tc_elbo(20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("objective", WEIGHED)
+def test_a_batch_in_which_nothing_counts_has_no_gradient(objective, pieces):
+    step, batches = prepared("vae", WEIGHED[objective], accumulate=pieces)
+    batch = next(batches.epoch(0))
+    nothing = replace(batch, weights=torch.zeros_like(batch.weights))
+    result, gradients = step.gradient(nothing)
+    assert result.objective.item() == result.bound.item() == 0
+    assert all(bool((g == 0).all()) for g in gradients)
+
+
+@pytest.mark.parametrize("prior", [None, "weak"])
+def test_data_of_weight_zero_may_fill_whole_batches(prior):
+    x = pv.data.faithful().values[:60]
+    weights = (torch.arange(60) % 20 == 0).double()
+    fit = pv.SVI(15, batch_size=4, optimizer=pv.adam(1e-2), progress=False).fit(
+        pv.models.GaussianMixture(1, 2, prior=prior), x, weights
+    )
+    assert fit.status.code == "finished"
+    assert bool(fit.trace["bound"].isfinite().all())
+    assert all(bool(value.isfinite().all()) for value in fit.parameters.values())
 
 
 def test_only_rows_of_the_batch_move():
