@@ -276,11 +276,11 @@ class Fit:
 
     # What the fit is worth, and how to keep it.
 
-    def evaluate(self, data: Any, num_particles: int = 100) -> Any:
+    def evaluate(self, data: Any, num_particles: int = 100, weights: Any = None) -> Any:
         """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.diagnostics.evaluate."""
         from ppl_vae.diagnostics import evaluate
 
-        return evaluate(self, data, num_particles)
+        return evaluate(self, data, num_particles, weights=weights)
 
     def diagnose(self, data: Any = None, **options: Any) -> Any:
         """Collapse, prior hole and quality of q, with verdicts and advice: see ppl_vae.diagnose.diagnose."""
@@ -336,6 +336,8 @@ class Fit:
         DataError
             If the file is missing, cut short, not a fit, or of another model.
         """
+        if isinstance(model, type):
+            raise DataError(f"load takes an object as it was fitted, {model.__name__}(...), got the class itself")
         record, tensors = _read(Path(path))
         if record["model"] != type(model).__name__:
             raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")

@@ -171,6 +171,14 @@ SLIPS = {
         lambda: pv.SVI(1, num_draws=3, progress=False).fit(Both(), X[:, 0]).posterior(X[:, 0]), pv.EngineError,
         r"the 3 draws of theta is a mixture; .*: fit.model.posterior\(x\)",
     ),
+    "a path for data": (
+        lambda: EM.fit(GMM(2, 2), "data.csv"), pv.DataError, "is the path 'data.csv': read it by pv.data.read_table",
+    ),
+    "objects": (
+        lambda: EM.fit(GMM(2, 2), X.numpy().astype(object)), pv.DataError, r"array of object; .* with .astype\(float\)",
+    ),
+    "the class of a file": (lambda: pv.Fit.load("fit.safetensors", GMM), pv.DataError, "got the class itself"),
+    "a model for a number": (lambda: pv.EM(GMM(2, 2)), pv.EngineError, r"EM\(\).fit\(model, data\) fits one"),
     "half an epoch": (lambda: pv.SVI(2.5), pv.EngineError, "whole numbers, at least 1; got 2.5"),
     "SVI of no model": (lambda: pv.SVI(1, progress=False).fit(X, GMM(2, 2)), pv.EngineError, "the order is engine.fit"),
     "a program without a guide": (lambda: pv.SVI(1, progress=False).fit(program, X), pv.EngineError, "needs its guide"),

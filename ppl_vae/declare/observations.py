@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,11 @@ def _has_nan(value: Tensor) -> bool:
 
 def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
     names: tuple[str, ...] = ()
+    if isinstance(value, str | PathLike):
+        raise DataError(
+            f"{name!r} is the path {str(value)!r}: read it by pv.data.read_table(path), or by pv.data.stream(path) "
+            "where it is larger than memory"
+        )
     if isinstance(value, Tensor):
         tensor = value
     elif isinstance(value, Table):
@@ -177,5 +183,6 @@ def _from_array(name: str, value: Any) -> Tensor:
         value = np.ma.filled(value.astype(float), np.nan) if np.ma.is_masked(value) else value.data
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected")
+        advice = "; convert it with .astype(float)" if array.dtype.kind == "O" else ""
+        raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected{advice}")
     return torch.as_tensor(array if array.flags.writeable else array.copy())  # what pandas gives is often read-only

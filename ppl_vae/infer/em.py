@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -111,6 +112,10 @@ class EM:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n_init, Integral):
+            raise EngineError(
+                f"EM: n_init is a number of starts, got a {type(self.n_init).__name__}; EM().fit(model, data) fits one"
+            )
         object.__setattr__(self, "callbacks", checked(self.callbacks))
         if self.estimate not in ("map", "ml"):
             raise EngineError(f'EM: estimate must be "map" or "ml", got {self.estimate!r}')

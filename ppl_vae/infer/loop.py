@@ -230,7 +230,7 @@ class Loop:
     # A graph against the function it was made from.
 
     def _checked_step(self) -> int:
-        """The step at which the graph is compared: one of each epoch, of `LOOK` steps where it is shorter, or of all."""
+        """The step at which the graph is compared: one of each epoch, of `LOOK` steps if it is shorter, or of all."""
         total = self.epochs * self.batches.steps if self.batches.steps else LOOK
         span = max(min(LOOK, total), self.batches.steps or 1)
         block = self.steps // span
