@@ -1,5 +1,6 @@
 """What a fit is worth: convergence, cross-validation, KL per latent unit."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from ppl_vae.counted import counted_elpd, counted_mean, counts_of
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
+from ppl_vae.infer.weights import check_weights, own_weights
 from ppl_vae.objectives import Sites, has_analytic_kl
 
 __all__ = [
@@ -49,7 +51,8 @@ class Evaluation:
         Mean log p(x) and its standard error over data, that of the importance weights included; NaN where one datum
         or one draw leaves it unknown.
     min_ess : float
-        Smallest effective sample size of a datum's importance weights; infinite when exact.
+        Smallest effective sample size of a datum's importance weights; infinite when exact, NaN over many draws of
+        theta, each of which has weights of its own.
     method : str
         "exact" or "importance".
     kl_per_unit : Tensor or None
@@ -94,7 +97,7 @@ def plus_minus(value: float, error: float, digits: int, width: int = 0) -> str:
     return f"{value:{width}.{digits}f} " + (f"± {error:.{digits}f}" if error == error else "(standard error unknown)")
 
 
-def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Evaluation:
+def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weights: Any = None) -> Evaluation:
     """Bound, log p(x) and what the latent units carry, on data the fit may not have seen.
 
     Parameters
@@ -107,10 +110,13 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Ev
         Draws of q per datum for log p(x), where it is not exact.
     seed : int
         Seed of those draws.
+    weights : Tensor, optional
+        [n], datum i counts w_i times; those of the fit where the data are its training data.
     """
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(seed)
         obs = fit.model.check(data)
+        w = check_weights(own_weights(fit, obs, weights), len(obs)).to(fit.model.like.device)
         bound = fit.elbo(obs).double()
         if fit.is_point:
             with fit.model.bind(fit.draw(0) if fit.draws else {}):
@@ -119,16 +125,16 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Ev
             ess, method = evidence.effective_sample_size.min().item(), evidence.method
         else:
             value = fit.log_predictive(obs, num_particles).double()
-            error, ess, method = torch.zeros_like(value), float("inf"), "exact"
-        kl, active = _units(fit, obs) if fit.is_point else (None, None)
-    n = len(obs)
-    (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound), counted_mean(value)
+            drawn = bool(fit.model.draws_latents(obs))
+            error, ess, method = torch.zeros_like(value), *((math.nan, "importance") if drawn else (math.inf, "exact"))
+        kl, active = _units(fit, obs, w) if fit.is_point else (None, None)
+    (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound, w), counted_mean(value, w)
     return Evaluation(
-        n=n,
+        n=len(obs),
         elbo=elbo,
         elbo_se=elbo_se,
         log_prob=log_prob,
-        log_prob_se=float(np.hypot(own_se, error.square().sum().sqrt().item() / n)),
+        log_prob_se=float(np.hypot(own_se, ((w * error).square().sum().sqrt() / w.sum()).item())),
         min_ess=ess,
         method=method,
         kl_per_unit=kl,
@@ -136,7 +142,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0) -> Ev
     )
 
 
-def _units(fit: Fit, obs: Any) -> tuple[Tensor | None, int | None]:
+def _units(fit: Fit, obs: Any, w: Tensor) -> tuple[Tensor | None, int | None]:
     """Mean KL of each unit of the one continuous latent, and how many units are active."""
     with fit.model.bind(fit.draw(0) if fit.draws else {}), fit.model.numeric():
         if fit.model.draws_without_posterior(obs):
@@ -146,9 +152,10 @@ def _units(fit: Fit, obs: Any) -> tuple[Tensor | None, int | None]:
     if factors is None:
         return None, None
     q, p = factors
-    kl = dist.kl.kl_divergence(q, p)
-    variance = q.mean.var(0) if len(obs) > 1 else torch.zeros_like(q.mean[0])
-    return kl.mean(0).double(), int((variance >= ACTIVE).sum())
+    share = (w / w.sum())[:, None]
+    kl, mean = (share * dist.kl.kl_divergence(q, p)).sum(0), q.mean.double()
+    variance = (share * (mean - (share * mean).sum(0)) ** 2).sum(0) * w.sum() / (w.sum() - 1).clamp_min(1)
+    return kl, int((variance >= ACTIVE).sum())
 
 
 def _factors(sites: Sites) -> tuple[Any, Any] | None:

@@ -15,6 +15,7 @@ from ppl_vae.declare import Observations
 from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out
 from ppl_vae.evidence import EVEN, log_mean_exp
 from ppl_vae.fit import Fit
+from ppl_vae.infer.weights import own_weights
 
 __all__ = ["COLUMNS", "Judged", "Row", "judge"]
 
@@ -98,8 +99,7 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
     """
     pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data))
     predictive = _predictive(fit, obs, num_particles, pointwise)
-    weights = fit.weights if fit.data is not None and same_data(fit.data, obs) else None
-    row = Row(fit.engine, *counted_mean(predictive, weights), fit.seconds, fit.status.code)
+    row = Row(fit.engine, *counted_mean(predictive, own_weights(fit, obs)), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
     if fit.engine == "EM":
         _fill_em(row, fit)

@@ -1,5 +1,6 @@
 """A paragraph for the methods section of a paper, from what was in fact done."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,12 +56,9 @@ def training_methods(fit: Fit, found: Evaluation, source: str) -> str:
         Name of the data.
     """
     count = f"{len(fit.data)} observations of " if fit.data is not None else ""
-    log_prob = (
-        "exactly"
-        if found.method == "exact"
-        else "by importance sampling from q(z | x) (the smallest effective sample size of an observation was "
-        f"{found.min_ess:.1f})"
-    )
+    log_prob = "exactly" if found.method == "exact" else "by importance sampling from q(z | x)"
+    if math.isfinite(found.min_ess):
+        log_prob += f" (the smallest effective sample size of an observation was {found.min_ess:.1f})"
     how = engine_methods(fit)
     return (
         f"We trained {_named(fit.model)} on {count}{source}. {how[0].upper()}{how[1:]}. On {found.n} held-out "

@@ -1,5 +1,6 @@
 """The page of a trained model with continuous latents."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
         ("log p(x)", found.method, f"{plus_minus(found.log_prob, found.log_prob_se, 4)} {per}"),
         ("gap", "log p(x) less the bound", f"{found.log_prob - found.elbo:.4f} {per}"),
     ]
-    if found.method == "importance":
+    if math.isfinite(found.min_ess):
         rows.append(("smallest ESS", "of a datum's importance weights", f"{found.min_ess:.1f} draws"))
     if found.kl_per_unit is None:
         return [*rows, ("KL per unit", "prior and q do not factorise", "not defined")]

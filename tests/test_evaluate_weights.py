@@ -1,0 +1,58 @@
+"""What is reported of weighted data is that of the data repeated."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.declare import LatentVariableModel, latent, observed
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    x = torch.randn(30, 3)
+    model = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 2), pv.nets.mlp_decoder(2, 4, 3), likelihood="gaussian")
+    return x, pv.SVI(2, progress=False).fit(model, x)
+
+
+def test_weights_count_data(vae):
+    x, fit = vae
+    w = torch.where(x.norm(dim=1) > 2, 4.0, 1.0)
+    weighted, repeated = fit.evaluate(x, 300, weights=w), fit.evaluate(x.repeat_interleave(w.long(), 0), 300)
+    torch.testing.assert_close(weighted.kl_per_unit, repeated.kl_per_unit.to(weighted.kl_per_unit))
+    # The bound and the importance weights have noise of their own for every row.
+    assert weighted.log_prob == pytest.approx(repeated.log_prob, abs=0.05)
+    assert weighted.log_prob_se == pytest.approx(repeated.log_prob_se, rel=0.05)
+    assert weighted.log_prob < fit.evaluate(x, 300).log_prob - 0.1
+
+
+def test_the_training_data_have_the_weights_they_were_fitted_with(vae):
+    x, _ = vae
+    w = torch.tensor([0.0, 5.0, 1.0]).repeat(10)
+    model = pv.models.GaussianMixture(2, 3, prior="weak")
+    fit = pv.EM(progress=False).fit(model, x, weights=w)
+    assert fit.evaluate(x).log_prob == fit.evaluate(x, weights=w).log_prob
+    assert fit.evaluate(x).log_prob != fit.evaluate(x, weights=torch.ones(30)).log_prob
+
+
+class Centred(LatentVariableModel):
+    @latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 1.0)
+
+    @latent
+    def z(self, mu):
+        return dist.Normal(mu, 1.0)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+def test_a_latent_that_is_drawn_is_not_said_to_be_exact():
+    x = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    fit = pv.SVI(5, num_draws=3, progress=False).fit(Centred(), x)
+    found = fit.evaluate(x, num_particles=5)
+    assert found.method == "importance"
+    assert found.min_ess != found.min_ess
