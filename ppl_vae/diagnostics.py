@@ -31,8 +31,8 @@ __all__ = [
 
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
-EQUAL = 0.05
-"""Spread of log weights below which they are as good as equal."""
+EQUAL = 0.99
+"""Share of the draws from which on the effective sample size says that weights are as good as equal."""
 LEAST = 25
 """Draws below which the tail of weights cannot be fitted."""
 
@@ -210,10 +210,11 @@ def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
         return None
     from arviz_stats.base import array_stats
 
-    log_w = (densities[0] - densities[1]).flatten().cpu().numpy()
-    if np.ptp(log_w) <= EQUAL:
+    log_w = (densities[0] - densities[1]).flatten()
+    share = torch.softmax(log_w, 0)
+    if 1 / share.square().sum() >= EQUAL * len(share):
         return 0.0
-    return float(array_stats.psislw(-log_w)[1])  # it takes log likelihoods, the inverse of weights
+    return float(array_stats.psislw(-log_w.cpu().numpy())[1])  # it takes log likelihoods, the inverse of weights
 
 
 def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -> Any:

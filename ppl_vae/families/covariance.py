@@ -28,8 +28,8 @@ covariance_matrix = _CovarianceMatrix()
 class LogCholesky(Transform):
     r"""The bijection from vectors of d(d+1)/2 reals to covariance matrices.
 
-    Sigma = L L', with L lower triangular, L_ii = exp(u_i) and the entries below the diagonal free;
-    log|det dSigma/du| = d log 2 + sum_i (d - i + 2) u_i, i = 1..d.
+    Sigma = L L', with L = diag(exp(u_1), ..., exp(u_d)) (I + V), V strictly lower triangular and free. Other units of
+    feature i add a constant to u_i and change nothing else. log|det dSigma/d(u, V)| = d log 2 + (d + 1) sum_i u_i.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class LogCholesky(Transform):
     def _call(self, u: Tensor) -> Tensor:
         d = self._size(u.shape[-1])
         row, column = torch.tril_indices(d, d, device=u.device)
-        packed = torch.where(row == column, u.exp(), u)
+        packed = self._diagonal(u).exp()[..., row] * torch.where(row == column, 1.0, u)
         factor = u.new_zeros((*u.shape[:-1], d * d)).index_copy(-1, row * d + column, packed)
         factor = factor.reshape(*u.shape[:-1], d, d)
         return factor @ factor.mT
@@ -71,14 +71,13 @@ class LogCholesky(Transform):
         factor = torch.linalg.cholesky(sigma)
         d = sigma.shape[-1]
         row, column = torch.tril_indices(d, d, device=sigma.device)
-        packed = factor[..., row, column]
-        return torch.where(row == column, packed.abs().log(), packed)
+        packed, scale = factor[..., row, column], factor[..., row, row]
+        return torch.where(row == column, scale.log(), packed / scale)
 
     def log_abs_det_jacobian(self, u: Tensor, sigma: Tensor) -> Tensor:
         """log|det dSigma/du|, [...] for u [..., d(d+1)/2]."""
         d = sigma.shape[-1]
-        power = torch.arange(d + 1, 1, -1, dtype=u.dtype, device=u.device)
-        return d * math.log(2) + (power * self._diagonal(u)).sum(-1)
+        return d * math.log(2) + (d + 1) * self._diagonal(u).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         """[..., d(d+1)/2] to [..., d, d]."""

@@ -243,11 +243,16 @@ def test_log_cholesky_is_a_bijection_with_this_jacobian(d):
     row, column = torch.tril_indices(d, d)
     jacobian = torch.autograd.functional.jacobian(lambda u: transform(u)[row, column], u)
     torch.testing.assert_close(transform.log_abs_det_jacobian(u, sigma), jacobian.slogdet().logabsdet)
-    i = torch.arange(1, d + 1)
-    diagonal = torch.linalg.cholesky(sigma).diagonal().log()
-    torch.testing.assert_close(
-        transform.log_abs_det_jacobian(u, sigma), d * math.log(2) + ((d - i + 2) * diagonal).sum()
-    )
+    log_det = torch.linalg.slogdet(sigma).logabsdet
+    torch.testing.assert_close(transform.log_abs_det_jacobian(u, sigma), d * math.log(2) + (d + 1) / 2 * log_det)
+
+
+def test_other_units_shift_the_coordinates_of_a_covariance():
+    sigma, units = LogCholesky()(numbers(6, seed=1)), torch.tensor([1e-15, 1.0, 1e15], dtype=torch.float64)
+    before, after = LogCholesky().inv(sigma), LogCholesky().inv(units[:, None] * sigma * units)
+    diagonal = torch.tensor([True, False, True, False, False, True])
+    torch.testing.assert_close(after[diagonal] - before[diagonal], units.log())
+    torch.testing.assert_close(after[~diagonal], before[~diagonal])
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
