@@ -36,6 +36,10 @@ def test_warm_up_goes_by_whole_epochs(table):
     assert [table.warm_up(epoch) for epoch in (0.0, 0.99, 1.0, 98.5, 99.0, 500.0)] == [0.01, 0.01, 0.02, 0.99, 1.0, 1.0]
 
 
+def test_the_learning_rate_is_constant_and_then_falls_to_zero(table):
+    assert [round(table.rate(epoch), 3) for epoch in (0, 300, 350, 399, 400)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("name", ["gaussian", "vamp", "best", "vamp, wide", "vamp, flow"])
 def test_every_model_gives_a_bound(table, name):
     torch.manual_seed(0)
