@@ -193,13 +193,14 @@ def test_a_q_that_is_far_from_the_posterior_is_worded():
 
 
 def test_a_heavy_tail_of_weights_that_hardly_vary_is_no_danger():
-    """Weights 1 + h / 1000, h of a Pareto law with k = 0.9: that is their shape, and they are all but equal."""
+    """Weights 1 + c h, h of a Pareto law with k = 0.9: that is their shape, and for small c they hardly vary."""
     fit, x, _ = approximate(1.0, 2000)
     log_q, u = log_densities(fit)[1], torch.rand(1, 2000).double()
-    fit.sample_stats["log_q"] = log_q - (1 + u**-0.9 / 1000).log()
+    size = (0.05 / (u**-0.9).var()) ** 0.5  # an effective sample size of about 95%
+    fit.sample_stats["log_q"] = log_q - (1 + size * u**-0.9).log()
     table = pv.compare({"SVI": fit}, x)
     assert table.rows["SVI"].khat > 0.7
-    assert elbo_total(fit)[2] > 0.9
+    assert 0.9 < elbo_total(fit)[2] < 0.99
     assert not any("the Pareto k of its importance weights" in w for w in table.warnings)
     fit.sample_stats["log_q"] = log_q - (u**-0.9).log()
     table = pv.compare({"SVI": fit}, x)

@@ -192,15 +192,21 @@ class NUTS:
         values = initial_values(self.start, model, obs, weights, self.seed) or {}
         rows = []
         for _ in range(self.num_chains):
-            center = potential.layout.unconstrain(potential.prior_draw(values))
+            try:
+                center = potential.layout.unconstrain(potential.prior_draw(values))
+            except torch.linalg.LinAlgError as error:  # a singular covariance was given
+                raise EngineError(NO_START) from error
             rows.append(center + JITTER * torch.randn_like(center))
         starts = torch.stack(rows)
         if not all(_defined(potential, u) for u in starts):
-            raise EngineError(
-                "the log density is not finite where the chains start; pass start= with values inside it, or bring "
-                "features in units far from 1 to other units"
-            )
+            raise EngineError(NO_START)
         return starts
+
+
+NO_START = (
+    "the log density is not finite where the chains start; pass start= with values inside it, or bring features in "
+    "units far from 1 to other units"
+)
 
 
 def _defined(potential: Potential, u: Tensor) -> bool:

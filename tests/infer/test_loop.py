@@ -74,9 +74,9 @@ def test_a_gradient_that_is_not_finite_in_the_last_step_is_seen_too(mode):
 
 @pytest.mark.parametrize("mode", ["off", "trace"])
 def test_a_covariance_without_a_factor_ends_the_fit_in_words(mode):
-    """Steps of 0.01 in the entries of a factor, of data that spread by 1e-15."""
+    """Steps that are far too long, of data that spread by 1e-15."""
     x = 1e-15 * pv.data.faithful().values
-    engine = pv.SVI(150, optimizer=pv.adam(1e-2), compile=mode, progress=False)
+    engine = pv.SVI(150, optimizer=pv.sgd(1e6), compile=mode, progress=False)
     fit = engine.fit(pv.models.GaussianMixture(2, 2), x)
     assert fit.status.code == "failed"
     assert "not positive definite in rounding" in fit.status.message
@@ -85,10 +85,32 @@ def test_a_covariance_without_a_factor_ends_the_fit_in_words(mode):
     assert bool(fit.log_prob(x).isfinite().all())
 
 
-def test_chains_without_a_density_to_start_from_are_told_of():
-    x = 1e-15 * pv.data.faithful().values
-    with pytest.raises(pv.EngineError, match=r"not finite where the chains start.*in units far from 1"):
-        pv.NUTS(5, warmup=5, num_chains=2, progress=False).fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"components.covariance": torch.ones(2, 2, 2, dtype=torch.float64)},
+        {"components.loc": torch.full((2, 2), 1e200, dtype=torch.float64)},
+    ],
+    ids=["a singular covariance", "far from the data"],
+)
+def test_chains_without_a_density_to_start_from_are_told_of(start):
+    x = pv.data.faithful().values
+    engine = pv.NUTS(5, warmup=5, num_chains=2, start=start, progress=False)
+    with pytest.raises(pv.EngineError, match=r"not finite where the chains start.*pass start= with values inside it"):
+        engine.fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+
+
+def test_chains_do_not_mind_units():
+    """Of the same seed, in other units, up to the share of the starts that is drawn in those units."""
+    x = pv.data.faithful().values
+    units = torch.tensor([1e-3, 1e3], dtype=torch.float64)
+    engine = pv.NUTS(100, warmup=100, num_chains=2, progress=False)
+    model = pv.models.GaussianMixture(2, 2, prior="weak")
+    fits = [engine.fit(model, x), engine.fit(model, x * units)]
+    means = [fit.draws["components.covariance"].mean((0, 1)) for fit in fits]
+    sd = fits[0].draws["components.covariance"].std((0, 1))
+    rescaled = means[1] / (units[:, None] * units)
+    assert bool(((rescaled - means[0]).abs() < sd).all())
 
 
 def test_a_step_of_ones_own_tells_of_a_covariance_without_a_factor():
