@@ -42,45 +42,42 @@ class Averaging:
 
     def __init__(self, parameters: Sequence[Tensor], part: float) -> None:
         self.parameters, self.part = list(parameters), part
-        self.counts = [0, 0]
+        self.counts, self.origin = [0, 0], self._now()
         # Of each half, sums and sums of squares about where the parameters stood when it began to count.
-        self.origins = [torch.zeros_like(p, dtype=torch.float64) for p in self.parameters]
-        self.sums = [p.new_zeros(2, 2, *p.shape, dtype=torch.float64) for p in self.parameters]
+        self.sums = self.origin.new_zeros(2, 2, len(self.origin))
 
-    @torch.no_grad()
+    def _now(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1).double() for p in self.parameters])
+
     def seen(self, done: float) -> None:
         """Count the parameters as they are after the share `done` of the training."""
         if done <= 1 - self.part:
             return
-        half = int(done > 1 - self.part / 2)
+        half, now = int(done > 1 - self.part / 2), self._now()
         if not sum(self.counts):
-            self.origins = [p.detach().clone().double() for p in self.parameters]
+            self.origin = now
         self.counts[half] += 1
-        for p, origin, sums in zip(self.parameters, self.origins, self.sums, strict=True):
-            moved = p - origin
-            sums[half, 0] += moved
-            sums[half, 1] += moved * moved
+        moved = now - self.origin
+        self.sums[half] += torch.stack([moved, moved * moved])
 
     @torch.no_grad()
     def apply(self) -> None:
         """Put the means in the place of parameters that only wander, if both halves were counted."""
         if not all(self.counts):
             return
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        for p, origin, sums in zip(self.parameters, self.origins, self.sums, strict=True):
-            each = counts.to(p.device).view(2, 1, *[1] * p.dim())
-            means, squares = (sums / each).unbind(1)
-            scatter = (squares - means**2).mean(0)
-            wanders = (means[0] - means[1]) ** 2 <= 4 * scatter
-            p.copy_(torch.where(wanders, origin + sums[:, 0].sum(0) / counts.sum().item(), p))
+        counts = self.sums.new_tensor(self.counts)
+        means, squares = (self.sums / counts[:, None, None]).unbind(1)
+        scatter = (squares - means**2).mean(0)
+        wanders = (means[0] - means[1]) ** 2 <= 4 * scatter
+        found = torch.where(wanders, self.origin + self.sums[:, 0].sum(0) / counts.sum(), self._now())
+        for p, own in zip(self.parameters, found.split([p.numel() for p in self.parameters]), strict=True):
+            p.copy_(own.view_as(p))
 
     def state(self) -> dict[str, Any]:
         """What a resumed training needs."""
-        copies = {name: [t.clone() for t in getattr(self, name)] for name in ("origins", "sums")}
-        return {"counts": list(self.counts), **copies}
+        return {"counts": list(self.counts), "origin": self.origin, "sums": self.sums.clone()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
         self.counts = list(state["counts"])
-        for name in ("origins", "sums"):
-            setattr(self, name, [t.to(p.device) for t, p in zip(state[name], self.parameters, strict=True)])
+        self.origin, self.sums = state["origin"].to(self.origin), state["sums"].to(self.sums).clone()

@@ -142,8 +142,8 @@ class SVI:
             raise EngineError(
                 f"SVI: alternate takes pv.alternate(q=..., model=...) or pv.lagging(), got {self.alternate!r}"
             )
-        if not 0 <= self.average <= 1:
-            raise EngineError(f"SVI: average is a part of the steps, between 0 and 1; got {self.average}")
+        if not isinstance(self.average, int | float) or not 0 <= self.average <= 1:
+            raise EngineError(f"SVI: average is a part of the steps, between 0 and 1; got {self.average!r}")
         if self.compile not in ("auto", *MODES):
             raise EngineError(f"SVI: compile must be auto, {', '.join(MODES)}; got {self.compile!r}")
         if self.precision not in PRECISIONS:
@@ -277,8 +277,8 @@ class SVI:
         return replace(status, notes=(*status.notes, note)) if note else status
 
     def _averaging(self, model: LatentVariableModel) -> Averaging | None:
-        guide = model.shared_guide
-        return Averaging(list(guide.parameters()), self.average) if guide is not None and self.average else None
+        parameters = [] if model.shared_guide is None else list(model.shared_guide.parameters())
+        return Averaging(parameters, self.average) if parameters and self.average else None
 
     def _climbed(self, model: LatentVariableModel, batches: Batches) -> ModelObjective:
         annealed = self.beta != 1.0 or not self.objective.is_bound

@@ -103,9 +103,9 @@ class Breaks(pv.Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("average", [-0.1, 1.5])
+@pytest.mark.parametrize("average", [-0.1, 1.5, "half"])
 def test_a_part_is_between_none_and_all(average):
-    with pytest.raises(pv.EngineError, match=f"average is a part of the steps, between 0 and 1; got {average}"):
+    with pytest.raises(pv.EngineError, match=f"average is a part of the steps, between 0 and 1; got {average!r}"):
         pv.SVI(1, average=average)
 
 
