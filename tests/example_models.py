@@ -159,6 +159,18 @@ class SharedByHand(pv.LatentVariableModel):
         return dist.Normal(self.loc[z], scale)
 
 
+class NormalMean(pv.LatentVariableModel):
+    """mu ~ N(0, 2^2), x_i ~ N(mu, 1): the posterior of mu is known."""
+
+    @pv.latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 2.0)
+
+    @pv.observed
+    def x(self, mu):
+        return dist.Normal(mu, 1.0)
+
+
 class PoissonLatent(pv.LatentVariableModel):
     """p(z) = Poisson(2), p(x | z) = N(z, 1), q(z | x) = Poisson(exp(a + b x)): no reparameterised draw."""
 

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from example_models import NormalMean
 
 import ppl_vae as pv
 from ppl_vae.fit import Status
@@ -97,18 +98,6 @@ def test_the_hooks_of_em_see_every_iteration():
     torch.testing.assert_close(bound * len(x), fit.trace["bound"], rtol=1e-12, atol=0)
     assert [one["e_steps"] for one in seen if one["start"] == best] == fit.trace["e_steps"].tolist()
     assert {one["start"] for one in seen} == {0, 1}
-
-
-class NormalMean(pv.LatentVariableModel):
-    """mu ~ N(0, 2^2), x_i ~ N(mu, 1)."""
-
-    @pv.latent(shared=True)
-    def mu(self):
-        return dist.Normal(0.0, 2.0)
-
-    @pv.observed
-    def x(self, mu):
-        return dist.Normal(mu, 1.0)
 
 
 def program(x):

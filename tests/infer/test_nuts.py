@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from example_models import NormalMean
 
 import ppl_vae as pv
 from ppl_vae.convergence import convergence
@@ -22,18 +23,6 @@ from ppl_vae.infer.samplers import SAMPLERS
 from ppl_vae.infer.target import Target, with_gradient, worth_compiling
 from ppl_vae.infer.tracing import Traced
 from ppl_vae.infer.watch import Plan, complete
-
-
-class NormalMean(pv.LatentVariableModel):
-    """mu ~ N(0, 2^2), x_i ~ N(mu, 1): the posterior of mu is known."""
-
-    @pv.latent(shared=True)
-    def mu(self):
-        return dist.Normal(0.0, 2.0)
-
-    @pv.observed
-    def x(self, mu):
-        return dist.Normal(mu, 1.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

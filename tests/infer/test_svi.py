@@ -1,22 +1,10 @@
 """SVI: weights, schedules, stopping, failure, one's own loop, and answers known in closed form."""
 
-import pyro.distributions as dist
 import pytest
 import torch
+from example_models import NormalMean
 
 import ppl_vae as pv
-
-
-class NormalMean(pv.LatentVariableModel):
-    """mu ~ N(0, 2^2), x_i ~ N(mu, 1)."""
-
-    @pv.latent(shared=True)
-    def mu(self):
-        return dist.Normal(0.0, 2.0)
-
-    @pv.observed
-    def x(self, mu):
-        return dist.Normal(mu, 1.0)
 
 
 @pytest.mark.parametrize("guide", ["normal", "multivariate"])
