@@ -4,16 +4,14 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError, EngineError
-from ppl_vae.records import read_record, write_record
+from ppl_vae.errors import EngineError
 from ppl_vae.version import __version__
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "Status", "versions"]
 
-FORMAT = 1
-"""Version of the file format."""
 ELEMENTS_AT_ONCE = 1 << 20
 
 
@@ -308,24 +304,9 @@ class Fit:
         path : path
             File to write; an older one is replaced only when the new one is complete.
         """
-        path = Path(path)
-        tensors = {f"state/{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"draws/{k}": v for k, v in self.draws.items()}
-        tensors |= {f"trace/{k}": v for k, v in self.trace.items()}
-        tensors |= {f"sample_stats/{k}": v for k, v in self.sample_stats.items()}
-        tensors |= {f"history/{k}": v for k, v in self.history.items()}
-        record = {
-            "format": FORMAT,
-            "model": type(self.model).__name__,
-            "dtype": str(self.model.like.dtype).removeprefix("torch."),
-            "guide": self.model.guide_name,
-            "local": self.model.local_size,
-            "shapes": {} if self.data is None else {k: list(v.shape[1:]) for k, v in self.data.values.items()},
-            **{k: getattr(self, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
-            "status": asdict(self.status),
-        }
-        write_record(path, record, tensors)
-        return path
+        from ppl_vae.fit_files import save
+
+        return save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any) -> "Fit":
@@ -336,37 +317,9 @@ class Fit:
         DataError
             If the file is missing, cut short, not a fit, or of another model.
         """
-        if isinstance(model, type):
-            raise DataError(f"load takes an object as it was fitted, {model.__name__}(...), got the class itself")
-        record, tensors = _read(Path(path))
-        if record["model"] != type(model).__name__:
-            raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")
-        model = deepcopy(model).to(getattr(torch, record["dtype"]))
-        model.rebuild(record["guide"], record["local"], record["shapes"])
-        state = _under("state", tensors)
-        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        stored = {name: tuple(value.shape) for name, value in state.items()}
-        wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
-        if wrong:
-            name = wrong[0]
-            raise DataError(
-                f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
-                f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
-            )
-        model.load_state_dict(state)
-        model.eval()  # as fitted: batch normalisation and its like stand still
-        fit = cls(
-            model=model,
-            draws=_under("draws", tensors),
-            trace=_under("trace", tensors),
-            sample_stats=_under("sample_stats", tensors),
-            history=_under("history", tensors),
-            status=Status(**{**record["status"], "notes": tuple(record["status"]["notes"])}),
-            **{k: record[k] for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
-        )
-        if fit.is_point and fit.draws:
-            model.fix(fit.draw(0))
-        return fit
+        from ppl_vae.fit_files import load
+
+        return load(path, model)
 
     def _free(self) -> list[str]:
         """Names of networks and parameters that no family owns."""
@@ -399,16 +352,3 @@ def _combine(a: Any, b: Any) -> Any:
 
 def _scale(a: Any, by: float) -> Any:
     return {name: value * by for name, value in a.items()} if isinstance(a, Mapping) else a * by
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}; save a fit with fit.save(path)")
-    record, tensors = read_record(path)
-    if record["format"] > FORMAT:
-        raise DataError(f"{path} was written in format {record['format']} by a newer ppl_vae; this one reads {FORMAT}")
-    return record, tensors

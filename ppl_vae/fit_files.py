@@ -1,0 +1,90 @@
+"""A fit as one file: safetensors and JSON, no code and no data."""
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import DataError
+from ppl_vae.fit import Fit, Status
+from ppl_vae.records import read_record, write_record
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+"""Version of the file format."""
+
+
+def save(fit: Fit, path: str | os.PathLike[str]) -> Path:
+    """Write a fit; an older file is replaced only when the new one is complete."""
+    path = Path(path)
+    tensors = {f"state/{k}": v for k, v in fit.model.state_dict().items()}
+    tensors |= {f"draws/{k}": v for k, v in fit.draws.items()}
+    tensors |= {f"trace/{k}": v for k, v in fit.trace.items()}
+    tensors |= {f"sample_stats/{k}": v for k, v in fit.sample_stats.items()}
+    tensors |= {f"history/{k}": v for k, v in fit.history.items()}
+    record = {
+        "format": FORMAT,
+        "model": type(fit.model).__name__,
+        "dtype": str(fit.model.like.dtype).removeprefix("torch."),
+        "guide": fit.model.guide_name,
+        "local": fit.model.local_size,
+        "shapes": {} if fit.data is None else {k: list(v.shape[1:]) for k, v in fit.data.values.items()},
+        **{k: getattr(fit, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
+        "status": asdict(fit.status),
+    }
+    write_record(path, record, tensors)
+    return path
+
+
+def load(path: str | os.PathLike[str], model: Any) -> Fit:
+    """Read a fit back into a declaration of the same class and shape; see Fit.load."""
+    if isinstance(model, type):
+        raise DataError(f"load takes an object as it was fitted, {model.__name__}(...), got the class itself")
+    record, tensors = _read(Path(path))
+    if record["model"] != type(model).__name__:
+        raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")
+    model = deepcopy(model).to(getattr(torch, record["dtype"]))
+    model.rebuild(record["guide"], record["local"], record["shapes"])
+    state = _under("state", tensors)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    stored = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise DataError(
+            f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
+            f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
+        )
+    model.load_state_dict(state)
+    model.eval()  # as fitted: batch normalisation and its like stand still
+    fit = Fit(
+        model=model,
+        draws=_under("draws", tensors),
+        trace=_under("trace", tensors),
+        sample_stats=_under("sample_stats", tensors),
+        history=_under("history", tensors),
+        status=Status(**{**record["status"], "notes": tuple(record["status"]["notes"])}),
+        **{k: record[k] for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
+    )
+    if fit.is_point and fit.draws:
+        model.fix(fit.draw(0))
+    return fit
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix + "/"): v for k, v in tensors.items() if k.startswith(prefix + "/")}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; save a fit with fit.save(path)")
+    record, tensors = read_record(path)
+    if record["format"] > FORMAT:
+        raise DataError(f"{path} was written in format {record['format']} by a newer ppl_vae; this one reads {FORMAT}")
+    return record, tensors
