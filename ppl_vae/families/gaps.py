@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.families.kernels import LOG_2PI, Kernel
+from ppl_vae.families.distances import Distances
+from ppl_vae.families.kernels import LOG_2PI, Separable
 
 __all__ = ["Gaps", "split_by_pattern"]
 
@@ -56,8 +57,22 @@ class WithGaps:
     (Ghahramani and Jordan 1994).
     """
 
-    def __init__(self, inner: Kernel, m: Tensor, covariance: Tensor, R: Tensor) -> None:
+    def __init__(self, inner: Separable, m: Tensor, covariance: Tensor, R: Tensor) -> None:
         self.inner, self.m, self.sigma, self.R = inner, m, covariance, R
+
+    @property
+    def pooled(self) -> frozenset[str]:
+        """Names of the sums that are over all members."""
+        return self.inner.pooled
+
+    @property
+    def distances(self) -> Distances:
+        """How far y is from each member."""
+        return self.inner.distances
+
+    def members(self, index: Tensor) -> Separable:
+        """The kernel of these members only, for complete data."""
+        return self.inner.members(index)
 
     # Made when the first row with gaps comes: most data have none.
 

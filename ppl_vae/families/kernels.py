@@ -5,15 +5,18 @@ relative to the data's. Beyond `SHARPEST`, or with many features, distances are 
 """
 
 import math
+from copy import copy
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ppl_vae.families.distances import Distances, Mahalanobis, Scaled
 from ppl_vae.families.workspace import buffer, out
 
-__all__ = ["LOG_2PI", "SHARPEST", "Kernel", "inverse_factor"]
+__all__ = ["LOG_2PI", "SHARPEST", "Kernel", "Separable", "inverse_factor"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -37,6 +40,25 @@ class Kernel(Protocol):
         ...
 
 
+@runtime_checkable
+class Separable(Kernel, Protocol):
+    """A kernel some members of which can be had alone. Its sums have a "count" of each member."""
+
+    @property
+    def pooled(self) -> frozenset[str]:
+        """Names of the sums that are over all members."""
+        ...
+
+    @property
+    def distances(self) -> Distances:
+        """How far y is from each member."""
+        ...
+
+    def members(self, index: Tensor) -> "Separable":
+        """The kernel of these members only."""
+        ...
+
+
 def _density(coefficients: Tensor, features: Tensor) -> Tensor | None:
     return out(features, len(coefficients), features.shape[1])
 
@@ -54,10 +76,12 @@ class Products:
 
     WIDEST: ClassVar[int] = 24
     """Features beyond which `Triangular` is faster."""
+    pooled: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
         K, d = m.shape
         self.d, self.step = d, max(1, d // 8)
+        self.distances = Mahalanobis(m, inverse, constant - 0.5 * d * LOG_2PI)
         precision = inverse.mT @ inverse
         linear = (precision @ m[:, :, None])[:, :, 0]
         const = constant - 0.5 * (d * LOG_2PI + (linear * m).sum(1))
@@ -68,6 +92,20 @@ class Products:
             block[:, :, : hi - lo] *= 0.5  # within the block each pair stands twice
             blocks.append(block.reshape(K, -1))
         self.coefficients = torch.cat(blocks, 1)
+
+    @cached_property
+    def triangular(self) -> "Triangular":
+        """The same kernel, faster for few members: its numbers for a datum are K d, not the features' d^2 / 2."""
+        own = self.distances
+        return Triangular(own.m, own.W, own.peak + 0.5 * self.d * LOG_2PI)
+
+    def members(self, index: Tensor) -> Separable:
+        """The kernel of these members only."""
+        if 2 * len(index) * self.d < self.coefficients.shape[1]:
+            return self.triangular.members(index)
+        own = copy(self)
+        own.coefficients = self.coefficients[index]
+        return own
 
     def expand(self, y: Tensor) -> Tensor:
         """[p, n]."""
@@ -103,15 +141,25 @@ class Products:
 class Triangular:
     """Full covariances by distances |W_k (y - m_k)|, in blocks of rows that skip the zeros of W."""
 
+    pooled: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
         d = m.shape[1]
         self.K, self.constant = len(m), (constant - 0.5 * d * LOG_2PI)[:, None]
+        self.distances = Mahalanobis(m, inverse, self.constant[:, 0])
         parts = 1 if d < 32 else 4
         edges = [round(d * i / parts) for i in range(parts + 1)]
         self.blocks = list(pairwise(edges))
         shift = inverse @ m[:, :, None]
         shifted = torch.cat([-shift, inverse], 2).expand(self.K, -1, -1)
         self.rows = [shifted[:, lo:hi, : 1 + hi].reshape(-1, 1 + hi).contiguous() for lo, hi in self.blocks]
+
+    def members(self, index: Tensor) -> Self:
+        """The kernel of these members only."""
+        own = copy(self)
+        own.K, own.constant = len(index), self.constant[index]
+        own.rows = [rows.view(self.K, -1, rows.shape[1])[index].reshape(-1, rows.shape[1]) for rows in self.rows]
+        return own
 
     def expand(self, y: Tensor) -> Tensor:
         """[1 + d, n], a row of ones first."""
@@ -141,10 +189,20 @@ class Triangular:
 class Shared:
     """One covariance for all members: y is whitened once more, then distances are to K points."""
 
+    pooled: ClassVar[frozenset[str]] = frozenset({"second"})
+
     def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
+        K, d = m.shape
         self.inverse, self.points = inverse, m @ inverse.mT
         self.sharp = bool(inverse.square().sum() > SHARPEST)
-        self.constant = constant - 0.5 * m.shape[1] * LOG_2PI
+        self.constant = constant - 0.5 * d * LOG_2PI
+        self.distances = Mahalanobis(m, inverse.expand(K, d, d), self.constant.expand(K))
+
+    def members(self, index: Tensor) -> Self:
+        """The kernel of these members only."""
+        own = copy(self)
+        own.points = self.points[index]
+        return own
 
     def expand(self, y: Tensor) -> Tensor:
         return y
@@ -166,13 +224,12 @@ Expanded = tuple[Tensor | None, Tensor, Tensor]
 """Rows of what is seen (None: everything), y, and y above its squares."""
 
 
-def _total(by_feature: Tensor, seen: Tensor | None) -> Tensor:
-    """Sum over the features that are seen, [K, 1 or n]."""
-    return by_feature.sum(1, keepdim=True) if seen is None else by_feature @ seen
-
-
 class Squares:
     """A variance for each feature, by the features (1, y, y^2); for data with gaps (seen, y, y^2), 0 where unseen."""
+
+    pooled: ClassVar[frozenset[str]] = frozenset()
+    by_member: ClassVar[tuple[str, ...]] = ("whole", "rest")
+    """What the densities of complete data need of each member."""
 
     def __init__(self, m: Tensor, scale: Tensor, log_scale: Tensor) -> None:
         """From whitened means and standard deviations [K, d], and log standard deviations in the data's units."""
@@ -180,7 +237,20 @@ class Squares:
         precision = scale**-2
         self.normaliser = -log_scale - 0.5 * LOG_2PI
         self.each = self.normaliser - 0.5 * precision * m.square()
+        self.whole = self.each.sum(1, keepdim=True)
         self.rest = torch.cat([precision * m, self.quadratic(-0.5 * precision)], 1)
+
+    @property
+    def distances(self) -> Distances:
+        """How far y is from each member."""
+        return Scaled(self.m, self.scale, self.normaliser.sum(1))
+
+    def members(self, index: Tensor) -> Self:
+        """The kernel of these members only, for complete data."""
+        own = copy(self)
+        for name in self.by_member:
+            setattr(own, name, getattr(self, name)[index])
+        return own
 
     def quadratic(self, by_feature: Tensor) -> Tensor:
         """What multiplies, or sums up, the squares: one column a feature."""
@@ -200,7 +270,8 @@ class Squares:
 
     def log_density(self, expanded: Expanded) -> Tensor:
         seen, _, rows = expanded
-        return torch.mm(self.rest, rows, out=_density(self.rest, rows)).add_(_total(self.each, seen))
+        each = self.whole if seen is None else self.each @ seen
+        return torch.mm(self.rest, rows, out=_density(self.rest, rows)).add_(each)
 
     def expect(self, expanded: Expanded, r: Tensor) -> dict[str, Tensor]:
         seen, _, rows = expanded
@@ -230,9 +301,12 @@ class Norms(Squares):
 class _Distances(Squares):
     """Densities of sharp members from y - m, where products of features would lose digits."""
 
+    by_member: ClassVar[tuple[str, ...]] = (*Squares.by_member, "m", "scale", "normaliser")
+
     def log_density(self, expanded: Expanded) -> Tensor:
         seen, y, _ = expanded
-        density, constant = super().log_density(expanded), _total(self.normaliser, seen)
+        density, normaliser = super().log_density(expanded), self.normaliser
+        constant = normaliser.sum(1, keepdim=True) if seen is None else normaliser @ seen
         for k in (self.scale.amin(1) ** -2 > SHARPEST).nonzero()[:, 0].tolist():
             square = ((y - self.m[k, :, None]) / self.scale[k, :, None]).square_()
             density[k] = constant[k] - 0.5 * (square if seen is None else square * seen).sum(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.families.workspace import out
 from ppl_vae.infer.parts import Chunk
 
-__all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "soft", "stirred", "stochastic", "tempered"]
+__all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "posterior", "soft", "stirred", "stochastic", "tempered"]
 
 NOTHING = 1e-290
 """Responsibility that counts as zero."""
@@ -57,8 +57,8 @@ class Assigned:
 Assign = Callable[[Tensor, Chunk], Assigned]
 
 
-def soft(joint: Tensor, chunk: Chunk) -> Assigned:
-    """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
+def posterior(joint: Tensor) -> Assigned:
+    """R = p(z | x), from log p(x, z), [C, n] (000 (8))."""
     n = joint.shape[1]
     best = torch.amax(joint, 0, out=out(joint, n))
     # Numbers nearly too small to be held are a hundred times slower, and worth nothing.
@@ -68,9 +68,14 @@ def soft(joint: Tensor, chunk: Chunk) -> Assigned:
     return Assigned(torch.threshold_(r, NOTHING, 0.0), best, share)
 
 
+def soft(joint: Tensor, chunk: Chunk) -> Assigned:
+    """The posterior itself."""
+    return posterior(joint)
+
+
 def hard(joint: Tensor, chunk: Chunk) -> Assigned:
     """All mass on the most probable value: classification EM; its bound is max_z log p(x, z)."""
-    exact = soft(joint, chunk)
+    exact = posterior(joint)
     best = joint.max(0, keepdim=True).indices  # argmax over the first dimension is ten times slower
     r = torch.zeros_like(joint).scatter_(0, best, 1.0)
     return Assigned(r, exact.best, exact.share, exact.best)
@@ -80,7 +85,7 @@ def stochastic(seed: int, iteration: int) -> Assign:
     """One draw from p(z | x) for each datum (Celeux and Diebolt 1985), the same whatever the threads."""
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
-        exact = soft(joint, chunk)
+        exact = posterior(joint)
         u = torch.rand(joint.shape[1], generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
         drawn = (exact.r.cumsum(0) < u).sum(0).clamp_max(len(joint) - 1)
         return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.best, exact.share)
@@ -92,7 +97,7 @@ def tempered(temperature: float) -> Assign:
     """R proportional to p(x, z)^(1/T), which maximises E_r[log p(x, z)] + T H(r) (Ueda and Nakano 1998)."""
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
-        exact, scaled = soft(joint, chunk), soft(joint / temperature, chunk)
+        exact, scaled = posterior(joint), posterior(joint / temperature)
         return Assigned(scaled.r, exact.best, exact.share, temperature * scaled.log_prob)
 
     return assign

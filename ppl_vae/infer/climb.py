@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ppl_vae.families import Sums
 from ppl_vae.fit import Status
-from ppl_vae.infer.assignment import ASSIGNMENTS, Assign
+from ppl_vae.infer.assignment import ASSIGNMENTS, Assign, soft
+from ppl_vae.infer.candidates import Candidates
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
 from ppl_vae.infer.history import History
 from ppl_vae.infer.interrupts import INTERRUPTED
@@ -94,17 +95,20 @@ class Climb:
         self.record = Run(values, owner.free(), status=status)
         self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
         self.online = None if self.em.batch_size is None else Online(self, self.em.batch_size)
+        self.candidates = Candidates(self.model, self.parts, self.num_threads)
 
     def state(self) -> dict[str, Any]:
         """What the next iteration needs, for a checkpoint."""
         own = {name: getattr(self, name) for name in STATE}
         steps = {"acceleration": self.acceleration.state(), "online": self.online and self.online.state()}
+        steps |= {"candidates": self.candidates.state()}
         return {**own, **steps, "notes": list(self.notes), "free": self.owner.free(), "record": self.record.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
         for name in STATE:
             setattr(self, name, state[name])
+        self.candidates.restore(state["candidates"])
         self.acceleration.restore(state["acceleration"])
         if self.online is not None:
             self.online.restore(state["online"])
@@ -133,7 +137,12 @@ class Climb:
         with self.model.bind(values), torch.no_grad():
             plan = self.plan = self.plan or Plan(self.model, self.few)
             plan.refresh()
-            e = summed(plan, parts, self.num_threads, assign, instead, self._begun)
+
+            def every() -> Expectation:
+                return summed(plan, parts, self.num_threads, assign, instead, self._begun)
+
+            exact = assign is soft and instead is None and batch is None
+            e = self.candidates.expect(plan, values, every) if exact else every()
         self.e_steps += batch is None
         return e, plan
 

@@ -157,6 +157,12 @@ class Plan:
         """Number of values of each finite latent."""
         return {name: self.values[name].value.shape[dim] for name, dim in self.dims.items()}
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it is one finite latent, with one law for all data, and one family with a member for each value."""
+        whole = len(self.dims) == len(self.direct) == 1 and not self.by_chunk and not self.partly
+        return whole and self.direct[0][1].in_order
+
     def kernel(self, family: Family) -> Any:
         """What stands for a family in this E-step."""
         return family.kernel()
@@ -306,8 +312,9 @@ def _thin(index: Tensor | None) -> Tensor | None:
 
 def _same(value: Tensor, table: Tensor) -> Tensor | None:
     """The memory of a sum that may be overwritten: [K, n] and [K, 1] without a gradient."""
-    keeps = not torch.is_grad_enabled() and torch.broadcast_shapes(value.shape, table.shape) == value.shape
-    return value if keeps else None
+    pairs = zip(reversed(value.shape), reversed(table.shape), strict=False)
+    fits = table.dim() <= value.dim() and all(own in (1, size) for size, own in pairs)
+    return value if fits and not torch.is_grad_enabled() else None
 
 
 def _gathered(density: Tensor, term: Term) -> Tensor:

@@ -118,7 +118,7 @@ class Held(Parts):
         self.obs, self.weights = obs, weights
         size = self._block()
         spans = [_Span(low, min(low + size, len(obs))) for low in range(0, len(obs), size)]
-        self.spans = spans[share.rank :: share.world]
+        self.spans, self.idle = spans[share.rank :: share.world], len(spans) < share.world
         kept = sum(value[0].numel() for value in obs.values.values() if isinstance(value, Tensor))
         self.keep = len(obs) * kept <= KEEP
         self.kept: dict[_Span, list[Chunk]] = {}
