@@ -6,7 +6,8 @@ relative to the data's. Beyond `SHARPEST`, or with many features, distances are 
 
 import math
 from copy import copy
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -71,37 +72,65 @@ def inverse_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Products y_b y_j of features: for each block of b, all b in it with all j from its first on.
+
+    Attributes
+    ----------
+    blocks : list
+        First b and first not in it.
+    at, times : Tensor
+        d b + j of each product, and minus what it counts in y' P y / 2: within a block each pair stands twice.
+    back : Tensor
+        The product of features i and j, [d * d].
+    """
+
+    blocks: list[tuple[int, int]]
+    at: Tensor
+    times: Tensor
+    back: Tensor
+
+    @classmethod
+    @lru_cache
+    def of(cls, d: int, device: torch.device) -> "Pairs":
+        """For d features."""
+        step = max(1, d // 8)
+        blocks = [(lo, min(lo + step, d)) for lo in range(0, d, step)]
+        pairs = [(b, j, -0.5 if j < hi else -1.0) for lo, hi in blocks for b in range(lo, hi) for j in range(lo, d)]
+        places = {(b, j): place for place, (b, j, _) in enumerate(pairs)}
+        back = [places.get((i, j), places.get((j, i))) for i in range(d) for j in range(d)]
+        at, times = [b * d + j for b, j, _ in pairs], [times for *_, times in pairs]
+        times_of = torch.tensor(times, dtype=torch.float64, device=device)
+        return cls(blocks, torch.tensor(at, device=device), times_of, torch.tensor(back, device=device))
+
+
 class Products:
-    """Full covariances by the features (1, y, y_b y_j for j from the block of b on): two matrix products."""
+    """Full covariances by the features (1, y, products of y): two matrix products."""
 
     WIDEST: ClassVar[int] = 24
     """Features beyond which `Triangular` is faster."""
     pooled: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, m: Tensor, inverse: Tensor, constant: Tensor) -> None:
-        K, d = m.shape
-        self.d, self.step = d, max(1, d // 8)
+        d = m.shape[1]
+        self.pairs = Pairs.of(d, m.device)
         self.distances = Mahalanobis(m, inverse, constant - 0.5 * d * LOG_2PI)
         precision = inverse.mT @ inverse
         linear = (precision @ m[:, :, None])[:, :, 0]
-        const = constant - 0.5 * (d * LOG_2PI + (linear * m).sum(1))
-        blocks = [const[:, None], linear]
-        for lo in range(0, d, self.step):
-            hi = min(lo + self.step, d)
-            block = -precision[:, lo:hi, lo:].clone()
-            block[:, :, : hi - lo] *= 0.5  # within the block each pair stands twice
-            blocks.append(block.reshape(K, -1))
-        self.coefficients = torch.cat(blocks, 1)
+        const = self.distances.peak - 0.5 * (linear * m).sum(1)
+        square = precision.flatten(1)[:, self.pairs.at] * self.pairs.times.to(m.dtype)
+        self.coefficients = torch.cat([const[:, None], linear, square], 1)
 
     @cached_property
     def triangular(self) -> "Triangular":
         """The same kernel, faster for few members: its numbers for a datum are K d, not the features' d^2 / 2."""
         own = self.distances
-        return Triangular(own.m, own.W, own.peak + 0.5 * self.d * LOG_2PI)
+        return Triangular(own.m, own.W, own.peak + 0.5 * own.m.shape[1] * LOG_2PI)
 
     def members(self, index: Tensor) -> Separable:
         """The kernel of these members only."""
-        if 2 * len(index) * self.d < self.coefficients.shape[1]:
+        if 2 * len(index) * self.distances.m.shape[1] < self.coefficients.shape[1]:
             return self.triangular.members(index)
         own = copy(self)
         own.coefficients = self.coefficients[index]
@@ -114,8 +143,7 @@ class Products:
         features[0] = 1
         features[1 : 1 + d] = y
         at = 1 + d
-        for lo in range(0, d, self.step):
-            hi = min(lo + self.step, d)
+        for lo, hi in self.pairs.blocks:
             size = (hi - lo) * (d - lo)
             torch.mul(y[lo:hi, None], y[None, lo:], out=features[at : at + size].view(hi - lo, d - lo, n))
             at += size
@@ -125,16 +153,8 @@ class Products:
         return torch.mm(self.coefficients, expanded, out=_density(self.coefficients, expanded))
 
     def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
-        sums, d = r @ expanded.mT, self.d
-        second = r.new_empty(len(r), d, d)
-        at = 1 + d
-        for lo in range(0, d, self.step):
-            hi = min(lo + self.step, d)
-            size = (hi - lo) * (d - lo)
-            block = sums[:, at : at + size].view(-1, hi - lo, d - lo)
-            second[:, lo:hi, lo:] = block
-            second[:, lo:, lo:hi] = block.mT
-            at += size
+        sums, d = r @ expanded.mT, self.distances.m.shape[1]
+        second = sums[:, 1 + d :][:, self.pairs.back].view(-1, d, d)
         return {"count": sums[:, 0], "first": sums[:, 1 : 1 + d], "second": second}
 
 
