@@ -98,8 +98,8 @@ class Candidates:
                 plan.refresh()
                 self.groups = self._made(plan, parts, self.origin.counts)
             plan.refresh()
-        tired = self.excess > REGROUP or (self.groups is None and self.steps >= self.next)
-        if self.counts is not None and tired:
+        due = self.excess > REGROUP or (self.groups is None and self.steps >= self.next)
+        if due and self.counts is not None:
             self._regroup(plan, parts, Origin(values, self.counts))
         self.steps += 1
         e = every() if self.groups is None or self.counts is None else self._grouped(plan, self.groups, self.counts)
@@ -146,10 +146,9 @@ class Candidates:
             code = torch.where(code.bincount(minlength=KINDS)[code] < _fewest(plan), KINDS + best, code)
             order = (code * K + best).argsort(stable=True)
             sizes = code.bincount()
+            of_groups = sizes[sizes > 0].tolist()
             parts.kept.clear()
-            spans = zip(
-                *(each[order].split(sizes[sizes > 0].tolist()) for each in (torch.cat(rows), best)), strict=True
-            )
+            spans = zip(torch.cat(rows)[order].split(of_groups), best[order].split(of_groups), strict=True)
             return Groups(mixture, [list(_parts(parts, node, *span)) for span in spans])
 
     def _grouped(self, plan: Plan, groups: Groups, counts: Tensor) -> Expectation:
