@@ -4,12 +4,13 @@ With Sigma = W^-1 W^-T, q_k(y) = |W_k (y - m_k)|^2 and log N(y; k) = peak_k - q_
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Distances", "Mahalanobis", "Scaled", "Stretch"]
+__all__ = ["Distances", "Mahalanobis", "Scaled", "Stretch", "lower_inverse"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ class Mahalanobis:
     W: Tensor
     peak: Tensor
 
+    @cached_property
+    def factor(self) -> Tensor:
+        """W^-1, of which groups ask the same at every E-step."""
+        return lower_inverse(self.W)
+
     def stretch(self, before: Self) -> Stretch:
         """How these distances differ from those before."""
-        ratio = self.W @ _inverse(before.W)
+        ratio = self.W @ before.factor
         grown = _off_identity(ratio)
-        shrunk = _off_identity(_inverse(ratio).mT)
+        shrunk = _off_identity(lower_inverse(ratio).mT)
         shift = (self.W @ (self.m - before.m)[:, :, None]).norm(dim=(1, 2))
         return Stretch(torch.maximum(1 - grown, 1 / (1 + shrunk)).clamp_min(0), 1 + grown, shift)
 
@@ -104,7 +110,8 @@ class Scaled:
         return (squares / self.scale[k].square()).sum(1)
 
 
-def _inverse(lower: Tensor) -> Tensor:
+def lower_inverse(lower: Tensor) -> Tensor:
+    """The inverse of lower triangular matrices [..., d, d]."""
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand(lower.shape)
     return torch.linalg.solve_triangular(lower, identity, upper=False)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from ppl_vae.families.distances import Distances, Mahalanobis, Scaled
+from ppl_vae.families.distances import Distances, Mahalanobis, Scaled, lower_inverse
 from ppl_vae.families.workspace import buffer, out
 
 __all__ = ["LOG_2PI", "SHARPEST", "Kernel", "Separable", "inverse_factor"]
@@ -67,9 +67,7 @@ def _density(coefficients: Tensor, features: Tensor) -> Tensor | None:
 def inverse_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """W with W Sigma W' = I, lower triangular [K, d, d], and log|Sigma| / 2, [K]."""
     factor = torch.linalg.cholesky(covariance)
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand(factor.shape)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return lower_inverse(factor), factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 @dataclass(frozen=True)

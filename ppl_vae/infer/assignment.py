@@ -58,7 +58,7 @@ Assign = Callable[[Tensor, Chunk], Assigned]
 
 
 def posterior(joint: Tensor) -> Assigned:
-    """R = p(z | x), from log p(x, z), [C, n] (000 (8))."""
+    """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
     n = joint.shape[1]
     best = torch.amax(joint, 0, out=out(joint, n))
     # Numbers nearly too small to be held are a hundred times slower, and worth nothing.
@@ -69,7 +69,7 @@ def posterior(joint: Tensor) -> Assigned:
 
 
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:
-    """The posterior itself."""
+    """The posterior itself, tight: the bound is log p(x)."""
     return posterior(joint)
 
 

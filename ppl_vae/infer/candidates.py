@@ -1,9 +1,10 @@
 """E-steps that compute no responsibility which rounding would swallow.
 
 A component j is out of reach of data whose margins log p(x_i, g) - log p(x_i, j) are all above REACH + log(W K / N_j),
-for data of weight W: leaving it out changes N_j, and every other sum of component j, by less than rounding. Data are
-sorted into groups by the components within reach, and bounds tell at every later theta which these are. A group is an
-E-step over its candidates alone, and one with a single candidate is a constant.
+for data of weight W and N_j of the E-step before: leaving it out changes N_j, and every other sum of component j, by
+less than rounding, unless N_j falls by orders of magnitude within one step. Data are sorted into groups by the
+components within reach, and bounds tell at every later theta which these are. A group is an E-step over its candidates
+alone, and one with a single candidate is a constant.
 """
 
 from collections.abc import Callable, Iterator

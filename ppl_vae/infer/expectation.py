@@ -312,6 +312,7 @@ def _thin(index: Tensor | None) -> Tensor | None:
 
 def _same(value: Tensor, table: Tensor) -> Tensor | None:
     """The memory of a sum that may be overwritten: [K, n] and [K, 1] without a gradient."""
+    # torch.broadcast_shapes would take longer than a small chunk's sum.
     pairs = zip(reversed(value.shape), reversed(table.shape), strict=False)
     fits = table.dim() <= value.dim() and all(own in (1, size) for size, own in pairs)
     return value if fits and not torch.is_grad_enabled() else None

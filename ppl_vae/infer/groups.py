@@ -124,7 +124,7 @@ class Groups:
         nearest = (self.margin - before[own, None] + before + self.farthest[:, None]).clamp_min(0)
         near = ~(least[:, None] - now.peak + stretch.least(nearest) >= needed)
         near[torch.arange(len(own)), own] = True
-        return torch.zeros(len(self.groups), near.shape[1]).long().index_add_(0, self.group, near.long()) > 0
+        return torch.zeros(len(self.groups), near.shape[1], dtype=torch.long).index_add_(0, self.group, near.long()) > 0
 
     def work(self, near: Tensor) -> Tensor:
         """Pairs of a datum and a component that are computed: single candidates cost nothing."""

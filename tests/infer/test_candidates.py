@@ -122,7 +122,7 @@ def test_overlapping_components_are_left_alone(over_groups):
 
 
 def test_sharp_components_keep_their_digits(over_groups, monkeypatch):
-    """A cluster a thousand times narrower than the data: its moments are taken about its own mean."""
+    """A cluster ten thousand times narrower than the others: its moments are taken about its own mean."""
     x = clusters(4)
     x[:500] = 40 + 1e-4 * x[:500]
     grouped = fit(x, "full")
