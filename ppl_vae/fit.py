@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_vae.declare.checks import check_count
 from ppl_vae.errors import EngineError
 from ppl_vae.version import __version__
 
@@ -253,6 +254,7 @@ class Fit:
 
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
         """N new data from the posterior predictive: each has a draw of theta of its own."""
+        check_count(n)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             if self.is_point:

@@ -132,6 +132,24 @@ def nuts(model, data):
     return pv.NUTS(10, warmup=10, num_chains=1, progress=False).fit(model, data)
 
 
+def a_name_for_a_method():
+    class Named(pv.LatentVariableModel):
+        @latent("z")
+        def z(self):
+            return dist.Normal(0.0, 1.0)
+
+
+class Early(pv.LatentVariableModel):
+    """It has a family before it is a module."""
+
+    def __init__(self):
+        self.heights = pv.families.Normal(1)
+
+    @observed
+    def x(self):
+        return self.heights()
+
+
 SLIPS = {
     "no gradient at the start": (
         lambda: nuts(ZeroInflated(), torch.tensor([0.0, 3.0])), pv.EngineError, "log density by rate is not finite",
@@ -148,6 +166,10 @@ SLIPS = {
         lambda: pv.models.VAE(torch.nn.Linear(4, 4), pv.nets.mlp_decoder(2, 4, 4), latent_dim=2).elbo(torch.ones(3, 4)),
         pv.DeclarationError, r"its encoder, a Linear, returned one tensor \[3, 4\]",
     ),
+    "a decorator with a name": (a_name_for_a_method, pv.DeclarationError, "a node is a method, got 'z': write @latent"),
+    "no super().__init__()": (Early, pv.DeclarationError, r"sets 'heights' too early: make super\(\).__init__\(\) its"),
+    "no data to draw": (lambda: GMM(2, 2).sample(0), pv.DataError, "whole number and at least 1; got 0"),
+    "a part of a datum": (lambda: EM.fit(GMM(2, 2), X).sample(2.5), pv.DataError, "at least 1; got 2.5"),
     "no self": (no_self, pv.DeclarationError, "'z' takes no argument; it is a method"),
     "labels for responsibilities": (
         lambda: pv.EM(start=np.zeros(40), progress=False).fit(GMM(2, 2), X), pv.DataError, r"\(40,\), \(40, 2\) is exp",
@@ -158,6 +180,10 @@ SLIPS = {
     "columns in another order": (
         lambda: EM.fit(GMM(2, 2), FRAME).log_prob(FRAME[["b", "a"]]), pv.DataError,
         r"columns b, a, and the model was fitted to a, b in this order: pass x\[\['a', 'b'\]\]",
+    ),
+    "columns of which one is in another place": (
+        lambda: EM.fit(GMM(2, 2), FRAME).log_prob(FRAME[["b", "a"]].rename(columns={"a": "c"})), pv.DataError,
+        "columns b, c, .* fitted to a, b in this order: 'b' is in another place",
     ),
     "a fit of a Pyro program in a table": (
         lambda: pv.compare({"own": pv.NUTS(5, 5, 1, progress=False).fit(program, X[:, 0])}), pv.DataError,
@@ -187,6 +213,29 @@ SLIPS = {
         "mapping with y, t; got DataFrame with columns time, y",
     ),
 }  # fmt: skip
+
+
+def test_a_decorator_may_have_brackets():
+    class Bracketed(pv.LatentVariableModel):
+        @latent()
+        def z(self):
+            return dist.Categorical(torch.ones(2))
+
+        @observed()
+        def x(self, z):
+            return dist.Normal(z.to(torch.get_default_dtype()), 1.0)
+
+        @pv.penalty()
+        def none(self, x):
+            return 0 * x
+
+    assert Bracketed().penalties == ("none",)
+    assert [node.kind for node in Bracketed().graph().values()] == ["latent", "observed"]
+
+
+def test_columns_with_other_names_are_taken_by_their_places():
+    fit = EM.fit(GMM(2, 2), FRAME)
+    assert fit.log_prob(FRAME.set_axis(["u", "v"], axis=1)).equal(fit.log_prob(FRAME))
 
 
 @pytest.mark.parametrize("slip", SLIPS)

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.checks import check
+from ppl_vae.declare.checks import check, check_count
 from ppl_vae.declare.local import local_q, log_prob_of_draws
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations
@@ -227,6 +227,7 @@ class LatentVariableModel(PyroPrograms):
 
     def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
         """N draws of every local node, by name."""
+        check_count(n)
         absent = [name for name in self._graph.inputs if name not in inputs]
         if absent:
             raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")

@@ -31,9 +31,9 @@ class Term:
     """A method of a declaration; its arguments name what it depends on."""
 
     def __init__(self, function: NodeFunction) -> None:
+        self.parents = _parents(function)
         self.function = function
         self.name = function.__name__
-        self.parents = _parents(function)
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -96,7 +96,11 @@ def latent(function: NodeFunction | None = None, *, shared: bool = False) -> Any
     return Node(function, "latent", shared) if function is not None else lambda f: Node(f, "latent", shared)
 
 
-def observed(function: NodeFunction) -> Node:
+@overload
+def observed(function: NodeFunction) -> Node: ...
+@overload
+def observed() -> Callable[[NodeFunction], Node]: ...
+def observed(function: NodeFunction | None = None) -> Any:
     """Declare an observed variable, one value per datum.
 
     Examples
@@ -104,10 +108,14 @@ def observed(function: NodeFunction) -> Node:
     >>> observed(lambda self, z: None).parents
     ('z',)
     """
-    return Node(function, "observed")
+    return Node(function, "observed") if function is not None else observed
 
 
-def penalty(function: NodeFunction) -> Penalty:
+@overload
+def penalty(function: NodeFunction) -> Penalty: ...
+@overload
+def penalty() -> Callable[[NodeFunction], Penalty]: ...
+def penalty(function: NodeFunction | None = None) -> Any:
     """Declare a term that SVI subtracts from its training objective, [n] nats; never part of the bound.
 
     Its arguments are observed nodes, inputs, latents, and posteriors by their names, of which it gets the
@@ -126,7 +134,7 @@ def penalty(function: NodeFunction) -> Penalty:
     >>> sorted(fit.trace)
     ['bound', 'objective', 'penalty: far', 'seconds']
     """
-    return Penalty(function)
+    return Penalty(function) if function is not None else penalty
 
 
 def given() -> Any:
@@ -141,6 +149,8 @@ def given() -> Any:
 
 
 def _parents(function: NodeFunction) -> tuple[str, ...]:
+    if not inspect.isfunction(function):
+        raise DeclarationError(f"a node is a method, got {function!r}: write @latent, @observed or @penalty above it")
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters:
         raise DeclarationError(f"node {function.__name__!r} takes no argument; it is a method, whose first one is self")

@@ -126,13 +126,15 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
 
 
 def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse the columns of the data that a model was fitted to in another order."""
+    """Refuse data where a column that the model was fitted to is in another place."""
     for name, own in columns.items():
         known = fitted.get(name, own)
-        if own != known and sorted(own) == sorted(known):
+        moved = [column for j, column in enumerate(own) if column in known and known.index(column) != j]
+        if moved:
+            same = sorted(own) == sorted(known)
             raise DataError(
                 f"{name!r} has the columns {', '.join(own)}, and the model was fitted to {', '.join(known)} in this "
-                f"order: pass x[{list(known)}]"
+                f"order: {f'pass x[{list(known)}]' if same else f'{moved[0]!r} is in another place'}"
             )
 
 

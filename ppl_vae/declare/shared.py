@@ -43,6 +43,10 @@ class SharedLatents(PyroModule):
         self._columns: Mapping[str, tuple[str, ...]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_pyro") and "_pyro_name" not in vars(self):
+            raise DeclarationError(
+                f"{type(self).__name__}.__init__ sets {name!r} too early: make super().__init__() its first line"
+            )
         if name in self._graph.nodes or name in self._graph.inputs or name in self._graph.penalties:
             raise DeclarationError(
                 f"{type(self).__name__}: the attribute {name!r} would hide the node {name!r}; give one another name"
