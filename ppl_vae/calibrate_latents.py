@@ -56,7 +56,7 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
         raise EngineError("calibrate_latents needs one value of the parameters, and this fit has many draws of them")
     model = fit.model
     observed = [node.name for node in model.local_nodes() if node.kind == "observed"]
-    with own_random(seed, [model.like.device]), torch.no_grad(), model.bind(fit.draw(0) if fit.draws else {}):
+    with own_random(seed, [model.like.device]), torch.no_grad(), model.bind(fit.draw(0)):
         joint = model.sample_joint(n, **inputs)
         data = {**{name: joint[name] for name in observed}, **inputs}
         latents = model.draws_latents(model.check(data))

@@ -119,8 +119,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
         w = check_weights(own_weights(fit, obs, weights), len(obs)).to(fit.model.like.device)
         bound = fit.elbo(obs).double()
         if fit.is_point:
-            with fit.model.bind(fit.draw(0) if fit.draws else {}):
-                evidence = fit.model.evidence(obs, num_particles)
+            evidence = fit.evidence(obs, num_particles)
             value, error = evidence.value.double(), evidence.standard_error.double()
             ess, method = evidence.effective_sample_size.min().item(), evidence.method
         else:
@@ -144,7 +143,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
 
 def _units(fit: Fit, obs: Any, w: Tensor) -> tuple[Tensor | None, int | None]:
     """Mean KL of each unit of the one continuous latent, and how many units are active."""
-    with fit.model.bind(fit.draw(0) if fit.draws else {}), fit.model.numeric():
+    with fit.model.bind(fit.draw(0)), fit.model.numeric():
         if fit.model.draws_without_posterior(obs):
             return None, None
         sites = fit.model.sites(obs)

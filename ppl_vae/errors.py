@@ -1,6 +1,9 @@
 """The errors users meet. Each message says what was given, what was expected and what to do."""
 
-__all__ = ["DataError", "DeclarationError", "EngineError"]
+from numbers import Integral
+from typing import Any
+
+__all__ = ["DataError", "DeclarationError", "EngineError", "check_count"]
 
 
 class DeclarationError(TypeError):
@@ -13,3 +16,9 @@ class DataError(ValueError):
 
 class EngineError(RuntimeError):
     """A request that an engine or a fit cannot answer, such as EM on a model with a continuous latent."""
+
+
+def check_count(n: Any) -> None:
+    """Refuse to draw fewer than one datum, or a part of one."""
+    if not isinstance(n, Integral) or n < 1:
+        raise DataError(f"sample(n) draws n data, a whole number and at least 1; got {n!r}")

@@ -108,7 +108,7 @@ def _frozen(fit: Fit) -> tuple[LatentVariableModel, dict[str, Tensor]]:
             f"declare one with @{latent}.posterior"
         )
     model = deepcopy(fit.model).cpu().eval().requires_grad_(False)
-    return model, {k: v.cpu() for k, v in fit.draw(0).items()} if fit.draws else {}
+    return model, {k: v.cpu() for k, v in fit.draw(0).items()}
 
 
 def _few(fit: Fit, model: LatentVariableModel, data: Any) -> Observations:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_vae.declare.checks import check_count
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_count
+from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Status", "versions"]
 
 ELEMENTS_AT_ONCE = 1 << 20
+DRAWS = 200
+"""Draws, evenly spaced, that answers other than the predictive density are means over, at most."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ class Fit:
         """Numbers of `count` draws, evenly spaced from the first to the last; some come again if there are fewer."""
         return torch.linspace(0, self.num_draws - 1, count, dtype=torch.float64).round().long().tolist()
 
-    def _mean(self, ask: Callable[[], Tensor], limit: int = 200) -> Any:
-        """Mean of an answer over at most `limit` evenly spaced draws."""
-        chosen = self.spaced(min(limit, self.num_draws))
+    def _mean(self, ask: Callable[[], Tensor]) -> Any:
+        """Mean of an answer over at most `DRAWS` evenly spaced draws."""
+        chosen = self.spaced(min(DRAWS, self.num_draws))
         total: Any = None
         for s in chosen:
             with self.model.bind(self.draw(s)):
@@ -204,11 +206,35 @@ class Fit:
     def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
         pointwise = self.pointwise(data, num_particles).flatten(0, 1)
-        return torch.logsumexp(pointwise, 0) - torch.tensor(float(len(pointwise))).log()
+        return log_mean_exp(pointwise)
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log p(x_i) under the fit, [n] nats; the same as `log_predictive`."""
         return self.log_predictive(data, num_particles)
+
+    def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
+        """Log p(x_i | theta) at a point estimate, [n] nats, with its standard error and how it was found.
+
+        Raises
+        ------
+        EngineError
+            For many draws of theta.
+        """
+        if not self.is_point:
+            raise EngineError(
+                f"evidence is of one value of theta, this fit has {self.num_draws} draws of it: log_predictive(x) "
+                "averages over them"
+            )
+        with self.model.bind(self.draw(0)):
+            return self.model.evidence(data, num_particles)
+
+    def log_joint(self, data: Any, **latents: Tensor) -> Tensor:
+        """Log of the mean over draws of p(x_i, z_i | theta), [n] nats, at a value [n, *event] of each latent."""
+        each = []
+        for s in self.spaced(min(DRAWS, self.num_draws)):
+            with self.model.bind(self.draw(s)):
+                each.append(self.model.log_joint(data, **latents))
+        return log_mean_exp(torch.stack(each))
 
     def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
         """Evidence lower bound of each datum, mean over draws, [n] nats."""
@@ -238,7 +264,7 @@ class Fit:
             For a continuous latent when theta itself has many draws: then the posterior is a mixture over them.
         """
         if self.is_point:
-            with self.model.bind(self.draw(0) if self.draws else {}):
+            with self.model.bind(self.draw(0)):
                 return self.model.posterior(data)
         import pyro.distributions as dist
 
@@ -258,7 +284,7 @@ class Fit:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             if self.is_point:
-                with self.model.bind(self.draw(0) if self.draws else {}):
+                with self.model.bind(self.draw(0)):
                     return self.model.sample(n, **inputs)
             which, count = torch.randint(self.num_draws, (n,)).unique(return_counts=True)
             parts, start = [], 0

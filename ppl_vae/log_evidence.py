@@ -114,7 +114,7 @@ def log_evidence(
             "log_evidence(engine.fit(model, data), data)"
         )
     model: Any = fit.model if isinstance(fit, Fit) else fit
-    values = fit.draw(0) if isinstance(fit, Fit) and fit.draws else {}
+    values = fit.draw(0) if isinstance(fit, Fit) else {}
     with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
         obs = model.check(data)
         if not model.draws_latents(obs):

@@ -122,7 +122,7 @@ def _replicates(fit: Fit, obs: Any, chosen: list[int]) -> dict[str, Tensor]:
     names = _observed(fit)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for s in chosen:
-        with fit.model.bind(fit.draw(s) if fit.draws else {}):
+        with fit.model.bind(fit.draw(s)):
             drawn = fit.model.sample(len(obs), **inputs)
         for name in names:
             found[name].append(drawn[name] if isinstance(drawn, dict) else drawn)

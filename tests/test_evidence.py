@@ -97,6 +97,32 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence():
     torch.testing.assert_close(model.elbo(x), model.exact(x).detach())
 
 
+def mixture_fits():
+    x, model = pv.data.faithful().values, pv.models.GaussianMixture(2, 2, prior="weak")
+    return x, {
+        "EM": pv.EM(progress=False).fit(model, x),
+        "VB": pv.VB(num_draws=60, progress=False).fit(model, x),
+        "NUTS": pv.NUTS(20, warmup=20, num_chains=2, progress=False).fit(model, x),
+    }
+
+
+def test_a_fits_log_joint_summed_over_components_is_its_predictive_density():
+    x, fits = mixture_fits()
+    for name, fit in fits.items():
+        each = [fit.log_joint(x, z=torch.full((len(x),), k)) for k in range(2)]
+        torch.testing.assert_close(torch.stack(each).logsumexp(0), fit.log_predictive(x), msg=name)
+
+
+def test_a_fits_evidence_is_of_one_value_of_theta():
+    x, fits = mixture_fits()
+    found = fits["EM"].evidence(x)
+    assert found.method == "exact"
+    torch.testing.assert_close(found.value, fits["EM"].log_predictive(x))
+    for name in ("VB", "NUTS"):
+        with pytest.raises(pv.EngineError, match=rf"has {fits[name].num_draws} draws of it: log_predictive\(x\)"):
+            fits[name].evidence(x)
+
+
 @pytest.mark.parametrize("piece", [37, 2500])
 @pytest.mark.parametrize("spread", [1e-9, 0.5, 4.0])
 def test_weights_in_pieces_say_what_all_together_say(piece, spread):

@@ -1,8 +1,6 @@
 """What a declaration asks of its data, checked once before an engine starts."""
 
 from collections.abc import Mapping
-from numbers import Integral
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +12,7 @@ from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import DataError, DeclarationError
 
-__all__ = ["check", "check_count"]
+__all__ = ["check"]
 
 
 def check(
@@ -59,12 +57,6 @@ def check(
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
     return Observations(values, obs.missing, obs.columns)
-
-
-def check_count(n: Any) -> None:
-    """Refuse to draw fewer than one datum, or a part of one."""
-    if not isinstance(n, Integral) or n < 1:
-        raise DataError(f"sample(n) draws n data, a whole number and at least 1; got {n!r}")
 
 
 def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
+from ppl_vae.evidence import log_mean_exp
 from ppl_vae.objectives import Elbo
 
 __all__ = ["LocalPosterior", "local_q", "log_prob_of_draws"]
@@ -142,7 +143,7 @@ def log_prob_of_draws(
             index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
                 log_w = model.log_weights(obs.repeat(num_particles), num_particles, index)
-            return torch.logsumexp(log_w, 0) - math.log(num_particles)
+            return log_mean_exp(log_w)
 
         with model.aside(seed=0):
             _climb(

@@ -10,13 +10,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.checks import check, check_count
+from ppl_vae.declare.checks import check
 from ppl_vae.declare.local import local_q, log_prob_of_draws
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import DataError, EngineError, check_count
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites
 

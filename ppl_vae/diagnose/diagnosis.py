@@ -178,7 +178,7 @@ def diagnose(
     _check(1, size=size, num_particles=num_particles)
     _check(0, gap_data=gap_data, ais_data=ais_data)
     model = fit.model
-    with model.aside(seed), model.bind(fit.draw(0) if fit.draws else {}):
+    with model.aside(seed), model.bind(fit.draw(0)):
         whole = fit.data if data is None else model.check(data)
         counted = own_weights(fit, whole, weights)
         index = chosen(len(whole), size, counted)

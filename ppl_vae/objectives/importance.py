@@ -1,6 +1,5 @@
 """The importance-weighted bound, with its standard or its doubly reparameterised gradient."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
+from ppl_vae.evidence import log_mean_exp
 from ppl_vae.objectives.bound import Elbo
 from ppl_vae.objectives.sites import Sites, by_datum, score
 
@@ -35,7 +35,7 @@ class Iwae:
         double = self.gradient == "dreg" and torch.is_grad_enabled()
         sites = _seen_from_draws(sites) if double else sites
         log_w = Elbo().values(sites, beta)
-        value = torch.logsumexp(log_w.reshape(self.num_particles, -1), 0) - math.log(self.num_particles)
+        value = log_mean_exp(log_w.reshape(self.num_particles, -1))
         if double and log_w.requires_grad:
             slope = doubly_reparameterised(sites, log_w, self.num_particles)
             return value.detach() + slope - slope.detach()

@@ -40,7 +40,7 @@ def means_at(fit: Any, z: dict[str, Tensor], inputs: dict[str, Tensor] | None = 
     """
     model = fit.model
     name = next(node.name for node in model.local_nodes() if node.kind == "observed")
-    with torch.no_grad(), model.bind(fit.draw(0) if fit.draws else {}), model.numeric():
+    with torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
         given = Observations({**{k: v.to(model.like) for k, v in z.items()}, **(inputs or {})})
         scope = model.scope(given)
         lacking = [p for p in model._graph.nodes[name].parents if p not in scope]
@@ -103,7 +103,7 @@ def traversals(
 def _spread(fit: Any, data: Any, start: int, steps: int) -> tuple[Tensor, Tensor, Codes, dict[str, Tensor]]:
     """Posterior means of data, draws of the prior, the codes, and the inputs of the datum `start`, `steps` times."""
     model = fit.model
-    with torch.random.fork_rng([]), torch.no_grad(), model.bind(fit.draw(0) if fit.draws else {}), model.numeric():
+    with torch.random.fork_rng([]), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
         torch.manual_seed(fit.seed)
         obs = model.check(data)
         with local_q(model, obs):

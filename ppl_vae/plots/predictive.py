@@ -83,7 +83,7 @@ def _replicate(fit: Any, obs: Any, name: str, draws: int, seed: int) -> list[np.
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for s in fit.spaced(draws):
-            with fit.model.bind(fit.draw(s) if fit.draws else {}):
+            with fit.model.bind(fit.draw(s)):
                 x = fit.model.sample(len(obs), **inputs)
             found.append(array(x[name] if isinstance(x, dict) else x))
     return found

@@ -82,7 +82,7 @@ def latent_plane(fit: Fit, data: Any, shape: tuple[int, int, int], labels: Any =
 def _decoded(fit: Fit, name: str, z: torch.Tensor) -> np.ndarray:
     """E[x | z] of the one observed node, [places, pixels]."""
     observed = next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
-    with torch.no_grad(), fit.model.bind(fit.draw(0) if fit.draws else {}), fit.model.numeric():
+    with torch.no_grad(), fit.model.bind(fit.draw(0)), fit.model.numeric():
         obs = Observations({name: z})
         return array(fit.model.distribution(observed, fit.model.scope(obs), obs).mean).reshape(len(z), -1)
 
