@@ -21,9 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ppl_vae.errors import EngineError
+from ppl_vae.infer.compiling import compiled, kept_generators
 from ppl_vae.infer.folding import fold_constants
 from ppl_vae.infer.lean import lean, products, quick
-from ppl_vae.infer.parallel import threads
 
 __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
 
@@ -99,21 +99,13 @@ class Traced:
         return graph
 
     def _compiled(self, graph: Any, tensors: Sequence[Tensor]) -> Function:
-        count = self.num_threads or torch.get_num_threads()
-        # Inductor has random numbers of its own, and writes the number of threads into its code.
-        # Without its trials of the compiler on every vector instruction set, 9 seconds: the processor knows its own.
-        options = {"fallback_random": True, "cpp.threads": count, "cpp.vec_isa_ok": True}
         try:
-            with threads(count), torch.no_grad(), _quiet():
-                compiled = torch._inductor.compile(graph, list(tensors), options=options)
-                with _kept_generators(tensors):  # compilation itself waits for the first call
-                    compiled(*[t.clone() for t in tensors])
+            return compiled(graph, tensors, self.num_threads or torch.get_num_threads())
         except Exception as error:  # no compiler, or one that fails
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"inductor cannot compile here; the plain graph is used ({reason})", stacklevel=4)
             self.mode = "trace"
             return graph
-        return compiled
 
     def verify(self, *tensors: Tensor) -> float:
         """Largest difference between graph and function at these arguments, relative to the function's largest number.
@@ -121,9 +113,9 @@ class Traced:
         Both draw the same random numbers; the generators are left as they were.
         """
         # Running statistics, as those of batch normalisation, are changed in place.
-        with _kept_generators(tensors):
+        with kept_generators(tensors):
             expected = self.function(*[t.clone() for t in tensors])
-        with _kept_generators(tensors):
+        with kept_generators(tensors):
             found = self(*[t.clone() for t in tensors])
         sizes = torch.tensor([a.detach().double().nan_to_num().abs().max() for a in expected if a.numel()])
         least = SMALL * (sizes.median().item() if len(sizes) else 0.0)
@@ -159,7 +151,7 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     try:
         # Shapes are noted down within one mode: a mode for every operation takes as long again as tracing.
         once = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
-        with traceable(), _Unchecked(), _kept_generators(tensors), once:
+        with traceable(), _Unchecked(), kept_generators(tensors), once:
             graph = make_fx(function)(*[t.clone() for t in tensors])
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
@@ -262,21 +254,3 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inductor's remarks on the machine and on its own insides are not the user's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = logging.getLogger("torch").level
-        logging.getLogger("torch").setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.getLogger("torch").setLevel(level)
-
-
-def _kept_generators(tensors: Sequence[Tensor]) -> Any:
-    """Within the block random numbers may be drawn; afterwards the generators stand where they stood."""
-    return torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda}))
