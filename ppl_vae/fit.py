@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ppl_vae.errors import EngineError, check_count
 from ppl_vae.evidence import Evidence, log_mean_exp
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Status", "versions"]
 
 ELEMENTS_AT_ONCE = 1 << 20
+ROWS = 1 << 16
+"""Data for which all draws of theta may be taken at once."""
 DRAWS = 200
 """Draws, evenly spaced, that answers other than the predictive density are means over, at most."""
 
@@ -189,19 +192,24 @@ class Fit:
         return torch.stack([each(s) for s in range(self.num_draws)])
 
     def _exact_pointwise(self, obs: Any) -> Tensor:
+        return self._exact(obs, lambda: self.model.log_weights(obs, 1)[0], list(range(self.num_draws)))
+
+    def _exact(self, obs: Any, function: Callable[[], Any], chosen: list[int]) -> Any:
+        """What draws nothing, at each of these draws of theta: tensors [S, ...]."""
         import pyro
 
-        def one(values: dict[str, Tensor]) -> Tensor:
+        def one(values: dict[str, Tensor]) -> Any:
             with self.model.bind(values), self.model.numeric():
-                return self.model.log_weights(obs, 1)[0]
+                return function()
 
-        stacked = {name: value.flatten(0, 1) for name, value in self.draws.items()}
+        stacked = {name: value.flatten(0, 1)[chosen] for name, value in self.draws.items()}
         at_once = max(1, ELEMENTS_AT_ONCE // (len(obs) * 8))
         with torch.no_grad(), pyro.validation_enabled(False):
             try:
                 return torch.vmap(one, chunk_size=at_once)(stacked)
             except RuntimeError:  # a model whose operations depend on values goes draw by draw
-                return torch.stack([one(self.draw(s)) for s in range(self.num_draws)])
+                each = [one(self.draw(s)) for s in chosen]
+                return tree_map(lambda *values: torch.stack(values), *each)
 
     def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
@@ -242,7 +250,14 @@ class Fit:
 
     def responsibilities(self, data: Any) -> Any:
         """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""
-        return self._mean(lambda: self.model.responsibilities(data))
+        obs = self.model.check(data)
+        finite = self.model.finite_latents(obs)
+        if self.is_point or not finite or len(obs) > ROWS or self.model.draws_latents(obs):
+            return self._mean(lambda: self.model.responsibilities(obs))
+        chosen = self.spaced(min(DRAWS, self.num_draws))
+        each = self._exact(obs, lambda: self.model.class_probabilities(obs, finite), chosen)
+        found = {name: value.mean(0) for name, value in each.items()}
+        return found if len(found) > 1 else next(iter(found.values()))
 
     def labels(self, data: Any) -> Tensor:
         """The most probable component of each datum, [n] (004 s.7.2)."""

@@ -182,9 +182,7 @@ class LatentVariableModel(PyroPrograms):
             If no latent is finite.
         """
         obs = self.check(data)
-        laws = self.prototypes(obs)
-        finite = [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
-        finite = [name for name in finite if name not in obs.values or name in obs.missing]
+        finite = self.finite_latents(obs)
         if not finite:
             raise EngineError(f"{type(self).__name__} has no finite latent to infer: use posterior(x)")
         count = num_particles if self.draws_latents(obs) else 1
@@ -238,6 +236,17 @@ class LatentVariableModel(PyroPrograms):
                 d = self.distribution(node.name, scope, obs)
                 scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((n,)), d.event_dim)
             return {node.name: scope[node.name].value for node in self.local_nodes()}
+
+    def finite_latents(self, obs: Observations) -> list[str]:
+        """Latents that are summed out for some datum at least."""
+        laws = self.prototypes(obs)
+        finite = [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
+        return [name for name in finite if name not in obs.values or name in obs.missing]
+
+    def class_probabilities(self, obs: Observations, finite: list[str]) -> dict[str, Tensor]:
+        """p(z = k | x_i) of these finite latents by name, [n, K] each, where no other latent is to be drawn."""
+        sites = self.sites(obs)
+        return {name: class_probabilities(sites, name, 1) for name in finite}
 
     def draws_latents(self, obs: Observations) -> list[str]:
         """Latents that are neither given nor summed out exactly, so need draws from a q."""

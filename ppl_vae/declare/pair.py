@@ -146,6 +146,10 @@ class PyroPair:
         sites = self.sites(data)
         return next(iter(sites.q.values())) if len(sites.q) == 1 else sites.q
 
+    def finite_latents(self, data: Any) -> list[str]:
+        """Latents whose probabilities can be had for many draws at once: none, a program runs for one."""
+        return []
+
     def draws_latents(self, data: Any) -> list[str]:
         """Latents of each datum that the guide draws."""
         sites = self.sites(data)
