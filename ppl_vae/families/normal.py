@@ -13,6 +13,7 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
+from ppl_vae.families.located import InUnits, Located
 
 __all__ = ["Normal", "NormalInverseWishartPrior"]
 
@@ -48,7 +49,7 @@ class NormalInverseWishartPrior:
             return family.form.law(family.prior_df, family.prior_scale, K, d)
         index = torch.arange(K, device=family.prior_mean.device)
         covariance = family.form.select(values["covariance"], index) / self.strength
-        return family.form.distribution(family.prior_mean.expand(K, d), covariance).to_event(1)
+        return Located(family.form.distribution(family.prior_mean.expand(K, d), covariance), family)
 
 
 class Normal(Family):
@@ -125,9 +126,15 @@ class Normal(Family):
         self.prior_scale = torch.as_tensor(scale).to(self.center).expand(self.prior_scale.shape).clone()
         self.adapted = torch.tensor(True)
 
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Place and scale of each feature of the data seen by `adapt`, [d] each; zeros and ones before that."""
+        variances = self.form.variances(self.form.data_covariance(self.reference))
+        return self.center, variances.expand(self.n_features).sqrt()
+
     def parameter_constraint(self, name: str) -> Constraint:
-        """The covariance's set depends on its form."""
-        return self.form.constraint if name == "covariance" else self.constraints[name]
+        """The covariance's set depends on its form; means are seen in units of the data."""
+        return self.form.constraint if name == "covariance" else InUnits(self)
 
     def defaults(self) -> dict[str, Tensor]:
         """Mean and covariance of the data seen by `adapt`; standard normals before that."""
@@ -139,6 +146,7 @@ class Normal(Family):
 
     def adapt(self, parts: Parts) -> None:
         """Take center, reference scale and the weak prior's hyperparameters from x [n, d]."""
+        loc = self.values()["loc"].clone() if self.prior is None else None
         center, total = self._center(parts)
         moment = torch.zeros((), dtype=center.dtype, device=center.device)
         share = torch.zeros_like(center)
@@ -151,6 +159,8 @@ class Normal(Family):
         resolution = 8 * torch.finfo(center.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
         self.center, self.reference = center, self.form.reference(moment, scale)
+        if loc is not None:
+            self.loc = loc  # the same means in the new units
         self.lowest = self.form.lowest(moment, scale, self.floor)
         self.flat = torch.tensor(self.form.flat(moment, scale), device=center.device)
         if self.prior is not None:

@@ -74,12 +74,13 @@ class Potential:
         weights, *rest = data or self.data
         observed = dict(zip(self.names, rest, strict=False))
         kept = dict(zip(_buffers(self.model), rest[len(observed) :], strict=True))
-        values, log_jacobian = self.layout.constrain(u)
-        local = {name: values.pop(name) for name in self.local}
-        obs = Observations({**self.obs.values, **observed, **local}, self.obs.missing, self.obs.columns)
-        with _replaced(self.model, kept), self.model.bind(values), self.model.numeric():
-            per_datum = self.model.log_weights(obs, 1)[0]
-            return (weights * per_datum).sum() + self.model.log_prior(values) + log_jacobian
+        with _replaced(self.model, kept):
+            values, log_jacobian = self.layout.constrain(u)
+            local = {name: values.pop(name) for name in self.local}
+            obs = Observations({**self.obs.values, **observed, **local}, self.obs.missing, self.obs.columns)
+            with self.model.bind(values), self.model.numeric():
+                per_datum = self.model.log_weights(obs, 1)[0]
+                return (weights * per_datum).sum() + self.model.log_prior(values) + log_jacobian
 
 
 def _buffers(model: LatentVariableModel) -> dict[str, Tensor]:
