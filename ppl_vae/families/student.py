@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.ellipses import ELLIPSES, Columns, columns
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
+from ppl_vae.families.located import InUnits
 from ppl_vae.families.newton import solve_log_minus_digamma
 from ppl_vae.families.scales import center_and_scale
 
@@ -91,8 +92,15 @@ class StudentT(Family):
         self.register()
 
     def parameter_constraint(self, name: str) -> Constraint:
-        """The scale matrix's set depends on its form."""
+        """The scale matrix's set depends on its form; locations are seen in units of the data."""
+        if name == "loc":
+            return InUnits(self)
         return self.form.constraint if name == "scale_matrix" else self.constraints[name]
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Place and scale of each feature of the data seen by `adapt`, [d] each; zeros and ones before that."""
+        return self.center, self.scale
 
     def defaults(self) -> dict[str, Tensor]:
         """The data's mean and variances, ten degrees of freedom."""
@@ -106,7 +114,9 @@ class StudentT(Family):
 
     def adapt(self, parts: Parts) -> None:
         """Take center and scale of the features, and check every value."""
+        loc = self.values()["loc"].clone()
         self.center, self.scale = center_and_scale(((_finite(x), w) for x, w in parts), self.center)
+        self.loc = loc  # the same in the new units
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """MultivariateStudentT, with batch shape that of `index`."""
