@@ -1,5 +1,6 @@
 """The mixture VAE: cluster and code in one declaration."""
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class GMVAE(DeepLatentVariableModel):
         self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
         self.mixing = families.Categorical(n_components)
         self.components = families.Normal(size, batch=n_components, covariance=covariance)
-        nn.init.normal_(self.components.loc)  # equal components would have equal gradients for ever
+        self.components.loc = torch.randn(n_components, size)  # equal components would have equal gradients for ever
 
     @latent
     def c(self) -> TorchDistribution:
