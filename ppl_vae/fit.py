@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,15 +155,16 @@ class Fit:
         """Numbers of `count` draws, evenly spaced from the first to the last; some come again if there are fewer."""
         return torch.linspace(0, self.num_draws - 1, count, dtype=torch.float64).round().long().tolist()
 
-    def _mean(self, ask: Callable[[], Tensor]) -> Any:
-        """Mean of an answer over at most `DRAWS` evenly spaced draws."""
-        chosen = self.spaced(min(DRAWS, self.num_draws))
-        total: Any = None
-        for s in chosen:
+    def _asked(self, ask: Callable[[], Any]) -> Iterator[Any]:
+        """An answer at each of at most `DRAWS` evenly spaced draws."""
+        for s in self.spaced(min(DRAWS, self.num_draws)):
             with self.model.bind(self.draw(s)):
                 answer = ask()
-            total = answer if total is None else _combine(total, answer)
-        return _scale(total, 1 / len(chosen))
+            yield answer
+
+    def _mean(self, ask: Callable[[], Any]) -> Any:
+        """Mean of an answer over those draws."""
+        return _scale(reduce(_combine, self._asked(ask)), 1 / min(DRAWS, self.num_draws))
 
     # What the model says, with the draws.
 
@@ -238,11 +240,7 @@ class Fit:
 
     def log_joint(self, data: Any, **latents: Tensor) -> Tensor:
         """Log of the mean over draws of p(x_i, z_i | theta), [n] nats, at a value [n, *event] of each latent."""
-        each = []
-        for s in self.spaced(min(DRAWS, self.num_draws)):
-            with self.model.bind(self.draw(s)):
-                each.append(self.model.log_joint(data, **latents))
-        return log_mean_exp(torch.stack(each))
+        return log_mean_exp(torch.stack(list(self._asked(lambda: self.model.log_joint(data, **latents)))))
 
     def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
         """Evidence lower bound of each datum, mean over draws, [n] nats."""
@@ -250,9 +248,11 @@ class Fit:
 
     def responsibilities(self, data: Any) -> Any:
         """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""
+        if self.is_point:
+            return self._mean(lambda: self.model.responsibilities(data))
         obs = self.model.check(data)
         finite = self.model.finite_latents(obs)
-        if self.is_point or not finite or len(obs) > ROWS or self.model.draws_latents(obs):
+        if not finite or len(obs) > ROWS or self.model.draws_latents(obs):
             return self._mean(lambda: self.model.responsibilities(obs))
         chosen = self.spaced(min(DRAWS, self.num_draws))
         each = self._exact(obs, lambda: self.model.class_probabilities(obs, finite), chosen)
