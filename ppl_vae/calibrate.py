@@ -84,7 +84,7 @@ def calibrate(
     Raises
     ------
     EngineError
-        If the model has nothing shared with a prior.
+        If the model has nothing shared with a prior, or fewer than two simulations could be fitted.
     DataError
         If the checkpoint is of another call.
 
@@ -110,8 +110,11 @@ def calibrate(
     """
     study = _Study(model, engine, num_simulations, n, quantities, dict(inputs or {}), seed)
     rows, failures = study.run(Path(checkpoint) if checkpoint is not None else None, progress)
-    if not rows:
-        raise EngineError(f"calibrate: every fit failed, the first because {failures[0]}")
+    if len(rows) < 2:
+        raise EngineError(
+            f"calibrate: {len(rows)} of {num_simulations} simulations could be fitted, and ranks need at least 2; the "
+            f"first failed because {failures[0]}"
+        )
     record = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     u = record.pop("u")
     kind = f"{getattr(engine, 'name', type(engine).__name__)} on {type(model).__name__}, n = {n}"
@@ -132,8 +135,8 @@ class _Study:
             raise EngineError(
                 f"calibrate takes a declared model, whose data it makes itself; got {type(model).__name__}"
             )
-        if min(count, n) < 1:
-            raise EngineError(f"calibrate: num_simulations and n must be at least 1, got {count} and {n}")
+        if count < 2 or n < 1:
+            raise EngineError(f"calibrate: num_simulations must be at least 2 and n at least 1, got {count} and {n}")
         self.count, self.n, self.inputs, self.seed = count, n, inputs, seed
         self.model = deepcopy(model).double()
         if not self.model.shared_laws():

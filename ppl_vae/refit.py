@@ -84,7 +84,8 @@ def refit_prior(
     mixture = GaussianMixture(n_components, z.shape[1], prior="weak")
     found = engine.fit(mixture, z, weights=None if w is None else w.repeat(draws))
     p = found.parameters
-    prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
+    with torch.random.fork_rng([]):
+        prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
     return with_prior(fit, prior, f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}")
 
 

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppl_vae.data.blocks import Block, Choice, join
 from ppl_vae.data.files import ArrayFile, files_at, open_files
@@ -145,7 +147,7 @@ class Stream:
             raise DataError(f"{self._name}: shard {rank} of {world} was asked for; ranks are 0 to world - 1.")
         return self._pass(lambda block: block % world == rank)
 
-    def sample(self, n: int, seed: int = 0) -> Block:
+    def sample(self, n: int, seed: int = 0, weights: Tensor | None = None) -> Block:
         """Draw rows uniformly without replacement, in one pass.
 
         Row i gets a key u_i ~ Uniform(0, 1) from one generator that moves on row by row; the n smallest keys win. The
@@ -179,6 +181,8 @@ class Stream:
         kept: list[Block] = []
         keys, bound = np.empty(0), 1.0
         for block in self:
+            if weights is not None:
+                block = replace(block, weights=weights[block.start : block.start + len(block)])
             fresh = generator.random(len(block))
             near = np.flatnonzero(fresh < bound)
             # Indexing copies: a row that is kept does not keep its block in memory.

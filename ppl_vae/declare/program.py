@@ -172,8 +172,11 @@ class Program(SharedLatents):
                     f"(a point mass is a Categorical with one probability 1)"
                 )
             value = scope[node.name].value
-            sites.p[node.name] = d
-            sites.log_p[node.name] = self.restrict(node.name, value, obs, d.log_prob(value))
+            log_p = self.restrict(node.name, value, obs, d.log_prob(value))
+            if node.kind == "observed" and obs.weights is not None:
+                # A datum that does not count may be impossible, and 0 * -inf is not 0.
+                log_p = torch.where(obs.weights > 0, log_p, 0.0)
+            sites.p[node.name], sites.log_p[node.name] = d, log_p
         for name, penalty in self._graph.penalties.items():
             sites.penalties[name] = expected(sites, self._penalty(penalty, scope, sites))
         return sites

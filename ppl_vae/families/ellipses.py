@@ -93,6 +93,10 @@ class Ellipse:
         """Smallest eigenvalue, [K]."""
         raise NotImplementedError
 
+    def saturated(self, d: int) -> int:
+        """How many data a member fits equally well wherever they are."""
+        return 2
+
 
 class Full(Ellipse):
     """[K, d, d]."""
@@ -126,6 +130,9 @@ class Full(Ellipse):
 
     def smallest(self, matrix: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(matrix)[:, 0]
+
+    def saturated(self, d: int) -> int:
+        return d + 1
 
 
 class FullMembers:

@@ -120,7 +120,7 @@ class Family(PyroModule):
     def coordinates(self, x: Tensor) -> Tensor:
         """Data x as points [n, p] whose distances mean something, for starts; missing entries at the centre."""
         x = x if x.is_floating_point() else x.double()
-        return torch.where(x.isnan(), x.nanmean(0), x).reshape(len(x), -1)
+        return torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x).reshape(len(x), -1)
 
     def values(self) -> dict[str, Tensor]:
         """The parameters as they stand, constrained."""

@@ -147,6 +147,7 @@ class Normal(Family):
     def adapt(self, parts: Parts) -> None:
         """Take center, reference scale and the weak prior's hyperparameters from x [n, d]."""
         loc = self.values()["loc"].clone() if self.prior is None else None
+        like = self.center
         center, total = self._center(parts)
         moment = torch.zeros((), dtype=center.dtype, device=center.device)
         share = torch.zeros_like(center)
@@ -156,12 +157,12 @@ class Normal(Family):
             share = share + w @ (~x.isnan()).to(center)
         deviation = (self.form.variances(moment) / share.clamp_min(1e-300)).sqrt()
         # A constant feature has no scale of its own.
-        resolution = 8 * torch.finfo(center.dtype).eps * center.abs()
+        resolution = 8 * torch.finfo(like.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
-        self.center, self.reference = center, self.form.reference(moment, scale)
+        self.center, self.reference = center.to(like), self.form.reference(moment, scale).to(like)
         if loc is not None:
             self.loc = loc  # the same means in the new units
-        self.lowest = self.form.lowest(moment, scale, self.floor)
+        self.lowest = self.form.lowest(moment, scale, self.floor).to(like)
         self.flat = torch.tensor(self.form.flat(moment, scale), device=center.device)
         if self.prior is not None:
             mean = center if self.prior.mean is None else self.prior.mean
@@ -170,8 +171,10 @@ class Normal(Family):
         self.adapted = torch.tensor(True, device=center.device)
 
     def _center(self, parts: Parts) -> tuple[Tensor, float]:
-        """Weighted mean of what is seen of each feature, [d], and the total weight."""
-        seen, mean, total = torch.zeros_like(self.center), torch.zeros_like(self.center), 0.0
+        """Weighted mean of what is seen of each feature, [d] in float64, and the total weight."""
+        # What float32 rounds off would be taken for spread where features depend on each other.
+        like = self.center.double()
+        seen, mean, total = torch.zeros_like(like), torch.zeros_like(like), 0.0
         for x, weights in parts:
             w = _shares(x, weights, 1.0).to(mean)
             own = w @ (~x.isnan()).to(mean)

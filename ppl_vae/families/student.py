@@ -163,6 +163,11 @@ class StudentT(Family):
         return super().degenerate(sums, values) | (few & (smallest <= self.floor * (1 + 1e-6)))
 
     @property
+    def saturated(self) -> int:
+        """As of normals with this form of covariance: one more than a full matrix has directions."""
+        return self.form.saturated(self.n_features)
+
+    @property
     def width(self) -> int:
         """Distances of a datum, feature by feature."""
         return self.batch * (self.n_features + 2)

@@ -43,11 +43,9 @@ class BufferSchedules(Callback):
             raise EngineError(
                 f"{type(run.model).__name__} has no buffer {unknown[0]!r} of one number: {', '.join(sorted(known))}"
             )
-        if run.steps_per_epoch is None:
-            raise EngineError("BufferSchedules: these data do not say how many steps an epoch has")
+        self.steps = run.epoch_length("BufferSchedules")
 
     def begin(self, run: Run, step: int) -> None:
         """Before a step."""
-        assert run.steps_per_epoch is not None
         for name, value in self.schedules.items():
-            run.model.get_buffer(name).fill_(value(step / run.steps_per_epoch))
+            run.model.get_buffer(name).fill_(value(step / self.steps))

@@ -56,6 +56,15 @@ class Run:
         """Whether this is the process that shows progress and writes files."""
         return self.share.leads
 
+    def epoch_length(self, callback: str) -> int:
+        """`steps_per_epoch` for a callback that cannot do without it; an EngineError where nobody knows."""
+        if self.steps_per_epoch is None:
+            raise EngineError(
+                f"{callback}: these data do not say how many steps an epoch has; give a tensor, a Dataset, a list of "
+                "batches, a DataLoader or a pv.data.stream"
+            )
+        return self.steps_per_epoch
+
 
 class Callback:
     """Something to do during a fit: override any of the four hooks.

@@ -25,12 +25,12 @@ class CodebookUpdates(Callback):
     Attributes
     ----------
     perplexity : list of float
-        Of the codes used in each epoch, for each codebook in turn.
+        Of the codes used in each epoch of the last fit, for each codebook in turn; of a resumed fit from there on.
 
     Raises
     ------
     EngineError
-        When the fit begins, if the model has no codebook.
+        When the fit begins, if the model has no codebook, or the data do not say how many steps an epoch has.
 
     References
     ----------
@@ -60,6 +60,7 @@ class CodebookUpdates(Callback):
         self.books = [module for module in run.model.modules() if isinstance(module, Codebook)]
         if not self.books:
             raise EngineError(f"{type(run.model).__name__} has no codebook (ppl_vae.codebooks)")
+        self.steps, self.perplexity = run.epoch_length("CodebookUpdates"), []
 
     def end(self, run: Run, step: int, metrics: Metrics) -> None:
         """After a step."""
@@ -71,7 +72,7 @@ class CodebookUpdates(Callback):
             elif isinstance(book, Averaged):
                 sums = mixed({"codes": book.running}, {"codes": batch}, book.decay, 1 - book.decay)
                 book.follow(sums["codes"])
-            if run.steps_per_epoch and (step + 1) % run.steps_per_epoch == 0:
+            if (step + 1) % self.steps == 0:
                 self._close(run, book, last=step + 1 == run.total)
 
     def _close(self, run: Run, book: Codebook, last: bool) -> None:

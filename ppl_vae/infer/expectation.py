@@ -244,7 +244,9 @@ class Plan:
 
     def log_joint(self, chunk: Chunk, joint: Joint) -> Tensor:
         """Log p(x_i, z) in full, [*enumerated or 1, n]."""
-        return joint.value.expand(*(joint.value.shape[:-1] or (1,)), len(chunk.obs))
+        value = joint.value.expand(*(joint.value.shape[:-1] or (1,)), len(chunk.obs))
+        # A datum that does not count may be impossible, and 0 * -inf is not 0.
+        return value if chunk.weights is None else value.masked_fill(chunk.weights == 0, 0.0)
 
     def expect(self, chunk: Chunk, assign: Assign = soft, instead: Replace | None = None) -> Expectation:
         """E-step of one chunk (000 (8), (11)); `instead` takes the place of its responsibilities."""

@@ -42,7 +42,9 @@ class HeldOut:
         """Whether the mean gain over the best look is larger than its standard error; then this is the best look."""
         if self.best is not None:
             gain = (bound - self.best).double()
-            if not gain.mean() > gain.std(correction=0) / math.sqrt(len(gain)):
+            error = gain.std(correction=0) / math.sqrt(len(gain))
+            # A gain over -inf is infinite, and has no standard error.
+            if not (gain.mean() == torch.inf or gain.mean() > error):
                 return False
         self.best = bound
         return True

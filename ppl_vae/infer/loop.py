@@ -114,7 +114,7 @@ class Loop:
         status = self.ended
         if status is None:
             self.begin = time.perf_counter()
-            self._remember()
+            self.good = self.steps, self._copied()  # finite or not: there is nothing before it
             while status is None and self.epoch < self.epochs:
                 status = self._one_epoch() or self._close()
             status = status or Status("finished", f"{self.epochs} epochs")
@@ -217,7 +217,7 @@ class Loop:
         if better:
             self.best_epoch = self.epoch
             if self.patience is not None:
-                self.best_state = {name: value.clone() for name, value in self.module.state_dict().items()}
+                self.best_state = self._copied()
         return better
 
     def _out_of_patience(self) -> Status | None:
@@ -252,8 +252,11 @@ class Loop:
         """Copy the parameters if they, and the sums so far, are finite."""
         finite = bool(self.sums.isfinite().all()) and all(bool(p.isfinite().all()) for p in self.module.parameters())
         if finite:
-            self.good = self.steps, {name: value.clone() for name, value in self.module.state_dict().items()}
+            self.good = self.steps, self._copied()
         return finite
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def _failed(self, batch: Batch | None, beta: float, before: Tensor | None, result: StepResult | None) -> Status:
         where = f"step {self.steps}: epoch {self.epoch}, batch {self.number}"

@@ -222,7 +222,8 @@ def _raise_q(pair: PyroPair, args: Arguments, r: Tensor) -> None:
         def closure() -> Tensor:
             optimizer.zero_grad()
             sites = trace_sites(pair.program, pair.guide, args)
-            loss = -(r * sites.joint()).sum() - sites.shared_log_p
+            # A value that the model rules out has responsibility 0, and 0 * -inf is not 0.
+            loss = -torch.where(r > 0, r * sites.joint(), 0.0).sum() - sites.shared_log_p
             loss.backward()
             return loss
 

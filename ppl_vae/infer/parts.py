@@ -215,7 +215,7 @@ class Streamed(Parts):
             yield obs.with_gaps(name), self.weights_of(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
-        block = self.stream.sample(count, seed)
+        block = self.stream.sample(count, seed, self.weights)
         weights = _ones(len(block)) if block.weights is None else block.weights
         return self.model.check(block.values), weights.to(self.model.like)
 

@@ -5,7 +5,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
 from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.processes import LostError
 from ppl_vae.infer.progress import Update, progress
-from ppl_vae.infer.starts import first_responsibilities, given_values, take_networks
+from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values, take_networks
 
 if TYPE_CHECKING:
     from ppl_vae.infer.em import EM
@@ -75,7 +74,7 @@ class Starts:
         em, share = self.em, self.parts.share
         given = given_values(em.start, self.defaults)
         take_networks(em.start, self.model)
-        count = 1 if given is not None or isinstance(em.start, Tensor) else em.n_init
+        count = 1 if given is not None or are_responsibilities(em.start) else em.n_init
         few, _ = self.parts.sample(SAMPLE, em.seed)
         few, origin = few.rows(slice(0, 4)), self.free()
         climb = self._opened(few)
@@ -167,7 +166,7 @@ class Starts:
         """Parameters to begin with: the M-step of the start's responsibilities."""
         start, model = self.em.start, self.model
         with model.bind(self.defaults), torch.no_grad():
-            rows = self.parts.n if isinstance(start, Tensor | np.ndarray) else SAMPLE
+            rows = self.parts.n if are_responsibilities(start) else SAMPLE
             obs, weights = self.parts.sample(rows, self.em.seed)
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)

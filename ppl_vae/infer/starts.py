@@ -11,7 +11,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 
-__all__ = ["first_responsibilities", "given_values", "take_networks"]
+__all__ = ["are_responsibilities", "first_responsibilities", "given_values", "take_networks"]
 
 HARDNESS = 0.9
 """Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
@@ -60,13 +60,18 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
             parameter.copy_(value)
 
 
+def are_responsibilities(start: Any) -> bool:
+    """Whether a start is responsibilities of all data: then there is one run, whatever n_init."""
+    return isinstance(start, Tensor | np.ndarray)
+
+
 def first_responsibilities(
     start: Any, model: LatentVariableModel, obs: Observations, weights: Tensor, sizes: Mapping[str, int], seed: int
 ) -> Tensor:
     """Responsibilities [*enumerated, n] to begin with, the last-declared latent first."""
     n, shape = len(obs), tuple(reversed(list(sizes.values())))
     cells = torch.Size(shape).numel()
-    if isinstance(start, Tensor | np.ndarray):
+    if are_responsibilities(start):
         return _given(torch.as_tensor(start), shape, n)
     if cells > n:
         raise DataError(f"{cells} components need at least {cells} data, there are {n}; use fewer components")
@@ -96,11 +101,13 @@ def _kmeans_plusplus(model: LatentVariableModel, obs: Observations, weights: Ten
     from sklearn.cluster import kmeans_plusplus
 
     families = model.observed_families(obs)
-    columns = []
+    columns, share = [], weights / weights.sum()
     for name in obs.values:
         value = obs.with_gaps(name)
         y = families[name].coordinates(value) if name in families else value.reshape(len(obs), -1).nan_to_num()
-        columns.append(y.to(weights) / y.to(weights).std(0).clamp_min(1e-12) if len(y) > 1 else y.to(weights))
+        y = y.to(weights)
+        spread = (share @ (y - share @ y).square()).sqrt()
+        columns.append(y / torch.where(spread > 1e-12, spread, 1.0))
     y = torch.cat(columns, 1).cpu()
     centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.cpu().numpy(), random_state=seed)
     nearest = torch.cdist(y, torch.as_tensor(centers)).argmin(1)

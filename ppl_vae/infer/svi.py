@@ -210,7 +210,7 @@ class SVI:
             seed=self.seed,
             settings={**self._settings(), "compile": mode},
             data=batches.first if held(batches) else None,
-            weights=None if weights is None else batches.weights,
+            weights=batches.weights if held(batches) else None,
             sample_stats=stats,
         )
         return relabel(fit)
@@ -222,7 +222,9 @@ class SVI:
 
     def _prepare(self, model: LatentVariableModel, batches: Batches) -> None:
         """Start values, the guide of the shared latents, parameters of each datum."""
-        obs, weights = batches.first, batches.weights if held(batches) else None
+        obs, weights = batches.first, batches.weights
+        if weights is not None and not bool(weights.any()):  # as a first block may have it
+            weights = None
         model.adapt(obs, weights)
         start = initial_values(self.start, model, obs, weights, self.seed)
         laws = model.shared_laws()

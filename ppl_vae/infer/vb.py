@@ -21,7 +21,7 @@ from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
 from ppl_vae.infer.progress import Update, progress
-from ppl_vae.infer.starts import first_responsibilities, given_values
+from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values
 from ppl_vae.relabel import relabel
 
 __all__ = ["VB"]
@@ -122,6 +122,7 @@ class VB:
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
             parts = make_parts(fitted, data, weights, share)
+            torch.manual_seed(self.seed)
             runs = _Runs(self, fitted, parts, num_threads).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
             torch.manual_seed(self.seed)
@@ -188,7 +189,7 @@ class _Runs:
     def all(self) -> list[Run]:
         """Every run, in order."""
         vb, given = self.vb, given_values(self.vb.start, self.model.family_defaults())
-        count = 1 if given is not None or isinstance(vb.start, Tensor) else vb.n_init
+        count = 1 if given is not None or are_responsibilities(vb.start) else vb.n_init
         with progress("VB", count * vb.max_iter, vb.progress and self.parts.share.leads) as update:
             runs = []
             for number in range(count):
@@ -207,7 +208,7 @@ class _Runs:
     def first(self, number: int) -> Posteriors:
         """The posterior given a start's responsibilities."""
         vb = self.vb
-        given = isinstance(vb.start, Tensor)
+        given = are_responsibilities(vb.start)
         obs, weights = self.parts.sample(self.parts.n, vb.seed) if given else (self.sample, self.weights)
         with self.model.bind(self.model.family_defaults()):
             plan = Plan(self.model, self.few)

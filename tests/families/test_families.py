@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 from ppl_vae import families
 from ppl_vae.errors import DeclarationError, EngineError
 from ppl_vae.families import InverseWishart, LogCholesky, NormalInverseWishartPrior, covariance_matrix
+from ppl_vae.families.scales import center_and_scale
 
 COVARIANCES = ["full", "tied", "diagonal", "spherical"]
 K, D, N = 3, 2, 40
@@ -348,3 +349,26 @@ def test_a_covariance_too_flat_for_single_precision_is_named():
     flat = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]])  # 1 + 1e-9 in more digits
     with pytest.raises(EngineError, match=r"covariance is not positive definite in torch.float32.*data.double"):
         family.fix({"covariance": flat})
+
+
+@pytest.mark.parametrize("form", ["full", "tied"])
+@pytest.mark.parametrize("seed", range(3))
+def test_features_that_depend_on_each_other_are_seen_in_float32_too(form, seed):
+    draw = torch.Generator().manual_seed(seed)
+    free = torch.randn(500, 2, generator=draw)
+    x = torch.cat([free, free @ torch.randn(2, 2, generator=draw)], 1)
+    single, double = families.Normal(4, 2, form, "weak"), families.Normal(4, 2, form, "weak").double()
+    single.adapt([(x, None)])
+    double.adapt([(x.double(), None)])
+    assert single.prior_scale.dtype == torch.float32
+    torch.testing.assert_close(single.prior_scale.double(), double.prior_scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_column_that_a_chunk_does_not_have_leaves_its_scale_to_the_others(dtype):
+    empty = torch.tensor([[1.0, math.nan], [3.0, math.nan]], dtype=dtype)
+    full = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtype)
+    for parts in ([(empty, None), (full, None)], [(full, torch.zeros(2)), (full, torch.ones(2))]):
+        center, scale = center_and_scale(parts, full)
+        torch.testing.assert_close(center, torch.tensor([2.0, 3.0], dtype=dtype))
+        torch.testing.assert_close(scale, torch.ones(2, dtype=dtype))

@@ -306,6 +306,27 @@ def test_outliers_do_not_move_a_t():
     assert robust["family.df"].item() < 3
 
 
+@pytest.mark.parametrize(("form", "few", "df"), [("full", 4, None), ("full", 4, 4.0), ("diagonal", 2, 4.0)])
+def test_a_t_on_few_data_is_named_with_their_number(form, few, df):
+    """As many data as it fits alike wherever they are, up to the units: log p + few log|scale| is the same number."""
+    best = []
+    for seed in range(2):
+        points = torch.randn(few, 3, generator=torch.Generator().manual_seed(seed)).double()
+        rest = torch.randn(200, 3, generator=torch.Generator().manual_seed(9)).double()
+        r = torch.zeros(200 + few, 2).double()
+        r[:200, 0], r[200:, 1] = 1.0, 1.0
+        x = torch.cat([rest, points + 60])
+        fit = pv.EM(start=r, progress=False).fit(Mixture(families.StudentT(3, batch=2, form=form, df=df)), x)
+        assert [f"components[1] has collapsed onto {few} of the data" in note for note in fit.status.notes] == [True]
+        alone = pv.EM(tol=1e-12, progress=False).fit(Mixture(families.StudentT(3, batch=1, form=form, df=4.0)), points)
+        if form == "full":
+            size = torch.linalg.slogdet(torch.cat([points, torch.ones(few, 1)], 1)).logabsdet
+        else:
+            size = (points[0] - points[1]).abs().log().sum()
+        best.append((alone.trace["bound"][-1] + few * size).item())
+    assert best[0] == pytest.approx(best[1], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("exponential", 0.0), ("gamma", 3.0)],
@@ -347,3 +368,12 @@ def test_covariates_of_another_shape_are_named():
     with pytest.raises(pv.DataError, match=r"\[n, 2\] is expected"):
         pv.EM(progress=False).fit(model_of("linear regression"), {**data, "t": data["t"][:, :1]})
     assert np.isfinite(data["y"].numpy()).all()
+
+
+@pytest.mark.parametrize("start", ["k-means++", "random"])
+def test_a_column_that_nobody_saw_does_not_stop_the_others(start):
+    x = torch.poisson(torch.full((40, 2), 3.0, dtype=torch.float64), generator=torch.Generator().manual_seed(0))
+    x[:, 1] = torch.nan
+    fit = pv.EM(start=start, progress=False).fit(Mixture(families.Poisson(2, batch=2)), x)
+    assert fit.status.ok
+    assert bool(fit.log_prob(x).isfinite().all())

@@ -180,3 +180,20 @@ def test_the_true_bound_stands_beside_every_other_objective():
     assert traces["schedule"]["objective"].item() > traces["beta"]["objective"].item() > bound
     assert traces["free"]["objective"].item() < bound
     assert traces["iwae"]["objective"].item() > traces["iwae"]["bound"].item()
+
+
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_a_fit_that_begins_with_what_is_not_finite_says_so(mode):
+    model = Line()
+    with torch.no_grad():
+        model.w.fill_(torch.nan)
+    fit = pv.SVI(2, batch_size=100, compile=mode, progress=False).fit(model, points())
+    assert fit.status.code == "failed"
+    assert "step 0" in fit.status.message
+    assert "at node x, Normal whose loc is nan" in fit.status.message
+
+
+def test_after_an_impossible_held_out_datum_any_possible_look_is_better():
+    held_out = HeldOut(None, None, 0)
+    looks = ([-1.0, -torch.inf, -3.0], [-0.5, -0.5, -0.5], [-0.6, -0.6, -0.6], [-0.1, -0.1, -0.1])
+    assert [held_out.better(torch.tensor(look)) for look in looks] == [True, True, False, True]

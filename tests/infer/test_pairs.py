@@ -2,12 +2,14 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from scipy.optimize import minimize
 from torch.distributions import constraints
 
 import ppl_vae as pv
@@ -205,3 +207,26 @@ def test_only_the_first_process_writes_the_checkpoint_of_a_pair(x, tmp_path, mon
     assert any((tmp_path / "run").iterdir())
     assert seen == [False] * 3 + [True] * 3
     assert torch.equal(first.trace["bound"], second.trace["bound"])
+
+
+def test_em_where_the_model_rules_a_value_out():
+    """Data beyond 1 cannot be of the uniform component, whatever the parameters are."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.rand(60, generator=draw), 1 + 2 * torch.rand(20, generator=draw)]).double()
+
+    def model(x):
+        w = pyro.param("w", torch.tensor(0.5).double(), constraint=constraints.unit_interval)
+        rate = pyro.param("rate", torch.tensor(1.0).double(), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(w))
+            uniform = torch.where(x < 1, 0.0, -torch.inf).double()
+            pyro.factor("x", torch.where(z == 0, uniform, rate.log() - rate * x))
+
+    def loss(free):
+        w, rate, y = 1 / (1 + np.exp(-free[0])), np.exp(free[1]), x.numpy()
+        return -np.log((1 - w) * (y < 1) + w * rate * np.exp(-rate * y)).sum()
+
+    fit = pv.EM(progress=False, max_iter=300, tol=1e-12).fit(model, x)
+    best = minimize(loss, np.zeros(2))
+    assert fit.trace["bound"][-1].item() == pytest.approx(-best.fun, abs=1e-4)
+    assert fit.parameters["rate"].item() == pytest.approx(np.exp(best.x[1]), rel=1e-2)

@@ -517,3 +517,23 @@ def test_a_prior_of_ones_own(faithful):
 def test_bad_settings():
     with pytest.raises(EngineError, match="num_draws must be at least 1"):
         pv.VB(num_draws=0)
+
+
+def test_a_random_start_depends_on_the_seed_alone(faithful):
+    def bounds(outer, seed):
+        torch.manual_seed(outer)
+        return fit(mixture(3), faithful, start="random", seed=seed, max_iter=3).trace["bound"].tolist()
+
+    assert bounds(1, 0) == bounds(2, 0) != bounds(1, 1)
+
+
+def test_responsibilities_as_an_array_are_one_start_for_all_data():
+    x = torch.randn(20_001, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    r = np.eye(2)[np.arange(len(x)) % 2]
+    for engine in (pv.EM, pv.VB):
+        fits = [
+            engine(start=start, n_init=3, max_iter=2, progress=False).fit(mixture(2, d=1), x)
+            for start in (r, torch.as_tensor(r))
+        ]
+        assert [len(one.trace["starts"]) for one in fits] == [1, 1]
+        assert fits[0].trace["bound"].tolist() == fits[1].trace["bound"].tolist()

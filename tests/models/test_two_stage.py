@@ -81,7 +81,9 @@ def test_the_fit_is_as_it_was_and_the_new_one_can_be_kept(fits, tmp_path):
     again = pv.Fit.load(after.save(tmp_path / "fit"), vae)
     z = torch.randn(5, 2)
     torch.testing.assert_close(again.model.z().log_prob(z), after.model.z().log_prob(z))
+    state = torch.get_rng_state()
     same = pv.refit_prior(before, clusters(400, 1), n_components=6)
+    assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(same.model.z().log_prob(z), after.model.z().log_prob(z))
 
 

@@ -333,3 +333,15 @@ def test_a_diagnosis_does_not_judge_the_spread_of_codes():
     found = fit.diagnose(data(), num_particles=5, gap_data=0)
     assert found["active units"].ok is None
     assert not any("warm-up" in sentence and "inactive" in sentence for sentence in found.advice)
+
+
+def test_updates_know_when_an_epoch_ends_or_say_that_they_do_not():
+    def batches():
+        yield from data(32).split(16)
+
+    updates = pv.CodebookUpdates()
+    for epochs in (3, 2):  # of a second fit alone
+        pv.SVI(epochs, 16, callbacks=[updates], progress=False).fit(vqvae(), data(32))
+        assert len(updates.perplexity) == epochs
+    with pytest.raises(pv.EngineError, match="CodebookUpdates: these data do not say how many steps"):
+        pv.SVI(3, callbacks=[updates], progress=False).fit(vqvae(), batches)
