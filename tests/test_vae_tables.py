@@ -38,6 +38,7 @@ def test_warm_up_goes_by_whole_epochs(table):
 
 def test_the_learning_rate_is_constant_and_then_falls_to_zero(table):
     assert [round(table.rate(epoch), 3) for epoch in (0, 450, 475, 499, 500)] == [1.0, 1.0, 0.5, 0.001, 0.0]
+    assert [round(table.falling(epoch), 3) for epoch in (0, 20, 39, 40)] == [1.0, 0.5, 0.002, 0.0]
 
 
 @pytest.mark.parametrize("name", ["gaussian", "vamp", "best", "vamp, wide", "vamp, flow"])
@@ -60,6 +61,23 @@ def test_a_run_is_trained_evaluated_and_then_read_from_its_file(table, tmp_path)
     assert "228.70 ± 0.15" in text
 
 
+def test_the_best_row_is_the_training_of_its_candidate_which_goes_on_from_another_row(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "PSEUDO_INPUTS", 10)
+    data = (pv.data.DynamicBinary(0.3 * torch.ones(100, 784)), images(20, 1), images(30, 2))
+    given = arguments(epochs=1, folder=str(tmp_path), compile="off")
+    chosen = table.result(table.BEST, 0, data, given)
+    best = table.result("best", 0, (None, *data[1:]), given)
+    assert (chosen["images"], best["images"]) == ("validation", "test")
+    assert chosen["validation"] == best["validation"]
+    begun = pv.Fit.load(tmp_path / "vamp-0" / "fit.safetensors", table.ALL["vamp"].model())
+    again = table.train(table.BEST, 0, data, given)
+    step = pv.SVI(1, table.BATCH, table.ALL[table.BEST].optimizer(), table.ALL[table.BEST].objective, start=begun,
+                  compile="off", progress=False)  # fmt: skip
+    torch.manual_seed(0)
+    expected = step.fit(table.ALL[table.BEST].model(), data[0]).model
+    torch.testing.assert_close(again.model.state_dict(), expected.state_dict())
+
+
 @pytest.mark.slow
 def test_the_recipe_stays_on_the_measured_learning_curve(table, tmp_path):
     try:
@@ -68,7 +86,7 @@ def test_the_recipe_stays_on_the_measured_learning_curve(table, tmp_path):
         pytest.skip("Fashion-MNIST is not installed")
     assert [len(part) for part in data] == [50_000, 10_000, 10_000]
     assert all(set(np.unique(part.numpy())) == {0.0, 1.0} for part in data[1:])
-    fit = table.train(table.ROWS["gaussian"], 0, tmp_path, data, arguments())
+    fit = table.train("gaussian", 0, data, arguments(folder=str(tmp_path)))
     bounds = fit.trace["validation"]
     for epoch, bound in CURVE.items():
         assert bounds[epoch - 1].item() == pytest.approx(bound, abs=1.5), epoch
