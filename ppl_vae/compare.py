@@ -275,9 +275,21 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         table.matched[name] = posterior_draws(fit) if fit is first else _matched(fit, own, reference, r[name])
         table.invariants[name] = invariants(fit.model, own, table.matched[name])
         table.warnings += [f"{name}: {sentence}" for sentence in judged.warnings]
+    table.warnings += _other_data(named)
     table.notes = _label_notes(named, r)
     table.warnings += _against_reference(table)
     return table
+
+
+def _other_data(fits: Mapping[str, Fit]) -> list[str]:
+    """Fits whose likelihoods cannot be held against the first one's."""
+    (name, first), *others = fits.items()
+    return [
+        f"{other} was fitted to other data than {name} ({len(fit.data)} rows, {len(first.data)}): their log "
+        "likelihoods, information criteria and leave-one-out scores are of different things"
+        for other, fit in others
+        if fit.data is not None and first.data is not None and len(fit.data) != len(first.data)
+    ]
 
 
 def _named(fits: Any) -> dict[str, Fit]:

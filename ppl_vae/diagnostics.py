@@ -56,7 +56,8 @@ class Evaluation:
     method : str
         "exact" or "importance".
     kl_per_unit : Tensor or None
-        Mean KL(q(z_j | x) || p(z_j)) of each latent unit, [units]; None where prior and q do not factorise.
+        Mean KL(q(z_j | x) || p(z_j)) of each latent unit, [units]; None unless one θ, one continuous latent with a
+        posterior, and independent units are all there is.
     active_units : int or None
         Units whose posterior mean varies over the data.
     """
@@ -78,7 +79,7 @@ class Evaluation:
             f"{'gap':<28}{self.log_prob - self.elbo:10.4f}",
         ]
         if self.kl_per_unit is None:
-            lines.append(f"{'KL per unit':<28}not defined: prior and q do not factorise")
+            lines.append(f"{'KL per unit':<28}defined for one θ and one posterior of independent units")
         else:
             units = "  ".join(f"{v:.2f}" for v in self.kl_per_unit.sort(descending=True).values.tolist())
             lines.append(f"{'KL per unit':<28}{units}")

@@ -294,13 +294,14 @@ class Fit:
         return dist.Categorical(probs=r)
 
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
-        """N new data from the posterior predictive: each has a draw of theta of its own."""
+        """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
         check_count(n)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             if self.is_point:
                 with self.model.bind(self.draw(0)):
                     return self.model.sample(n, **inputs)
+            inputs = self.model.given_inputs(n, inputs).values
             which, count = torch.randint(self.num_draws, (n,)).unique(return_counts=True)
             parts, start = [], 0
             for s, m in zip(which.tolist(), count.tolist(), strict=True):

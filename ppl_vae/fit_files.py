@@ -35,6 +35,7 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> Path:
         "guide": fit.model.guide_name,
         "local": fit.model.local_size,
         "shapes": {} if fit.data is None else {k: list(v.shape[1:]) for k, v in fit.data.values.items()},
+        "columns": {k: list(names) for k, names in fit.model._columns.items()},
         **{k: getattr(fit, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
         "status": asdict(fit.status),
     }
@@ -62,6 +63,7 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
             f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
         )
     model.load_state_dict(state)
+    model._columns = {name: tuple(columns) for name, columns in record.get("columns", {}).items()}
     model.eval()  # as fitted: batch normalisation and its like stand still
     fit = Fit(
         model=model,

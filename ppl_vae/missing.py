@@ -99,8 +99,8 @@ class Incomplete(TorchDistribution):
         if isinstance(self.base, torch.distributions.MultivariateNormal):
             return _marginal_normal(self.base, value, self.missing)
         absent = self.missing.flatten(-self.event_dim).all(-1) if self.event_dim else self.missing
-        partly = self.missing.flatten(-self.event_dim).any(-1) & ~absent if self.event_dim else absent & False
-        if bool(partly.any()):
+        # A number is there or not, and to look would end a trace.
+        if self.event_dim and bool((partly := self.missing.flatten(-self.event_dim).any(-1) & ~absent).any()):
             raise DataError(
                 f"{int(partly.sum())} rows are partly NaN under {type(self.base).__name__}, whose missing entries "
                 f"cannot be integrated out; use independent features (.to_event), a MultivariateNormal, or drop rows"

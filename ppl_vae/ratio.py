@@ -21,6 +21,9 @@ from ppl_vae.sweep import NOTHING, Sweep
 
 __all__ = ["LikelihoodRatio", "likelihood_ratio_test"]
 
+NOISE = 0.1
+"""How far below zero D may be because EM stops short of a maximum, nats."""
+
 
 @dataclass(frozen=True)
 class LikelihoodRatio:
@@ -98,7 +101,7 @@ def likelihood_ratio_test(
     Raises
     ------
     EngineError
-        If one of the declarations cannot be fitted to the data, or to any replicate.
+        If one of the declarations cannot be fitted to the data, or to any replicate, or the first fits better.
 
     References
     ----------
@@ -121,6 +124,11 @@ def likelihood_ratio_test(
     first, second = _both(engine, models, data, weights)
     if first.fit is None or second.fit is None or not (first.eligible and second.eligible):
         raise EngineError(f"the declarations cannot be compared on these data: {first.status}; {second.status}")
+    if (found := _statistic(first, second)) < -NOISE:
+        raise EngineError(
+            f"likelihood_ratio_test: the null model fits better, by {-found / 2:.4g} nats in total: the first model is "
+            "to be contained in the second; are they exchanged?"
+        )
     replicates, failures = [], Counter[str]()
     generator = torch.Generator().manual_seed(seed)
     w = torch.ones(len(first.fit.data), dtype=torch.float64) if first.fit.weights is None else first.fit.weights

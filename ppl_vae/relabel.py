@@ -223,7 +223,7 @@ def relabel_draws(
             shared |= {name: _gather(shared[name], order, axis) for name, axis in symmetry.axes.items()}
             said.append(how)
     if not said:
-        return Relabelled(dict(draws), "as drawn: no two components can trade labels")
+        return Relabelled(dict(draws), "as drawn: no components were found that can trade labels")
     moved = {name: value.reshape(*shape, *value.shape[1:]) for name, value in {**flat, **shared}.items()}
     count = int(switched.sum())
     return Relabelled(moved, f"{'; '.join(dict.fromkeys(said))}; {count} of {len(switched)} draws switched", count)

@@ -1,6 +1,6 @@
 """What a declaration asks of its data, checked once before an engine starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +12,7 @@ from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import DataError, DeclarationError
 
-__all__ = ["check"]
+__all__ = ["check", "check_inputs"]
 
 
 def check(
@@ -40,10 +40,7 @@ def check(
         Naming the node, the argument and the shapes.
     """
     values = dict(obs.values)
-    for name in graph.inputs:
-        if name in obs.missing:
-            count = int(obs.missing[name].sum())
-            raise DataError(f"input {name!r} has {count} NaN; inputs are conditioned on, fill them")
+    check_inputs(graph.inputs, obs)
     for name, d in laws.items():
         node = graph.nodes[name]
         per_datum = any(parent not in graph.nodes or not graph.nodes[parent].shared for parent in node.parents)
@@ -57,6 +54,18 @@ def check(
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
     return Observations(values, obs.missing, obs.columns)
+
+
+def check_inputs(inputs: Sequence[str], obs: Observations) -> None:
+    """Refuse inputs that are NaN or infinite: everything given them would be."""
+    for name in inputs:
+        value = obs.values.get(name)
+        if name in obs.missing:
+            count = int(obs.missing[name].sum())
+            raise DataError(f"input {name!r} has {count} NaN; inputs are conditioned on, fill them")
+        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isinf().any()):
+            count = int(value.isinf().sum())
+            raise DataError(f"input {name!r} has {count} infinite numbers; remove or repair those rows")
 
 
 def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) -> None:

@@ -10,10 +10,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.checks import check
+from ppl_vae.declare.checks import check, check_inputs
 from ppl_vae.declare.local import local_q, log_prob_of_draws
 from ppl_vae.declare.nodes import Term
-from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError, check_count
@@ -85,13 +85,22 @@ class LatentVariableModel(PyroPrograms):
         return self._reshaped(super().observe(data))
 
     def _reshaped(self, obs: Observations) -> Observations:
-        """[n] data of a node with one feature, as [n, 1]."""
-        flat = {n: v for n, v in obs.values.items() if isinstance(v, Tensor) and v.dim() == 1}
-        univariate = [f for f in self.families().values() if getattr(f, "n_features", None) == 1]
-        if not univariate or set(flat) != set(obs.values):
+        """[n] data of a node with one feature as [n, 1], and a table of one column for a node of numbers as [n]."""
+        single = [name for name, columns in obs.columns.items() if len(columns) == 1 and obs.values[name].dim() == 2]
+        univariate = any(getattr(family, "n_features", None) == 1 for family in self.families().values())
+        flat = [name for name, v in obs.values.items() if univariate and isinstance(v, Tensor) and v.dim() == 1]
+        if not flat and not single:
             return obs
-        missing = {name: value[:, None] for name, value in obs.missing.items()}
-        return Observations({name: value[:, None] for name, value in flat.items()}, missing, obs.columns)
+        events = {name: law.event_shape for name, law in self.prototypes(obs).items()}
+        wide = {name for name in flat if events.get(name) == (1,)}
+        narrow = {name for name in single if events.get(name) == ()}
+
+        def reshaped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            widened = {name: value[:, None] if name in wide else value for name, value in tensors.items()}
+            return {name: value[:, 0] if name in narrow else value for name, value in widened.items()}
+
+        columns = {name: own for name, own in obs.columns.items() if name not in narrow}
+        return Observations(reshaped(obs.values), reshaped(obs.missing), columns)
 
     def adapt(self, data: Any, weights: Tensor | None = None) -> None:
         """Let every family take from data what depends on its scale: weak priors, variance floors."""
@@ -223,13 +232,26 @@ class LatentVariableModel(PyroPrograms):
         observed = [node.name for node in self.local_nodes() if node.kind == "observed"]
         return drawn[observed[0]] if len(observed) == 1 else {name: drawn[name] for name in observed}
 
-    def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
-        """N draws of every local node, by name."""
+    def given_inputs(self, n: int, inputs: Mapping[str, Any]) -> Observations:
+        """What the n data to be drawn are given, [n, ...] each, checked."""
         check_count(n)
-        absent = [name for name in self._graph.inputs if name not in inputs]
+        names = self._graph.inputs
+        absent, unknown = [name for name in names if name not in inputs], [name for name in inputs if name not in names]
         if absent:
             raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")
-        obs = Observations(inputs)
+        if unknown:
+            raise DataError(f"sample got {unknown[0]!r}; the inputs of this model: {', '.join(names) or 'none'}")
+        if not inputs:
+            return Observations({})
+        obs = observe(inputs, [], names, []).to(self.like)
+        if len(obs) != n:
+            raise DataError(f"sample got n={n} and inputs of {len(obs)} rows; one row of inputs per datum is expected")
+        check_inputs(names, obs)
+        return obs
+
+    def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:
+        """N draws of every local node, by name."""
+        obs = self.given_inputs(n, inputs)
         with torch.no_grad(), self.numeric():
             scope: Scope = self.scope(obs)
             for node in self.local_nodes():

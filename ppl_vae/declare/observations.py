@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     DataError
         Naming the node that nobody passed, the unknown name, or the sizes that disagree.
     """
-    frame = None if isinstance(data, Mapping) else _by_column(data, [*observed, *inputs])
+    frame = None if isinstance(data, Mapping) else _by_column(data, [*observed, *inputs], inputs)
     if frame is not None:
         data = frame
     if not isinstance(data, Mapping):
@@ -138,12 +139,18 @@ def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tup
             )
 
 
-def _by_column(data: Any, names: list[str]) -> dict[str, Tensor] | None:
-    """The columns of a table by name, if they are what several nodes and inputs are called."""
+def _by_column(data: Any, names: list[str], inputs: tuple[str, ...]) -> dict[str, Tensor] | None:
+    """The columns of a table by name, if they are what several nodes and inputs are called.
+
+    Whole numbers that are given stay so, since nodes index with them.
+    """
     if len(names) < 2 or not set(names) <= set(getattr(data, "columns", ())):
         return None
     table = data if isinstance(data, Table) else frame_of_any_size(data)
-    return {name: table.values[:, j] for j, name in enumerate(table.columns)}
+    found = {name: table.values[:, j] for j, name in enumerate(table.columns)}
+    frame = None if isinstance(data, Table) else nw.from_native(data, eager_only=True)
+    whole = [] if frame is None else [n for n in inputs if frame[n].dtype.is_integer() and not _has_nan(found[n])]
+    return {**found, **{name: found[name].long() for name in whole}}
 
 
 def _columns_said(data: Any) -> str:

@@ -248,7 +248,7 @@ class Program(SharedLatents):
         if not d.has_enumerate_support:
             raise EngineError(
                 f"latent {node.name!r} ~ {_name(d)} cannot be enumerated and has no posterior; declare one with "
-                f"@{node.name}.posterior, or fit by SVI, which then gives every datum its own"
+                f"@{node.name}.posterior{_otherwise(d)}"
             )
 
     def restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor) -> Tensor:
@@ -315,6 +315,15 @@ class Program(SharedLatents):
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
             return found
+
+
+def _otherwise(d: TorchDistribution) -> str:
+    """What else there is for a latent that is not finite."""
+    if not d.support.is_discrete:
+        return ", or fit by SVI, which then gives every datum its own"
+    if d.event_shape:
+        return ", or declare its entries as latents of their own, which are summed out"
+    return ", or take a Categorical over as many values as matter, which is summed out"
 
 
 def _add_place(error: Exception, where: str, arguments: Mapping[str, Tensor]) -> None:

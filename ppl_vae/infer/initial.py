@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
@@ -13,6 +14,9 @@ from ppl_vae.infer.em import EM
 from ppl_vae.infer.starts import given_values, take_networks
 
 __all__ = ["initial_values"]
+
+NEXT_TO_NOTHING = 1e-3
+"""Part of its expectation below which a probability counts as zero."""
 
 
 def initial_values(
@@ -26,6 +30,13 @@ def initial_values(
         "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form. A Fit of
         the same declaration gives its networks too.
     """
+    values = _values(start, model, obs, weights, seed)
+    return None if values is None else {**values, **_off_the_edge(model, values, len(obs))}
+
+
+def _values(
+    start: Any, model: LatentVariableModel, obs: Observations, weights: Tensor | None, seed: int
+) -> dict[str, Tensor] | None:
     if start is None:
         return None
     if isinstance(start, Mapping | Fit):
@@ -38,6 +49,24 @@ def initial_values(
         return None
     fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
     return {name: value.to(model.like) for name, value in fit.parameters.items()}
+
+
+def _off_the_edge(model: LatentVariableModel, values: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Shared probabilities that are zero as what they are expected to be, 1 / (n + K).
+
+    The mode of a Dirichlet(1) posterior is zero where nothing was seen; gradients see it infinitely far away.
+    """
+    found = {}
+    for name, law in model.shared_laws().items():
+        support = law(values).support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support is constraints.simplex:
+            p = values[name]
+            share = 1 / (n + p.shape[-1])
+            p = torch.where(p < NEXT_TO_NOTHING * share, share, p)
+            found[name] = p / p.sum(-1, keepdim=True)
+    return found
 
 
 def em_applies(model: LatentVariableModel, obs: Observations) -> bool:

@@ -92,11 +92,18 @@ class Maximizer:
         parameters, by_hand = self.free
         if not parameters and not by_hand:
             return values
-        laws = self.model.shared_laws()
-        maps = {name: biject_to(laws[name](values).support) for name in by_hand}
-        raw = {name: maps[name].inv(values[name]).detach().requires_grad_() for name in by_hand}
         with self.model.bind(values), torch.no_grad():
             r = self.posteriors(parts)
+        return self.raised(parts, values, r, parameters)
+
+    def raised(self, parts: Parts, values: Values, r: list[Tensor], parameters: list[torch.nn.Parameter]) -> Values:
+        """The same at responsibilities r of each chunk, for these parameters and every latent declared by hand."""
+        by_hand = self.free[1]
+        if not parameters and not by_hand:
+            return values
+        laws = self.model.shared_laws()
+        maps = {name: biject_to(laws[name](values).support) for name in by_hand}
+        raw = {name: maps[name].inv(values[name]).detach().clone().requires_grad_() for name in by_hand}
 
         def assembled() -> Values:
             return {**values, **{name: maps[name](u) for name, u in raw.items()}}
@@ -142,11 +149,14 @@ def _climb(variables: list[Tensor], objective: Callable[[], Tensor], share: Shar
         if own.requires_grad:  # not so in a process without data
             gradients = torch.autograd.grad(own, variables, allow_unused=True, materialize_grads=True)
         total, gradients = share.sum((own.detach(), gradients))
+        if not bool(total.isfinite()):  # the line search turns back from what is far above, and stumbles over NaN
+            total, gradients = torch.full_like(total, wall), [torch.zeros_like(v) for v in variables]
         for variable, gradient in zip(variables, gradients, strict=True):
             variable.grad = gradient
         return total
 
     before, kept = share.sum(-objective()).item(), [v.detach().clone() for v in variables]
+    wall = before + 1e3 * (1 + abs(before))
     torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
         if not share.sum(-objective()).item() <= before:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.errors import EngineError
 from ppl_vae.infer.layout import Layout
 
 __all__ = ["Potential"]
@@ -44,6 +45,11 @@ class Potential:
                 layout.add(name, value, d.support)
         laws = self.model.prototypes(self.obs)
         for name in self.local:
+            if laws[name].support.is_discrete:
+                raise EngineError(
+                    f"NUTS moves along gradients, and latent {name!r} ~ {type(laws[name]).__name__} has whole values "
+                    "that are not summed out: take a Categorical over as many as matter, for each entry"
+                )
             shape = (len(self.obs), *laws[name].event_shape)
             layout.add(name, self.model.like.new_empty(shape), laws[name].support)
         return layout

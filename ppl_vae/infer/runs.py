@@ -172,7 +172,11 @@ class Starts:
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
             held = Held(model, obs, weights)
             e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
-            return self.maximizer.closed_forms(plan.finish(e), self.defaults)
+            values = self.maximizer.closed_forms(plan.finish(e), self.defaults)
+        own = [r[..., chunk.start : chunk.start + len(chunk.obs)] for chunk in each_chunk(held)]
+        # Parameters of the module are where whoever declared it put them, unless responsibilities were given.
+        parameters = self.maximizer.free[0] if are_responsibilities(start) else []
+        return self.maximizer.raised(held, values, own, parameters)
 
 
 def _taken_from(r: Tensor) -> Replace:

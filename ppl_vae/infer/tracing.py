@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -174,12 +174,38 @@ def _refuse_open_shapes(graph: GraphModule) -> None:
 
 
 def _write_dtypes(graph: GraphModule) -> None:
-    """Constants such as torch.ones(2) keep the dtype they were traced in, whatever the default is when they run."""
-    for node in graph.graph.nodes:
+    """Constants such as torch.ones(2) keep the dtype they were traced in, whatever the default is when they run.
+
+    So does what becomes floating, such as the logarithm of a count.
+    """
+    for node in list(graph.graph.nodes):
         schema = getattr(node.target, "_schema", None)
         makes = schema is not None and not node.all_input_nodes and any(a.name == "dtype" for a in schema.arguments)
         if makes and node.kwargs.get("dtype") is None:
             node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
+        elif schema is not None and node.kwargs.get("dtype") is None:
+            _promote(graph, node)
+
+
+def _promote(graph: GraphModule, node: Node) -> None:
+    """Where an operation makes floating numbers of whole ones alone, let it have floating ones."""
+    result = node.meta.get("val")
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    if not isinstance(result, Tensor) or not result.is_floating_point() or not inputs:
+        return
+    if any(n.meta["val"].is_floating_point() for n in inputs):
+        return
+    chooses = node.target in WHERE
+    with graph.graph.inserting_before(node):
+        for given in inputs:
+            if chooses and given is node.args[0]:
+                continue
+            cast = graph.graph.call_function(torch.ops.aten._to_copy.default, (given,), {"dtype": result.dtype})
+            cast.meta["val"] = given.meta["val"].to(result.dtype)
+            node.replace_input_with(given, cast)
+
+
+WHERE = [getattr(torch.ops.aten.where, name) for name in torch.ops.aten.where.overloads()]
 
 
 class _Unchecked(TorchFunctionMode):

@@ -113,7 +113,10 @@ def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
     if math.isfinite(found.min_ess):
         rows.append(("smallest ESS", "of a datum's importance weights", f"{found.min_ess:.1f} draws"))
     if found.kl_per_unit is None:
-        return [*rows, ("KL per unit", "prior and q do not factorise", "not defined")]
+        return [
+            *rows,
+            ("KL per unit", "defined for one θ and one posterior of independent units", "not defined"),
+        ]
     active = f"{found.active_units} of {len(found.kl_per_unit)}"
     rows.append(("active units", "whose posterior mean varies over the data by at least 0.01", active))
     kl = sorted(found.kl_per_unit.tolist(), reverse=True)
