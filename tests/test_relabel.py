@@ -169,7 +169,7 @@ def test_one_finite_latent_at_a_time_across_chains():
 @pytest.mark.parametrize(
     ("model", "draws", "reason"),
     [
-        (Tied([0.0, 1.0, 2.0]), LOC, "no two components"),
+        (Tied([0.0, 1.0, 2.0]), LOC, "no components were found"),
         (pv.models.GaussianMixture(2, 1), {}, "no parameter has draws"),
     ],
 )
