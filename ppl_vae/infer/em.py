@@ -54,6 +54,8 @@ class EM:
         Iterations of each start, those refused by `accelerate` included; with `batch_size`, epochs.
     start : str, mapping, Tensor or Fit
         "k-means++", "random", parameters by name, responsibilities [n, K], or another fit.
+        Responsibilities, of whatever kind, are followed by one M-step: families and latents declared by hand move;
+        other parameters of the module stay where they are, unless the responsibilities were given.
     estimate : {"map", "ml"}
         "map" adds the log prior where the model has priors; "ml" ignores priors.
     assignment : {"soft", "hard", "stochastic"}
