@@ -56,9 +56,9 @@ def _off_the_edge(model: LatentVariableModel, values: Mapping[str, Tensor], n: i
 
     The mode of a Dirichlet(1) posterior is zero where nothing was seen; gradients see it infinitely far away.
     """
-    found = {}
+    found, defaults = {}, _shapes(model)
     for name, law in model.shared_laws().items():
-        support = law(values).support
+        support = law(defaults).support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         if support is constraints.simplex:
