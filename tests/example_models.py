@@ -159,6 +159,23 @@ class SharedByHand(pv.LatentVariableModel):
         return dist.Normal(self.loc[z], scale)
 
 
+class PoissonMixture(pv.LatentVariableModel):
+    """Two rates of counts, all parameters with conjugate priors."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = pv.families.Categorical(2, prior="weak")
+        self.counts = pv.families.Poisson(2, batch=2, prior="weak")
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z):
+        return self.counts(z)
+
+
 class NormalMean(pv.LatentVariableModel):
     """mu ~ N(0, 2^2), x_i ~ N(mu, 1): the posterior of mu is known."""
 
@@ -270,6 +287,7 @@ MODELS = {
     "finite posterior, partly observed": lambda: (FinitePosterior(), {"x": numbers(6), "a": LABELS}),
     "mixture vae": lambda: (GaussianMixtureVAE(), numbers(6)),
     "mixture, partly observed": lambda: (mixture(), {"x": numbers(6, 2), "z": LABELS}),
+    "poisson mixture": lambda: (PoissonMixture(), numbers(6, 2).abs().floor()),
     "shared by hand": lambda: (SharedByHand(), numbers(6)),
     "mixture with NaN": lambda: (mixture("full"), with_nan(numbers(6, 2))),
     "diagonal mixture with NaN": lambda: (mixture("diagonal", "weak"), with_nan(numbers(6, 2))),

@@ -12,11 +12,14 @@ from ppl_vae.families.normal_posterior import NormalPosterior
 from ppl_vae.families.product import Product
 from ppl_vae.families.product_posterior import ProductPosterior
 from ppl_vae.families.regression import LinearRegression, LogisticRegression
+from ppl_vae.families.scalar_posterior import ScalarPosterior
+from ppl_vae.families.scalar_priors import BetaPrior, GammaPrior, ScalarPrior
 from ppl_vae.families.student import StudentT
 from ppl_vae.families.vectors import CategoricalVector
 
 __all__ = [
     "Bernoulli",
+    "BetaPrior",
     "Categorical",
     "CategoricalVector",
     "DirichletPosterior",
@@ -24,6 +27,7 @@ __all__ = [
     "Exponential",
     "Family",
     "Gamma",
+    "GammaPrior",
     "IndependentFeatures",
     "InverseWishart",
     "LinearRegression",
@@ -36,6 +40,8 @@ __all__ = [
     "Posterior",
     "Product",
     "ProductPosterior",
+    "ScalarPosterior",
+    "ScalarPrior",
     "StudentT",
     "Sums",
     "conjugate",

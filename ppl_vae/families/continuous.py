@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.families.family import Parts
-from ppl_vae.families.independent import IndependentFeatures
+from ppl_vae.families.independent import IndependentFeatures, Natural
 from ppl_vae.families.newton import inverse_digamma, solve_log_minus_digamma
+from ppl_vae.families.scalar_priors import GammaPrior
 
 __all__ = ["Exponential", "Gamma"]
 
@@ -31,6 +32,8 @@ class Exponential(IndependentFeatures):
         d; None for a single number per datum (event shape ()).
     batch : int
         Number of members.
+    prior : GammaPrior, "weak", optional
+        Of every rate; "weak" is GammaPrior(1), whose mean is the data's. With it EM finds the posterior's mode.
 
     Attributes
     ----------
@@ -53,16 +56,25 @@ class Exponential(IndependentFeatures):
 
     domain, kind, typical = constraints.nonnegative, "numbers that are at least 0", (1.0,)
     constraints = {"rate": constraints.positive}  # noqa: RUF012
+    weak = GammaPrior
     floor = 1e-8
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Exponential over the features."""
         return dist.Exponential(self.member("rate", index)).to_event(len(self.shape) - 1)
 
-    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+    def natural(self) -> Natural:
         """-rate, and -log rate."""
         rate = self.wide("rate")
-        return (-rate,), -rate.log()
+        return self.linear(rate.log(), rate)
+
+    def linear(self, first: Tensor, second: Tensor) -> Natural:
+        """Of log rate and rate."""
+        return (-second,), -first
+
+    def evidence(self, total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """How many numbers there are, and their sum."""
+        return seen, total
 
     def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One over the mean."""
@@ -140,7 +152,7 @@ class Gamma(IndependentFeatures):
         y = x / self.scale
         return y, y.log()
 
-    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+    def natural(self) -> Natural:
         """(-rate, a - 1) and log Gamma(a) - a log rate, for y; the density of x is that of y over the scale."""
         a, rate = self.wide("concentration"), self.wide("rate") * self.scale
         return (-rate, a - 1), a.lgamma() - a * rate.log() + self.scale.log()

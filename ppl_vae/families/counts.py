@@ -8,7 +8,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.families.independent import IndependentFeatures
+from ppl_vae.families.independent import IndependentFeatures, Natural
+from ppl_vae.families.scalar_priors import BetaPrior, GammaPrior
 
 __all__ = ["Bernoulli", "Poisson"]
 
@@ -26,6 +27,8 @@ class Bernoulli(IndependentFeatures):
         d; None for a single bit per datum (event shape ()).
     batch : int
         Number of members.
+    prior : BetaPrior, "weak", optional
+        Of every probability; "weak" is BetaPrior(1, 1), uniform. With it EM finds the posterior's mode.
 
     Raises
     ------
@@ -41,15 +44,24 @@ class Bernoulli(IndependentFeatures):
 
     domain, kind, typical = constraints.boolean, "zeros and ones", (0.5,)
     constraints = {"probs": constraints.unit_interval}  # noqa: RUF012
+    weak = BetaPrior
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Bernoulli over the features."""
         return dist.Bernoulli(self.member("probs", index)).to_event(len(self.shape) - 1)
 
-    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+    def natural(self) -> Natural:
         """The log odds, and -log(1 - probs)."""
         p = _interior(self.wide("probs"))
-        return (p.log() - (-p).log1p(),), -(-p).log1p()
+        return self.linear(p.log(), (-p).log1p())
+
+    def linear(self, first: Tensor, second: Tensor) -> Natural:
+        """Of log probs and log(1 - probs)."""
+        return (first - second,), -second
+
+    def evidence(self, total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Ones and zeros."""
+        return total, seen - total
 
     def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean."""
@@ -68,6 +80,8 @@ class Poisson(IndependentFeatures):
         d; None for a single count per datum (event shape ()).
     batch : int
         Number of members.
+    prior : GammaPrior, "weak", optional
+        Of every rate; "weak" is GammaPrior(1), whose mean is the data's. With it EM finds the posterior's mode.
 
     Raises
     ------
@@ -83,6 +97,7 @@ class Poisson(IndependentFeatures):
 
     domain, kind, typical = constraints.nonnegative_integer, "counts 0, 1, 2, ...", (1.0,)
     constraints = {"rate": constraints.positive}  # noqa: RUF012
+    weak = GammaPrior
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Poisson over the features."""
@@ -92,10 +107,18 @@ class Poisson(IndependentFeatures):
         """-log x!."""
         return -(x + 1).lgamma()
 
-    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
+    def natural(self) -> Natural:
         """The log rate, and the rate."""
         rate = self.wide("rate")
-        return (rate.log(),), rate
+        return self.linear(rate.log(), rate)
+
+    def linear(self, first: Tensor, second: Tensor) -> Natural:
+        """Of log rate and rate."""
+        return (first,), second
+
+    def evidence(self, total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the counts, and how many there are."""
+        return total, seen
 
     def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean, kept positive."""

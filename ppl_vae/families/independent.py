@@ -10,8 +10,12 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
+from ppl_vae.families.scalar_priors import ScalarPrior
 
-__all__ = ["Entries", "IndependentFeatures"]
+__all__ = ["Entries", "IndependentFeatures", "Natural", "density"]
+
+Natural = tuple[tuple[Tensor, ...], Tensor]
+"""eta, S tensors [K, d], and A [K, d]."""
 
 
 class Entries(NamedTuple):
@@ -22,12 +26,19 @@ class Entries(NamedTuple):
     seen: Tensor
 
 
+def density(natural: Natural, entries: Entries) -> Tensor:
+    """sum_j eta_kj' t(x_ij) - A_kj + h(x_ij) over the entries seen, [K, n]."""
+    eta, log_normalizer = natural
+    return torch.cat(eta, 1) @ entries.statistics - log_normalizer @ entries.seen + entries.base
+
+
 class IndependentFeatures(Family):
     r"""log p(x | k) = sum_j eta_kj' t(x_j) - A_kj + h(x_j) over the features j that are seen.
 
     The M-step equates the mean of t under member k with its weighted mean over the entries seen, feature by feature,
     so a missing entry (NaN) is skipped exactly. A subclass sets `constraints`, `domain`, `kind` and `typical`, and
-    defines `statistics`, `natural`, `solve` and `member`; `base` and `on_edge` where they are not zero.
+    defines `statistics`, `natural`, `solve` and `member`; `base` and `on_edge` where they are not zero; with one
+    parameter that has a conjugate law also `weak`, `linear` and `evidence`.
 
     Parameters
     ----------
@@ -35,6 +46,8 @@ class IndependentFeatures(Family):
         d; None for a single number per datum (event shape ()).
     batch : int
         Number of members K.
+    prior : ScalarPrior, "weak", optional
+        Conjugate prior of the parameter, in families that have one.
     """
 
     domain: ClassVar[Constraint] = constraints.real
@@ -43,20 +56,32 @@ class IndependentFeatures(Family):
     """The same in words, for error messages."""
     typical: ClassVar[tuple[float, ...]] = (0.0,)
     """Mean statistics before any data are seen; `solve` makes the defaults of them."""
+    weak: ClassVar[type[ScalarPrior] | None] = None
+    """The weak prior of the only parameter, where a conjugate law is known."""
 
     means: Tensor
+    adapted: Tensor
 
-    def __init__(self, n_features: int | None = None, *, batch: int) -> None:
+    def __init__(self, n_features: int | None = None, *, batch: int, prior: ScalarPrior | str | None = None) -> None:
         if batch < 1 or (n_features is not None and n_features < 1):
             raise DeclarationError(
                 f"{type(self).__name__}: batch and n_features must be at least 1, got {batch}"
                 + ("" if n_features is None else f" and {n_features}")
             )
-        super().__init__(batch)
+        if prior is not None and self.weak is None:
+            raise DeclarationError(
+                f"{type(self).__name__} has no conjugate prior; pass prior=None, or declare its parameters as shared "
+                f"latents and the node as a distribution of them"
+            )
+        super().__init__(batch, self.choose_prior(prior, self.weak or ScalarPrior))
+        if isinstance(self.prior, ScalarPrior) and self.weak and not isinstance(self.prior, self.weak):
+            raise DeclarationError(f"{type(self).__name__} takes a {self.weak.__name__}, got {self.prior}")
         self.n_features = n_features
         self.shape = (batch,) if n_features is None else (batch, n_features)
         # The data's mean statistics [S, d]: the start, and the answer for a feature that a member never sees.
         self.register_buffer("means", torch.tensor(self.typical)[:, None].repeat(1, n_features or 1))
+        if self.prior is not None:
+            self.register_buffer("adapted", torch.tensor(False))
         self.register()
 
     # What a subclass defines, on entries [..., d] and parameters [K, d].
@@ -69,8 +94,16 @@ class IndependentFeatures(Family):
         """h(x), in the shape of x."""
         return torch.zeros_like(x)
 
-    def natural(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """eta, S tensors [K, d], and A [K, d], at the current parameters."""
+    def natural(self) -> Natural:
+        """Natural parameters and log normaliser at the current parameters."""
+        raise NotImplementedError
+
+    def linear(self, first: Tensor, second: Tensor) -> Natural:
+        """The same, linear in the two functions of the parameter whose expectations the prior's law knows."""
+        raise NotImplementedError
+
+    def evidence(self, total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What data whose statistics add to `total` over `seen` entries add to the two numbers of the prior's law."""
         raise NotImplementedError
 
     def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,6 +159,8 @@ class IndependentFeatures(Family):
             total = total + torch.stack([(w * t).sum(0) for t in self.statistics(inside)])
             weight, first = weight + w.sum(0), first + len(x)
         self.means = torch.where(weight > 0, total / weight.clamp_min(1e-300), self.means)
+        if self.prior is not None:
+            self.adapted = torch.tensor(True)
 
     def inside(self, x: Tensor) -> Tensor:
         """Some value of the domain, to stand where one is missing."""
@@ -139,9 +174,8 @@ class IndependentFeatures(Family):
         return Entries(statistics.mT.contiguous(), (self.base(filled) * mask).sum(1), mask.mT.contiguous())
 
     def log_density(self, expanded: Entries) -> Tensor:
-        """sum_j eta_kj' t(x_ij) - A_kj + h(x_ij) over the seen entries, [K, n]."""
-        eta, log_normalizer = self.natural()
-        return torch.cat(eta, 1) @ expanded.statistics - log_normalizer @ expanded.seen + expanded.base
+        """Log p(x_i | k) over the entries seen, [K, n]."""
+        return density(self.natural(), expanded)
 
     def expect(self, expanded: Entries, r: Tensor) -> Sums:
         """N_k [K], entries seen [K, d], and sum_i r_ki t(x_i) [K, S, d]."""
@@ -149,11 +183,19 @@ class IndependentFeatures(Family):
         return {"count": r.sum(1), "seen": r @ expanded.seen.mT, "totals": totals}
 
     def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
-        """The parameters at the weighted means of t over the entries seen."""
+        """The parameters at the weighted means of t over the entries seen, or the mode of the conjugate posterior."""
+        if self.prior is not None and estimate == "map":
+            a, b = self.prior.pair(self)
+            return dict.fromkeys(self.constraints, self.prior.mode(*self.updated(a, b, sums)))
         fixed = {name: value.reshape(self.batch, -1) for name, value in fixed.items()}
         seen = sums["seen"][:, None]
         means = torch.where(seen > 0, sums["totals"] / seen.clamp_min(1e-300), self.means)
         return {name: value.reshape(self.shape) for name, value in {**self.solve(means, fixed), **fixed}.items()}
+
+    def updated(self, a: Tensor, b: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+        """The two numbers of the prior's law after these data, in the shape of the parameter."""
+        more, and_more = self.evidence(sums["totals"][:, 0], sums["seen"])
+        return a + more.reshape(self.shape), b + and_more.reshape(self.shape)
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
         """Empty members, and members on an edge that the data as a whole are not on."""

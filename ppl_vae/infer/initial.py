@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -16,7 +17,7 @@ from ppl_vae.infer.starts import given_values, take_networks
 __all__ = ["initial_values"]
 
 NEXT_TO_NOTHING = 1e-3
-"""Part of its expectation below which a probability counts as zero."""
+"""Part of its expectation below which a probability or a rate counts as zero."""
 
 
 def initial_values(
@@ -52,21 +53,30 @@ def _values(
 
 
 def _off_the_edge(model: LatentVariableModel, values: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Shared probabilities that are zero as what they are expected to be, 1 / (n + K).
+    """Shared probabilities and rates that are zero as about what they are expected to be.
 
-    The mode of a Dirichlet(1) posterior is zero where nothing was seen; gradients see it infinitely far away.
+    The mode of a Dirichlet(1), Beta(1, 1) or Gamma(1) posterior is zero where nothing was seen; gradients see it
+    infinitely far away.
     """
     found, defaults = {}, _shapes(model)
-    for name, law in model.shared_laws().items():
-        support = law(defaults).support
+    for name, made in model.shared_laws().items():
+        law, value = made(defaults), values[name]
+        support = law.support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         if support is constraints.simplex:
-            p = values[name]
-            share = 1 / (n + p.shape[-1])
-            p = torch.where(p < NEXT_TO_NOTHING * share, share, p)
+            p = _raised(value, torch.tensor(1 / (n + value.shape[-1])))
             found[name] = p / p.sum(-1, keepdim=True)
+        elif support is constraints.unit_interval:
+            share = torch.tensor(1 / (n + 2))
+            found[name] = 1 - _raised(1 - _raised(value, share), share)
+        elif isinstance(getattr(law, "base_dist", law), dist.Gamma):
+            found[name] = _raised(value, law.mean / (n + 1))
     return found
+
+
+def _raised(value: Tensor, expected: Tensor) -> Tensor:
+    return torch.where(value < NEXT_TO_NOTHING * expected, expected.to(value), value)
 
 
 def em_applies(model: LatentVariableModel, obs: Observations) -> bool:
