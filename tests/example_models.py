@@ -165,7 +165,7 @@ class PoissonMixture(pv.LatentVariableModel):
     def __init__(self):
         super().__init__()
         self.mixing = pv.families.Categorical(2, prior="weak")
-        self.counts = pv.families.Poisson(2, batch=2, prior="weak")
+        self.counts = pv.families.Poisson(2, batch=2, prior=pv.families.GammaPrior(2.0, 1.0))
 
     @pv.latent
     def z(self):

@@ -19,12 +19,17 @@ __all__ = ["LocalPosterior", "local_q", "log_prob_of_draws"]
 
 PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
+ROUNDS = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2), (150, 0.05), (100, 0.02))
+"""Steps and first learning rate of each round of the local optimisation."""
+
+Values = dict[str, Tensor]
 
 
 class LocalPosterior(nn.Module):
-    """q(z_i) = T(N(loc_i, diag scale_i^2)), with T the map onto the latent's support.
+    """q(z_i) = T(N(m + u loc_i, diag (u scale_i)^2)), with T the map onto the latent's support.
 
-    A step of SVI moves only the rows that are in the batch.
+    A step of SVI moves only the rows that are in the batch. The center m and the unit u, 0 and 1 until `measure` takes
+    them from the prior, make a step mean the same whatever units the latent is in.
 
     Parameters
     ----------
@@ -44,6 +49,9 @@ class LocalPosterior(nn.Module):
     torch.Size([2])
     """
 
+    center: Tensor
+    unit: Tensor
+
     def __init__(self, size: int, event_shape: torch.Size, support: constraints.Constraint, scale: float = 0.1) -> None:
         super().__init__()
         self.size = size
@@ -52,11 +60,27 @@ class LocalPosterior(nn.Module):
         width = self.shape.numel()
         self.loc = nn.Parameter(torch.zeros(size, width))
         self.log_scale = nn.Parameter(torch.full((size, width), math.log(scale)))
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("unit", torch.ones(width))
+
+    def measure(self, prior: TorchDistribution, draws: int = 256) -> None:
+        """Count in deviations of the prior from its mean, or by the central 68% of its draws mapped to the reals."""
+        base = prior.base_dist if isinstance(prior, dist.Independent) else prior
+        if _is_identity(self.transform) and isinstance(base, dist.Normal):
+            center, unit = (value.expand(prior.shape()) for value in (base.loc, base.scale))
+            center, unit = (value.reshape(-1, self.loc.shape[1]).mean(0) for value in (center, unit))
+        else:
+            mapped = self.transform.inv(prior.sample((draws,))).reshape(-1, self.loc.shape[1])
+            low, center, high = mapped.quantile(mapped.new_tensor([0.1587, 0.5, 0.8413]), 0)
+            unit = (high - low) / 2
+        known = center.isfinite() & unit.isfinite() & (unit > 0)
+        self.center = torch.where(known, center, 0.0).to(self.loc)
+        self.unit = torch.where(known, unit, 1.0).to(self.loc)
 
     def forward(self, index: Tensor) -> TorchDistribution:
         """Q of the data `index`, batch shape [len(index)]."""
-        loc = self.loc[index].reshape(len(index), *self.shape)
-        scale = self.log_scale[index].exp().reshape(len(index), *self.shape)
+        loc = (self.center + self.unit * self.loc[index]).reshape(len(index), *self.shape)
+        scale = (self.unit * self.log_scale[index].exp()).reshape(len(index), *self.shape)
         base = _Normal(loc, scale).to_event(len(self.shape))
         if _is_identity(self.transform):
             return base  # a normal, whose moments and KL are known
@@ -78,7 +102,7 @@ def _is_identity(transform: Transform) -> bool:
 
 
 @contextmanager
-def local_q(model: Any, obs: Any, steps: int = 300, learning_rate: float = 0.05) -> Iterator[None]:
+def local_q(model: Any, obs: Any) -> Iterator[None]:
     """Within the block, new data have a q of their own, found by local optimisation of the bound at fixed theta.
 
     Models whose posteriors are all declared pass through untouched.
@@ -89,29 +113,22 @@ def local_q(model: Any, obs: Any, steps: int = 300, learning_rate: float = 0.05)
         return
     model.local_posteriors = nn.ModuleDict()
     try:
-        model.allocate(obs, len(obs))
         with model.aside(seed=0):  # reported numbers must not depend on how often they are asked for
-            moved = list(model.local_posteriors.parameters())
-            _climb(moved, lambda: Elbo()(model.sites(obs)).sum(), steps, learning_rate)
+
+            def bound(q: Values) -> Tensor:
+                with _placed(model.local_posteriors, q):
+                    return _bound(model, obs)
+
+            found = _best(_prior(model, obs), bound)
+            with torch.no_grad():
+                for name, parameter in model.local_posteriors.named_parameters():
+                    parameter.copy_(found[name])
         yield
     finally:
         model.local_posteriors = trained
 
 
-def _climb(parameters: list[Tensor], bound: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    with torch.enable_grad():
-        for step in range(steps):
-            # The draws' noise averages out only as the steps get shorter.
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-            optimizer.zero_grad()
-            (-bound()).backward(inputs=parameters)
-            optimizer.step()
-
-
-def log_prob_of_draws(
-    model: Any, obs: Any, draws: dict[str, Tensor], num_particles: int, steps: int = 300, learning_rate: float = 0.05
-) -> Tensor:
+def log_prob_of_draws(model: Any, obs: Any, draws: dict[str, Tensor], num_particles: int) -> Tensor:
     """Log p(x_i | theta_s), [S, n] nats, where every datum has a q of its own at every theta_s.
 
     What `local_q` and importance weights give draw by draw, with the local optimisations of all draws in one.
@@ -130,33 +147,77 @@ def log_prob_of_draws(
     trained, count = model.local_posteriors, len(next(iter(draws.values())))
     model.local_posteriors = nn.ModuleDict()
     try:
-        with model.bind({name: value[0] for name, value in draws.items()}):
-            model.allocate(obs, len(obs))
-        start = dict(model.local_posteriors.named_parameters())
-        q = {name: value.detach().repeat(count, *[1] * value.dim()).requires_grad_() for name, value in start.items()}
 
-        def bound(theta: dict[str, Tensor], own: dict[str, Tensor]) -> Tensor:
+        def bound(theta: Values, own: Values) -> Tensor:
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                return Elbo()(model.sites(obs)).sum()
+                return _bound(model, obs)
 
-        def evidence(theta: dict[str, Tensor], own: dict[str, Tensor]) -> Tensor:
+        def evidence(theta: Values, own: Values) -> Tensor:
             index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
                 log_w = model.log_weights(obs.repeat(num_particles), num_particles, index)
             return log_mean_exp(log_w)
 
         with model.aside(seed=0):
-            _climb(
-                list(q.values()),
-                lambda: torch.vmap(bound, randomness="different")(draws, q).sum(),
-                steps,
-                learning_rate,
-            )
+            with model.bind({name: value[0] for name, value in draws.items()}):
+                start = _prior(model, obs)
+            start = {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
+            q = _best(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
         with torch.no_grad():
             at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
             return torch.vmap(evidence, randomness="different", chunk_size=at_once)(draws, q)
     finally:
         model.local_posteriors = trained
+
+
+# The local optimisation, of `loc` and `log_scale` of each latent by name.
+
+
+def _prior(model: Any, obs: Any) -> Values:
+    """About the prior, for every datum: loc 0 and scale 1 in the prior's units."""
+    model.allocate(obs, len(obs))
+    model.measure(obs)
+    return {name: torch.zeros_like(value) for name, value in model.local_posteriors.named_parameters()}
+
+
+def _bound(model: Any, obs: Any) -> Tensor:
+    """The sum of the ELBO over data, its gradient along the draws alone.
+
+    The rest of the gradient, the score of q, has mean zero; without it the noise vanishes as q becomes the posterior
+    (Roeder, Wu and Duvenaud 2017).
+    """
+    sites = model.sites(obs)
+    score = sum(sites.q[name].log_prob(sites.values[name].detach()).sum() for name in model.local_posteriors)
+    return Elbo()(sites).sum() + score - score.detach()
+
+
+def _best(q: Values, bound: Callable[[Values], Tensor]) -> Values:
+    """The q of the highest bound, from rounds of which each has the scales found by the one before as its units."""
+    for steps, learning_rate in ROUNDS:
+        q = _climb(q, bound, steps, learning_rate)
+    return q
+
+
+def _climb(q: Values, bound: Callable[[Values], Tensor], steps: int, learning_rate: float) -> Values:
+    moves = {name: torch.zeros_like(value, requires_grad=True) for name, value in q.items()}
+
+    def moved() -> Values:
+        found = {}
+        for name, move in moves.items():
+            latent, _, parameter = name.rpartition(".")
+            unit = q[f"{latent}.log_scale"].exp() if parameter == "loc" else 1.0
+            found[name] = q[name] + unit * move
+        return found
+
+    optimizer = torch.optim.Adam(list(moves.values()), lr=learning_rate, fused=True)
+    with torch.enable_grad():
+        for step in range(steps):
+            # The draws' noise averages out only as the steps get shorter.
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.zero_grad()
+            (-bound(moved())).backward(inputs=list(moves.values()))
+            optimizer.step()
+    return {name: value.detach() for name, value in moved().items()}
 
 
 @contextmanager

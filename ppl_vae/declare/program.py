@@ -291,6 +291,13 @@ class Program(SharedLatents):
                 q = LocalPosterior(size, d.event_shape, d.support)
                 self.local_posteriors[name] = q.to(self.like)
 
+    def measure(self, obs: Observations) -> None:
+        """Let the posteriors of single data count in units of their priors, at the parameters as they stand."""
+        laws = self.prototypes(obs)
+        for name, q in self.local_posteriors.items():
+            if isinstance(q, LocalPosterior):
+                q.measure(laws[name])
+
     def prototypes(self, obs: Observations, rows: int = 4) -> dict[str, TorchDistribution]:
         """The distribution of every local node on the first rows, latents drawn from the prior."""
         few = obs.rows(torch.arange(min(rows, len(obs)), device=self.like.device))

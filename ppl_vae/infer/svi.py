@@ -230,11 +230,14 @@ class SVI:
         laws = model.shared_laws()
         if start:
             model.fix({name: value for name, value in start.items() if name not in laws})
+        own = None if start is None else {name: start[name] for name in laws}
         if laws:
-            own = None if start is None else {name: start[name] for name in laws}
             model.use_guide(self.guide, own)
         with model.numeric():
             model.allocate(obs, batches.size or len(obs))
+            if own or not laws:  # without values a vague prior of theta would tell the latents' units
+                with model.aside(seed=self.seed), model.bind(own or {}):
+                    model.measure(obs)
         if model.local_posteriors and not batches.indexed:
             raise DataError(index_needed(batches, ", ".join(model.local_posteriors)))
         model.train()

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -70,3 +71,88 @@ def test_means_keep_their_values_when_a_family_sees_data(family):
     family.fix({"loc": loc})
     family.double().adapt([(1e3 * X, None)])
     torch.testing.assert_close(family.loc, loc.double())
+
+
+class Line(pv.LatentVariableModel):
+    """z ~ N(m, s^2 I) without a posterior, x = W z + noise: log p(x) and p(z | x) are known."""
+
+    W = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0]]).double()
+
+    def __init__(self, m=0.0, s=1.0, noise=0.5):
+        super().__init__()
+        self.m, self.s, self.noise = m, s, noise * s
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.full((2,), self.m, dtype=self.like.dtype), self.s).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(z @ self.W, self.noise).to_event(1)
+
+    def exact(self, x):
+        """Mean and precision of p(z | x), and log p(x)."""
+        precision = torch.eye(2) / self.s**2 + self.W @ self.W.T / self.noise**2
+        mean = (self.m / self.s**2 + x @ self.W.T / self.noise**2) @ precision.inverse()
+        covariance = self.W.T @ self.W * self.s**2 + torch.eye(3) * self.noise**2
+        log_p = dist.MultivariateNormal(torch.full((2,), self.m).double() @ self.W, covariance).log_prob(x)
+        return mean, precision, log_p
+
+
+def lines(count=40):
+    z, e = torch.randn(count, 2).double(), torch.randn(count, 3).double()
+    return lambda model: (model.m + model.s * z) @ Line.W + model.noise * e
+
+
+UNITS = [(100.0, 1.0), (0.0, 50.0), (3.0, 0.01)]
+
+
+def test_units_of_a_latent_of_each_datum_do_not_matter_to_svi():
+    """The bound moves by the logarithm of the unit, and each q with its latent."""
+    draw = lines()
+    found = []
+    for m, s in [(0.0, 1.0), *UNITS]:
+        model = Line(m, s).double()
+        fit = pv.SVI(100, optimizer=pv.adam(2e-2), progress=False).fit(model, draw(model))
+        q = fit.model.local_posteriors["z"]
+        found.append((fit.trace["bound"] + 3 * math.log(s), q.loc.detach()))
+    for bound, loc in found[1:]:
+        torch.testing.assert_close(bound, found[0][0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(loc, found[0][1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("m", "s", "noise"), [(m, s, 0.5) for m, s in UNITS] + [(0.0, 1.0, 0.01), (0.0, 1.0, 1e-3)])
+def test_the_posterior_of_new_data_is_found_whatever_its_place_and_width(m, s, noise):
+    """Within a tenth of its deviation on average, and with the bound of the best q of its kind."""
+    model = Line(m, s, noise).double()
+    x = lines()(model)
+    mean, precision, log_p = model.exact(x)
+    scale = precision.diagonal().rsqrt()
+    q = model.posterior(x)
+    assert ((q.mean - mean) / scale).square().mean().sqrt() < 0.1
+    assert (q.stddev / scale).log().abs().mean() < 0.05
+    best = (precision.diagonal().log().sum() - precision.logdet()) / 2
+    gap = log_p - model.elbo(x, num_particles=200)
+    assert gap.mean().item() == pytest.approx(best.item(), abs=0.03)
+
+
+def test_a_positive_latent_is_in_units_of_its_prior():
+    """log z ~ N(m, 1), log x ~ N(log z, 0.5^2): on the scale of logarithms all is normal."""
+
+    class Rate(pv.LatentVariableModel):
+        def __init__(self, m):
+            super().__init__()
+            self.m = m
+
+        @pv.latent
+        def z(self):
+            return dist.LogNormal(self.m, 1.0)
+
+        @pv.observed
+        def x(self, z):
+            return dist.LogNormal(z.log(), 0.5)
+
+    for m in (0.0, 30.0):
+        log_x = m + 1.1 * torch.randn(30).double()
+        expected = dist.Normal(m, 1.25**0.5).log_prob(log_x) - log_x
+        assert (expected - Rate(m).double().elbo(log_x.exp())).abs().mean() < 0.05
