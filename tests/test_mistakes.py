@@ -25,7 +25,16 @@ def trained(objective):
     return pv.SVI(1, objective=objective, progress=False).fit(quantised(), torch.zeros(3, 4))
 
 
+class Hides(pv.LatentVariableModel):
+    """Has an attribute in the place of a method that every model has."""
+
+    def __init__(self):
+        super().__init__()
+        self.sample = 5
+
+
 MISTAKES = {
+    "an attribute that hides a method": (Hides, "'sample' would hide the method 'sample' of every model"),
     "relabel a model": (lambda: pv.relabel(GMM), "relabel takes a Fit, got a GaussianMixture"),
     "relabel by a name": (lambda: pv.relabel(draws(), "components.loc"), "pv.Ordering(parameter), got 'comp"),
     "order by a number that is not there": (

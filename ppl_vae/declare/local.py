@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from ppl_vae.evidence import log_mean_exp
@@ -17,6 +18,8 @@ from ppl_vae.objectives import Elbo
 
 __all__ = ["LocalPosterior", "local_q", "log_prob_of_draws"]
 
+NODES = 64
+"""Of the quadrature for moments of a mapped normal."""
 PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
 ROUNDS = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2), (150, 0.05), (100, 0.02))
@@ -55,7 +58,7 @@ class LocalPosterior(nn.Module):
     def __init__(self, size: int, event_shape: torch.Size, support: constraints.Constraint, scale: float = 0.1) -> None:
         super().__init__()
         self.size = size
-        self.transform = transform_to(support)
+        self.transform = biject_to(support)
         self.shape = self.transform.inverse_shape(event_shape)
         width = self.shape.numel()
         self.loc = nn.Parameter(torch.zeros(size, width))
@@ -84,7 +87,7 @@ class LocalPosterior(nn.Module):
         base = _Normal(loc, scale).to_event(len(self.shape))
         if _is_identity(self.transform):
             return base  # a normal, whose moments and KL are known
-        return dist.TransformedDistribution(base, [self.transform])
+        return _Transformed(base, [self.transform])
 
 
 class _Normal(dist.Normal):
@@ -93,6 +96,29 @@ class _Normal(dist.Normal):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
         return self.loc + self.scale * torch.randn_like(self.loc.expand(shape))
+
+
+class _Transformed(dist.TransformedDistribution):
+    """A map of a normal; mean and variance by Gauss-Hermite nodes where each entry is mapped by itself."""
+
+    @property
+    def mean(self) -> Tensor:
+        z, weights = self._nodes()
+        return z @ weights
+
+    @property
+    def variance(self) -> Tensor:
+        z, weights = self._nodes()
+        return (z - self.mean[..., None]).square() @ weights
+
+    def _nodes(self) -> tuple[Tensor, Tensor]:
+        (transform,), normal = self.transforms, self.base_dist
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
+        if transform.domain.event_dim or transform.codomain.event_dim:
+            raise NotImplementedError("entries that are mapped together have no mean in closed form; take draws")
+        nodes, weights = (torch.as_tensor(a).to(normal.mean) for a in np.polynomial.hermite_e.hermegauss(NODES))
+        return transform(normal.mean[..., None] + normal.stddev[..., None] * nodes), weights / weights.sum()
 
 
 def _is_identity(transform: Transform) -> bool:

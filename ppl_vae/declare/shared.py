@@ -51,6 +51,11 @@ class SharedLatents(PyroModule):
             raise DeclarationError(
                 f"{type(self).__name__}: the attribute {name!r} would hide the node {name!r}; give one another name"
             )
+        if name in self._reserved and callable(getattr(type(self), name)):
+            raise DeclarationError(
+                f"{type(self).__name__}: the attribute {name!r} would hide the method {name!r} of every model; give it "
+                f"another name"
+            )
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
