@@ -1,42 +1,82 @@
 """Which components of a model can trade labels, and how labels of two fits are matched."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.model import class_probabilities
 
-__all__ = ["Symmetry", "assignments", "match", "permute", "symmetries"]
+__all__ = ["Axis", "Mirror", "Symmetry", "assignments", "match", "matched", "permute", "symmetries"]
 
 ROWS = 50
 """Data on which a symmetry is tested."""
 TRIES = 256
-"""Sets of parameters that are tried at most."""
+"""Sets of parameters, each with what a trade does to it, that are tried at most."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a parameter whose entry a belongs to component `first` + a."""
+
+    axis: int
+    first: int = 0
+
+    def move(self, value: Tensor, order: Tensor) -> Tensor:
+        """Entries of [*batch, *event] in the order [*batch, K] of components."""
+        batch = order.dim() - 1
+        dim = batch + self.axis
+        count = value.shape[dim]
+        # Components without an entry trade with none that has one; clamping lets such an order be tried and refused.
+        index = (order[..., self.first : self.first + count] - self.first).clamp(0, count - 1)
+        shape = [*order.shape[:-1], *[1] * (value.dim() - batch)]
+        shape[dim] = count
+        return value.gather(dim, index.to(value.device).reshape(shape).expand(value.shape))
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A number that tells two components apart, such as the second one's probability: v becomes 2 about - v."""
+
+    about: float
+
+    def move(self, value: Tensor, order: Tensor) -> Tensor:
+        """Numbers [*batch, *event], mirrored where the order [*batch, 2] trades the two components."""
+        traded = (order[..., 0] == 1).to(value.device)
+        shape = [*traded.shape, *[1] * (value.dim() - traded.dim())]
+        return torch.where(traded.reshape(shape), 2 * self.about - value, value)
+
+
+Moves = Mapping[str, tuple[Axis | Mirror, ...]]
+"""What trading components does to each parameter that knows them."""
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Components of a finite latent whose names mean nothing: trading them changes neither p(x) nor p(theta).
+    """Components whose names mean nothing: trading them changes neither p(x) nor p(theta).
 
     Attributes
     ----------
-    latent : str
-        The finite latent.
-    axes : dict of int
-        Component axis of each parameter that is traded with the label.
+    latents : tuple of str
+        The finite latent whose values are traded; several where they share parameters, as the states of a chain do.
+    moves : dict
+        What the trade does to each parameter that knows the components.
     blocks : tuple of tuple of int
         Components that can trade places with each other, two or more in each.
     size : int
         Number of components K.
     """
 
-    latent: str
-    axes: dict[str, int]
+    latents: tuple[str, ...]
+    moves: Moves
     blocks: tuple[tuple[int, ...], ...]
     size: int
 
@@ -50,11 +90,15 @@ class Symmetry:
 
 
 def symmetries(model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor]) -> list[Symmetry]:
-    """The label symmetries of a model, one for each finite latent that has one.
+    """The label symmetries of a model: of each finite latent, and of those of one size that only trade together.
 
     They are read off the model itself at one value of its parameters: a swap of two components must leave log p(x_i)
     and log p(theta) as they are and swap the responsibilities. A prior or a tied parameter that tells components
     apart, or a datum whose component is known, is respected.
+
+    A parameter can know components by an axis of K entries or several (a table of transitions), by an axis of fewer
+    (the rates of all components but the one at zero), or, of two components, as a number: a probability p that
+    becomes 1 - p, a logit that becomes its negative.
 
     Parameters
     ----------
@@ -67,10 +111,22 @@ def symmetries(model: LatentVariableModel, obs: Observations, values: Mapping[st
     """
     few = obs.rows(_rows(obs))
     with model.bind(values), torch.no_grad(), model.numeric():
-        sites = model.sites(few)
+        sites, laws = model.sites(few), model.shared_laws()
         sizes = {name: class_probabilities(sites, name, 1).shape[1] for name in {**sites.summed, **sites.enumerated}}
-    found = (_symmetry(model, few, values, name, K) for name, K in sizes.items() if K > 1)
-    return [symmetry for symmetry in found if symmetry is not None]
+        mirrors = {name: _mirrors(law(values).support) for name, law in laws.items()}
+    ask = partial(_answers, model, few, list(sizes))
+
+    def search(names: tuple[str, ...]) -> Symmetry | None:
+        K = sizes[names[0]]
+        return _symmetry(ask, values, names, K, list(_candidates(values, K, mirrors if K == 2 else {})))
+
+    alone = {name: search((name,)) for name, K in sizes.items() if K > 1}
+    rest: dict[int, tuple[str, ...]] = {}
+    for name, symmetry in alone.items():
+        if symmetry is None:
+            rest[sizes[name]] = (*rest.get(sizes[name], ()), name)
+    together = [search(names) for names in rest.values() if len(names) > 1]
+    return [symmetry for symmetry in [*alone.values(), *together] if symmetry is not None]
 
 
 def _rows(obs: Observations) -> Tensor:
@@ -81,47 +137,71 @@ def _rows(obs: Observations) -> Tensor:
     return torch.cat(rows).unique()
 
 
+def _mirrors(support: Any) -> list[tuple[Mirror]]:
+    """How numbers of this support can tell two components apart."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.unit_interval:
+        return [(Mirror(0.5),)]
+    return [(Mirror(0.0),)] if support is constraints.real else []
+
+
 def _symmetry(
-    model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor], latent: str, K: int
+    ask: Callable[[Mapping[str, Tensor]], "Answers"],
+    values: Mapping[str, Tensor],
+    latents: tuple[str, ...],
+    K: int,
+    tries: list[Moves],
 ) -> Symmetry | None:
-    before = _answers(model, obs, values, latent)
-    tries: list[dict[str, int]] = list(_candidates(values, K))
+    before = ask(values)
     leader = list(range(K))
     for i, j in combinations(range(K), 2):
         if leader[i] == leader[j]:
             continue  # (i k) and (k j) make (i j)
         order = torch.arange(K)
         order[i], order[j] = j, i
-        for axes in tries:
-            after = _answers(model, obs, permute(values, axes, order), latent)
-            if _equal(after, (*before[:2], before[2][:, order])):
-                tries = [axes]
+        wanted = [*before[:2], *(r[:, order] if name in latents else r for name, r in before[2].items())]
+        for moves in tries:
+            after = ask(permute(values, moves, order))
+            if _equal([*after[:2], *after[2].values()], wanted):
+                tries = [moves]
                 leader = [leader[i] if own == leader[j] else own for own in leader]
                 break
     blocks = tuple(tuple(k for k in range(K) if leader[k] == own) for own in sorted(set(leader)))
     kept = tuple(block for block in blocks if len(block) > 1)
-    return Symmetry(latent, tries[0], kept, K) if kept else None
+    return Symmetry(latents, tries[0], kept, K) if kept else None
 
 
-def _candidates(values: Mapping[str, Tensor], K: int) -> Iterator[dict[str, int]]:
-    """Sets of parameters with an axis of K entries each, first axes first, large sets first."""
-    options = {name: [a for a, size in enumerate(value.shape) if size == K] for name, value in values.items()}
-    options = {name: axes for name, axes in options.items() if axes}
-    if (1 + len(options)) * 2 ** len(options) > TRIES:
-        options = {name: axes[:1] for name, axes in options.items()}
-    sets = [
-        {name: axis for name, axis in zip(options, chosen, strict=True) if axis is not None}
-        for chosen in product(*[[*axes, None] for axes in options.values()])
-    ]
-    yield from sorted((s for s in sets if s), key=lambda axes: (sum(map(bool, axes.values())), -len(axes)))[:TRIES]
+def _candidates(
+    values: Mapping[str, Tensor], K: int, mirrors: Mapping[str, list[tuple[Mirror]]]
+) -> Iterator[dict[str, tuple[Axis | Mirror, ...]]]:
+    """Sets of parameters with what a trade does to each, first ways first, large sets first."""
+    ways = {name: _ways(value.shape, K) or mirrors.get(name, []) for name, value in values.items()}
+    ways = {name: own for name, own in ways.items() if own}
+    if prod(1 + len(own) for own in ways.values()) > TRIES:
+        ways = {name: own[:1] for name, own in ways.items()}
+    numbers = product(*[[*range(len(own)), None] for own in ways.values()])
+    sets = [{name: k for name, k in zip(ways, chosen, strict=True) if k is not None} for chosen in numbers]
+    for chosen in sorted((s for s in sets if s), key=lambda s: (sum(s.values()), -len(s)))[:TRIES]:
+        yield {name: ways[name][k] for name, k in chosen.items()}
+
+
+def _ways(shape: tuple[int, ...], K: int) -> list[tuple[Axis, ...]]:
+    """How a parameter of this shape can carry K components: by axes of K entries, else by one of fewer."""
+    axes = [Axis(a) for a, size in enumerate(shape) if size == K]
+    whole = [chosen for count in range(1, 1 + len(axes)) for chosen in combinations(axes, count)]
+    return whole or [(Axis(a, k),) for a, size in enumerate(shape) if 1 < size < K for k in range(K - size, -1, -1)]
+
+
+Answers = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""Log p(x_i), log p(theta) and the responsibilities of each finite latent."""
 
 
 def _answers(
-    model: LatentVariableModel, obs: Observations, values: Mapping[str, Tensor], latent: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log p(x_i), log p(theta) and responsibilities."""
+    model: LatentVariableModel, obs: Observations, latents: list[str], values: Mapping[str, Tensor]
+) -> Answers:
     with model.bind(values), torch.no_grad(), model.numeric():
-        r = class_probabilities(model.sites(obs), latent, 1)
+        r = model.class_probabilities(obs, latents)
         return model.log_weights(obs, 1)[0], torch.as_tensor(model.log_prior(values)), r
 
 
@@ -155,6 +235,26 @@ def match(reference: Tensor, r: Tensor, allowed: Tensor | None = None) -> Tensor
     return assignments((r.mT @ reference)[None], allowed)[0]
 
 
-def permute(values: Mapping[str, Tensor], axes: Mapping[str, int], order: Tensor, skip: int = 0) -> dict[str, Tensor]:
-    """Values with the component axes in this order; `skip` leading dimensions are of draws."""
-    return {k: v.index_select(axes[k] + skip, order.to(v.device)) if k in axes else v for k, v in values.items()}
+def matched(
+    values: Mapping[str, Tensor],
+    found: Iterable[Symmetry],
+    r: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    batch: tuple[int, ...] = (),
+) -> dict[str, Tensor]:
+    """Values [*batch, *event] in the labels of a reference, from responsibilities [n, K] of each finite latent."""
+    moved = dict(values)
+    for symmetry in found:
+        a, b = (torch.cat([one[name] for name in symmetry.latents]) for one in (reference, r))
+        order = match(a, b, symmetry.allowed)
+        moved = permute(moved, symmetry.moves, order.expand(*batch, symmetry.size))
+    return moved
+
+
+def permute(values: Mapping[str, Tensor], moves: Moves, order: Tensor) -> dict[str, Tensor]:
+    """Values [*batch, *event] with their components in the order [*batch, K]: the old component for each place."""
+    moved = dict(values)
+    for name, steps in moves.items():
+        for step in steps:
+            moved[name] = step.move(moved[name], order)
+    return moved

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.align import match, permute, symmetries
+from ppl_vae.align import matched, symmetries
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
@@ -197,10 +197,14 @@ def _draws(fit: Fit, refits: list[Fit]) -> dict[str, Tensor]:
     """Parameters of every refit with components in the order of the original, [1, B, *event]."""
     obs: Observations = fit.data
     few = obs.rows(torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long())
-    found = [] if fit.model.draws_latents(obs) else symmetries(fit.model, obs, fit.parameters)
     values = [one.parameters for one in refits]
-    if len(found) == 1:
-        (symmetry,), reference = found, fit.responsibilities(few)
-        orders = [match(reference, one.responsibilities(few), symmetry.allowed) for one in refits]
-        values = [permute(own, symmetry.axes, order) for own, order in zip(values, orders, strict=True)]
+    if not fit.model.draws_latents(obs):
+        found, reference = symmetries(fit.model, obs, fit.parameters), _responsibilities(fit, few)
+        values = [matched(one.parameters, found, _responsibilities(one, few), reference) for one in refits]
     return {name: torch.stack([own[name] for own in values])[None] for name in values[0]}
+
+
+def _responsibilities(fit: Fit, obs: Observations) -> dict[str, Tensor]:
+    """p(z = k | x_i) of each finite latent, [n, K]."""
+    with torch.no_grad(), fit.model.numeric():
+        return fit.model.class_probabilities(obs, fit.model.finite_latents(obs))

@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from ppl_vae.align import match, permute, symmetries
+from ppl_vae.align import matched, symmetries
 from ppl_vae.convergence import convergence
 from ppl_vae.datatree import posterior_draws
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.invariants import invariants, over_draws
@@ -241,7 +240,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     Raises
     ------
     DataError
-        Without fits, or without data.
+        Without fits, without data, or with labels of other data.
 
     Examples
     --------
@@ -263,7 +262,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
     r = {name: _responsibilities(fit, fit.model.check(_raw(obs))) for name, fit in named.items()}
     reference = next(iter(r.values()))
-    known = None if labels is None else np.asarray(labels)
+    known = None if labels is None else _classes(labels, len(obs))
     for name, fit in named.items():
         own = fit.model.check(_raw(obs))
         judged = judge(fit, own, num_particles)
@@ -279,6 +278,13 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     table.notes = _label_notes(named, r)
     table.warnings += _against_reference(table)
     return table
+
+
+def _classes(labels: Any, n: int) -> np.ndarray:
+    known = np.asarray(labels)
+    if known.shape != (n,):
+        raise DataError(f"compare: labels are one class for each of the {n} data compared, got shape {known.shape}")
+    return known
 
 
 def _other_data(fits: Mapping[str, Fit]) -> list[str]:
@@ -324,58 +330,64 @@ def _raw(obs: Observations) -> dict[str, Any]:
     return {n: v.masked_fill(obs.missing[n], torch.nan) if n in obs.missing else v for n, v in obs.values.items()}
 
 
-def _responsibilities(fit: Fit, obs: Observations) -> Tensor | None:
-    """p(z | x_i) of the only latent, mean over evenly spaced draws, [n, K]; None where it is not finite."""
-    latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
-    if len(latents) != 1 or fit.model.draws_latents(obs):
-        return None
-    if latents[0] in obs.values and latents[0] not in obs.missing:
-        return None
+def _responsibilities(fit: Fit, obs: Observations) -> dict[str, Tensor]:
+    """p(z = k | x_i) of each finite latent, mean over evenly spaced draws, [n, K]; none where one is continuous."""
+    names = [] if fit.model.draws_latents(obs) else fit.model.finite_latents(obs)
+    if not names:
+        return {}
     chosen = fit.spaced(min(DRAWS, fit.num_draws))
     draws = {name: value.flatten(0, 1)[chosen][None] for name, value in fit.draws.items()}
 
-    def ask(_: Any) -> Tensor:
-        return class_probabilities(fit.model.sites(obs), latents[0], 1)
+    def ask(_: Any) -> tuple[Tensor, ...]:
+        return tuple(fit.model.class_probabilities(obs, names).values())
 
     if draws:
-        return over_draws(ask, fit.model, draws, len(obs)).mean((0, 1)).double()
-    with torch.no_grad(), fit.model.numeric():
-        return ask({}).double()
+        found = [r.mean((0, 1)) for r in over_draws(ask, fit.model, draws, len(obs))]
+    else:
+        with torch.no_grad(), fit.model.numeric():
+            found = list(ask({}))
+    return {name: r.double() for name, r in zip(names, found, strict=True)}
 
 
-def _agreement(known: np.ndarray | None, reference: Tensor | None, own: Tensor | None) -> float | None:
-    """Adjusted Rand index of a fit's labels with the known ones, else with the first fit's."""
+def _agreement(known: np.ndarray | None, reference: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> float | None:
+    """Adjusted Rand index of a fit's labels with the known ones, else with the first fit's, of the only latent."""
     from sklearn.metrics import adjusted_rand_score
 
-    if own is None or (known is None and reference is None):
+    if len(own) != 1 or (known is None and len(reference) != 1):
         return None
-    against = known if known is not None else reference.argmax(-1).cpu().numpy()  # type: ignore[union-attr]
-    return float(adjusted_rand_score(against, own.argmax(-1).cpu().numpy()))
+    (r,) = own.values()
+    against = known if known is not None else next(iter(reference.values())).argmax(-1).cpu().numpy()
+    return float(adjusted_rand_score(against, r.argmax(-1).cpu().numpy()))
 
 
-def _matched(fit: Fit, obs: Observations, reference: Tensor | None, own: Tensor | None) -> dict[str, Tensor]:
+def _alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two fits have the same finite latents, with as many components."""
+    return {name: r.shape for name, r in a.items()} == {name: r.shape for name, r in b.items()}
+
+
+def _matched(
+    fit: Fit, obs: Observations, reference: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The fit's draws with components in the order of the first fit's."""
     draws = posterior_draws(fit)
-    if not draws or reference is None or own is None or reference.shape != own.shape:
+    if not draws or not own or not _alike(reference, own):
         return draws
     found = symmetries(fit.model, obs, {name: value.flatten(0, 1)[0] for name, value in draws.items()})
-    if len(found) != 1:
-        return draws
-    return permute(draws, found[0].axes, match(reference, own, found[0].allowed), skip=2)
+    return matched(draws, found, own, reference, next(iter(draws.values())).shape[:2])
 
 
-def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Tensor | None]) -> list[str]:
+def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """How labels were treated, fits with the same answer together."""
     said: dict[str, list[str]] = {}
     first, reference = next(iter(r.items()))
     for name, fit in fits.items():
         own = r[name]
-        if own is None:
+        if not own:
             continue
         if "labels" in fit.settings:
             said.setdefault(f"labels of its draws: {fit.settings['labels']}", []).append(name)
-        if name != first and reference is not None:
-            same = own.shape == reference.shape
+        if name != first and reference:
+            same = _alike(own, reference)
             how = f"matched to those of {first} by responsibilities" if same else f"not matched to those of {first}"
             said.setdefault(f"components {how}", []).append(name)
     return [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]

@@ -21,6 +21,8 @@ AT = (0.1, 0.5, 0.9)
 """Where in the order of the first feature the data lie whose densities are followed."""
 ELEMENTS = 1 << 17
 TAIL = 0.05
+CLEARLY = 1.05
+"""R-hat above which a reason is looked for why chains disagree."""
 
 
 def invariants(model: LatentVariableModel, obs: Observations, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,7 +135,7 @@ def remarks(fit: Fit, obs: Observations | None, found: Convergence | None = None
     found = found or convergence(fit)
     if found is None:
         return ()
-    if found.rhat <= RHAT_LIMIT or obs is None:
+    if found.rhat <= CLEARLY or obs is None:  # below it, chains that are short for their autocorrelation are enough
         return found.warnings()
     shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
     if not shared:

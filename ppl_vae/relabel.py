@@ -1,6 +1,6 @@
 """Label switching: the components of every draw put into one order before anything is averaged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -8,10 +8,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.align import Symmetry, assignments, symmetries
+from ppl_vae.align import Axis, Symmetry, assignments, permute, symmetries
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.declare.model import class_probabilities
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.invariants import over_draws, remarks
@@ -87,7 +86,7 @@ class Stephens:
         S = len(next(iter(draws.values())))
         count = min(len(obs), self.rows, max(20, NUMBERS // (S * symmetry.size)))
         few = obs.rows(torch.linspace(0, len(obs) - 1, count).long())
-        p, log_joint = _responsibilities(model, few, draws, symmetry.latent)
+        p, log_joint = _responsibilities(model, few, draws, symmetry.latents)
         order = self.minimise(p.cpu(), p[log_joint.argmax()].cpu(), symmetry.allowed)
         return order, f"Stephens (2000), by responsibilities of {count} of {len(obs)} data"
 
@@ -131,13 +130,15 @@ class Ordering:
         self, model: LatentVariableModel, obs: Observations, draws: Mapping[str, Tensor], symmetry: Symmetry
     ) -> tuple[Tensor, str]:
         """Old component for each place, [draw, K], and how it was found."""
-        if self.parameter not in symmetry.axes:
+        axes = {name: move for name, (move, *_) in symmetry.moves.items() if isinstance(move, Axis)}
+        if self.parameter not in axes:
             raise EngineError(
-                f"Ordering: {self.parameter!r} does not carry the components of {symmetry.latent!r}; order by one of "
-                f"{', '.join(symmetry.axes)}"
+                f"Ordering: {self.parameter!r} does not carry the components of {', '.join(symmetry.latents)}; order "
+                f"by one of {', '.join(axes)}"
             )
-        value = draws[self.parameter].movedim(1 + symmetry.axes[self.parameter], 1)
-        each = value.reshape(len(value), symmetry.size, -1).cpu()
+        carried = axes[self.parameter]
+        value = draws[self.parameter].movedim(1 + carried.axis, 1)
+        each = value.flatten(2).cpu() if value.dim() > 2 else value[..., None].cpu()
         if not -each.shape[2] <= self.index < each.shape[2]:
             raise EngineError(
                 f"Ordering: index {self.index} of {self.parameter!r}, of which each component has {each.shape[2]}; "
@@ -146,7 +147,7 @@ class Ordering:
         key = each[..., self.index]
         order = torch.arange(symmetry.size).repeat(len(key), 1)
         for block in map(torch.tensor, symmetry.blocks):
-            order[:, block] = block[key[:, block].argsort(1)]
+            order[:, block] = block[key[:, block - carried.first].argsort(1)]
         return order, f"ordered by {self.parameter}" + (f"[..., {self.index}]" if each.shape[2] > 1 else "")
 
 
@@ -220,7 +221,7 @@ def relabel_draws(
         for symmetry in symmetries(model, obs, {name: value[0] for name, value in shared.items()}):
             order, how = (by or Stephens()).orders(model, obs, shared, symmetry)
             switched |= (order != torch.arange(symmetry.size)).any(1)
-            shared |= {name: _gather(shared[name], order, axis) for name, axis in symmetry.axes.items()}
+            shared = permute(shared, symmetry.moves, order)
             said.append(how)
     if not said:
         return Relabelled(dict(draws), "as drawn: no components were found that can trade labels")
@@ -243,13 +244,13 @@ def _why_not(model: Any, obs: Observations | None, draws: Mapping[str, Tensor]) 
 
 
 def _responsibilities(
-    model: LatentVariableModel, obs: Observations, draws: Mapping[str, Tensor], latent: str
+    model: LatentVariableModel, obs: Observations, draws: Mapping[str, Tensor], latents: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """p_s(z | x_i), [draw, n, K], and log p(x, theta_s) of these data, [draw]."""
+    """p_s(z | x_i) of each of these latents in turn, [draw, latents * n, K], and log p(x, theta_s), [draw]."""
 
     def ask(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         joint = model.log_weights(obs, 1)[0].sum() + model.log_prior(values)
-        return class_probabilities(model.sites(obs), latent, 1), joint
+        return torch.cat(list(model.class_probabilities(obs, list(latents)).values())), joint
 
     p, joint = over_draws(ask, model, {name: value[None] for name, value in draws.items()}, len(obs))
     return p[0], joint[0]
@@ -258,15 +259,3 @@ def _responsibilities(
 def _chunks(p: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
     at_once = max(1, (1 << 20) // p[0].numel())
     return list(zip(p.split(at_once), order.split(at_once), strict=True))
-
-
-def _gather(value: Tensor, order: Tensor, axis: int) -> Tensor:
-    """Draws [draw, *event] with each its own order [draw, K] along an axis of the event."""
-    shape = [len(order), *[1] * (value.dim() - 1)]
-    shape[1 + axis] = order.shape[1]
-    index = (
-        order.to(value.device)
-        .reshape(shape)
-        .expand([*value.shape[: 1 + axis], order.shape[1], *value.shape[2 + axis :]])
-    )
-    return value.gather(1 + axis, index)

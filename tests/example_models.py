@@ -176,6 +176,58 @@ class PoissonMixture(pv.LatentVariableModel):
         return self.counts(z)
 
 
+class ZeroInflated(pv.LatentVariableModel):
+    """Counts that are zero for certain in the first component, Poisson in two others."""
+
+    @pv.latent(shared=True)
+    def probs(self):
+        return dist.Dirichlet(torch.ones(3))
+
+    @pv.latent(shared=True)
+    def rate(self):
+        return dist.Gamma(torch.ones(2), 0.2).to_event(1)
+
+    @pv.latent
+    def z(self, probs):
+        return dist.Categorical(probs)
+
+    @pv.observed
+    def x(self, rate, z):
+        return dist.Poisson(torch.cat([rate.new_tensor([1e-4]), rate])[z])
+
+
+class Chain(pv.LatentVariableModel):
+    """A hidden chain of two steps: the table of transitions knows the states by its rows and its columns."""
+
+    @pv.latent(shared=True)
+    def start(self):
+        return dist.Dirichlet(torch.ones(3))
+
+    @pv.latent(shared=True)
+    def moves(self):
+        return dist.Dirichlet(torch.ones(3, 3)).to_event(1)
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(torch.zeros(3), 5.0).to_event(1)
+
+    @pv.latent
+    def z1(self, start):
+        return dist.Categorical(start)
+
+    @pv.latent
+    def z2(self, moves, z1):
+        return dist.Categorical(moves[z1])
+
+    @pv.observed
+    def x1(self, loc, z1):
+        return dist.Normal(loc[z1], 1.0)
+
+    @pv.observed
+    def x2(self, loc, z2):
+        return dist.Normal(loc[z2], 1.0)
+
+
 class NormalMean(pv.LatentVariableModel):
     """mu ~ N(0, 2^2), x_i ~ N(mu, 1): the posterior of mu is known."""
 

@@ -6,9 +6,10 @@ from itertools import permutations
 import pyro.distributions as dist
 import pytest
 import torch
+from example_models import Chain, ZeroInflated
 
 import ppl_vae as pv
-from ppl_vae.align import symmetries
+from ppl_vae.align import Axis, Mirror, permute, symmetries
 from ppl_vae.relabel import Stephens, relabel_draws
 
 
@@ -62,7 +63,7 @@ def test_priors_decide_which_components_can_trade_labels(centers, blocks):
     model = Tied(centers)
     found = symmetries(model, model.check(torch.randn(30)), LOC)
     assert [s.blocks for s in found] == blocks
-    assert all(s.axes == {"loc": 0} for s in found)
+    assert all(s.moves == {"loc": (Axis(0),)} for s in found)
 
 
 def test_a_datum_whose_component_is_known_tells_components_apart():
@@ -78,7 +79,7 @@ def test_a_square_of_features_is_not_taken_for_components(x):
     model = pv.models.GaussianMixture(2, 2, "tied", prior="weak")
     fit = pv.VB(num_draws=2, progress=False).fit(model, x)
     (found,) = symmetries(fit.model, fit.data, fit.draw(0))
-    assert found.axes == {"mixing.probs": 0, "components.loc": 0}
+    assert found.moves == {"mixing.probs": (Axis(0),), "components.loc": (Axis(0),)}
 
 
 class Table(pv.LatentVariableModel):
@@ -107,9 +108,143 @@ class Table(pv.LatentVariableModel):
 
 def test_several_finite_latents_have_a_symmetry_each():
     model, values = Table(), {"rows": torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]), "loc": LOC["loc"]}
-    found = {s.latent: s for s in symmetries(model, model.check(torch.randn(40) * 3), values)}
-    assert found["a"].axes == {"rows": 0}
-    assert found["b"].axes == {"rows": 1, "loc": 0}
+    found = {s.latents: s for s in symmetries(model, model.check(torch.randn(40) * 3), values)}
+    assert found["a",].moves == {"rows": (Axis(0),)}
+    assert found["b",].moves == {"rows": (Axis(1),), "loc": (Axis(0),)}
+
+
+class TwoSided(pv.LatentVariableModel):
+    """Two components told apart by the probability of the second, on the scale that a subclass takes."""
+
+    prior = staticmethod(lambda: dist.Beta(2.0, 2.0))
+    chance = staticmethod(lambda p: p)
+
+    @pv.latent(shared=True)
+    def p(self):
+        return type(self).prior()
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(torch.zeros(2), 5.0).to_event(1)
+
+    @pv.latent
+    def z(self, p):
+        return dist.Bernoulli(type(self).chance(p))
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(loc[z.long()], 1.0)
+
+
+class Lopsided(TwoSided):
+    prior = staticmethod(lambda: dist.Beta(2.0, 3.0))
+
+
+class Logit(TwoSided):
+    prior = staticmethod(lambda: dist.Normal(0.0, 1.5))
+    chance = staticmethod(torch.sigmoid)
+
+
+UNLIKE = {
+    "a component without a rate": (
+        ZeroInflated,
+        {"probs": [0.2, 0.3, 0.5], "rate": [2.0, 9.0]},
+        [(("z",), {"probs": (Axis(0),), "rate": (Axis(0, 1),)}, ((1, 2),))],
+    ),
+    "states of a chain": (
+        Chain,
+        {"start": [0.2, 0.3, 0.5], "moves": [[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.25, 0.35, 0.4]], "loc": [-4, 0, 5]},
+        [(("z1", "z2"), {"start": (Axis(0),), "moves": (Axis(0), Axis(1)), "loc": (Axis(0),)}, ((0, 1, 2),))],
+    ),
+    "a probability": (
+        TwoSided,
+        {"p": 0.3, "loc": [-2, 3]},
+        [(("z",), {"p": (Mirror(0.5),), "loc": (Axis(0),)}, ((0, 1),))],
+    ),
+    "a probability whose prior tells them apart": (Lopsided, {"p": 0.3, "loc": [-2, 3]}, []),
+    "a logit": (Logit, {"p": 0.3, "loc": [-2, 3]}, [(("z",), {"p": (Mirror(0.0),), "loc": (Axis(0),)}, ((0, 1),))]),
+}
+
+
+def drawn(make, values, n=60):
+    """A model, data of it, and its parameters."""
+    model = make()
+    theta = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    torch.manual_seed(4)
+    with model.bind(theta):
+        x = model.sample(n)
+    return model, x, theta
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_parameters_that_do_not_have_one_axis_of_components(case):
+    make, values, wanted = UNLIKE[case]
+    model, x, theta = drawn(make, values)
+    found = symmetries(model, model.check(x), theta)
+    assert [(s.latents, s.moves, s.blocks) for s in found] == wanted
+
+
+@pytest.mark.parametrize("case", [case for case, (_, _, wanted) in UNLIKE.items() if wanted])
+def test_draws_of_such_parameters_come_back(case):
+    """Half the draws switched by hand; relabelled, all are as they were, up to one order of the components."""
+    make, values, wanted = UNLIKE[case]
+    model, x, theta = drawn(make, values)
+    obs = model.check(x)
+    (_, moves, blocks) = wanted[0]
+    (symmetry,) = symmetries(model, obs, theta)
+    order = torch.arange(symmetry.size)
+    order[list(blocks[0])] = torch.tensor(blocks[0]).flip(0)
+    draws = {name: value.expand(1, 20, *value.shape) for name, value in theta.items()}
+    orders = torch.stack([torch.arange(symmetry.size), order]).repeat_interleave(10, 0)[None]
+    done = relabel_draws(model, obs, permute(draws, moves, orders))
+    assert done.switched == 10
+    for value in done.draws.values():
+        torch.testing.assert_close(value, value[:, :1].expand_as(value))
+    direct = {name: value[0, 0] for name, value in done.draws.items()}
+    with model.numeric(), model.bind(theta):
+        before = model.log_weights(obs, 1)[0]
+    with model.numeric(), model.bind(direct):
+        torch.testing.assert_close(model.log_weights(obs, 1)[0], before)
+
+
+@pytest.mark.parametrize("case", [case for case, (_, _, wanted) in UNLIKE.items() if wanted])
+def test_fits_of_such_models_are_compared_in_one_order(case):
+    make, values, wanted = UNLIKE[case]
+    model, x, theta = drawn(make, values)
+    obs = model.check(x)
+    (_, moves, blocks) = wanted[0]
+    order = torch.arange(1 + max(max(block) for block in blocks))
+    order[list(blocks[0])] = torch.tensor(blocks[0]).flip(0)
+    each = {"as given": theta, "switched": permute(theta, moves, order)}
+    fits = {
+        name: pv.Fit(
+            model,
+            "NUTS",
+            {k: v.expand(1, 4, *v.shape) + 0 for k, v in own.items()},
+            {},
+            "none",
+            pv.Status("finished", ""),
+            0.0,
+            0,
+            data=obs,
+        )
+        for name, own in each.items()
+    }
+    table = pv.compare(fits, x)
+    for name, value in table.matched["as given"].items():
+        torch.testing.assert_close(table.matched["switched"][name], value)
+
+
+def test_an_ordering_by_the_rates_of_all_components_but_one():
+    make, values, _ = UNLIKE["a component without a rate"]
+    model, x, theta = drawn(make, values)
+    draws = {name: value.expand(1, 6, *value.shape) + 0 for name, value in theta.items()}
+    draws["rate"][:, 3:] = draws["rate"][:, 3:].flip(-1)
+    draws["probs"][:, 3:] = draws["probs"][:, 3:, [0, 2, 1]]
+    done = relabel_draws(model, model.check(x), draws, pv.Ordering("rate"))
+    assert done.switched == 3
+    assert done.draws["rate"].tolist() == [[[2.0, 9.0]] * 6]
+    torch.testing.assert_close(done.draws["probs"], theta["probs"].expand(1, 6, 3))
 
 
 def test_stephens_reaches_the_least_divergence_of_all_orders():

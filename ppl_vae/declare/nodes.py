@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, overload
 
+from pyro.nn import PyroModule
+
 from ppl_vae.errors import DeclarationError
 
 __all__ = [
@@ -230,6 +232,7 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
             posteriors[value.node.name] = value
         elif isinstance(value, Penalty):
             penalties[name] = value
+    _check_hidden(cls, reserved)
     known = {*nodes, *inputs}
     _check_parents(cls, [*nodes.values(), *posteriors.values()], known)
     _check_parents(cls, penalties.values(), {*known, *(q.name for q in posteriors.values())})
@@ -245,6 +248,24 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
         tuple(dict.fromkeys(inputs)),
         penalties,
     )
+
+
+def _check_hidden(cls: type, reserved: Iterable[str]) -> None:
+    """A helper must not take the place of a method by accident; one with the same arguments means to."""
+    for name in sorted(vars(cls).keys() & (set(reserved) - set(dir(PyroModule)))):
+        hidden = next(vars(base)[name] for base in cls.__mro__[1:] if name in vars(base))
+        if _arguments(vars(cls)[name]) != _arguments(hidden):
+            raise DeclarationError(
+                f"{cls.__name__}.{name} would hide {name!r} of LatentVariableModel, which is another thing; give it "
+                f"another name"
+            )
+
+
+def _arguments(member: Any) -> tuple[str, ...] | None:
+    """Names of the arguments of a method, () of a property; None of anything else."""
+    if isinstance(member, property):
+        return ()
+    return tuple(inspect.signature(member).parameters) if inspect.isfunction(member) else None
 
 
 def _check_posterior(cls: type, posterior: Posterior) -> None:

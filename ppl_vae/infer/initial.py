@@ -16,6 +16,8 @@ from ppl_vae.infer.starts import given_values, take_networks
 
 __all__ = ["initial_values"]
 
+ROWS = 2000
+"""Data of the start of a model whose M-step takes gradients, at most."""
 NEXT_TO_NOTHING = 1e-3
 """Part of its expectation below which a probability or a rate counts as zero."""
 
@@ -28,8 +30,9 @@ def initial_values(
     Parameters
     ----------
     start : "auto", None, mapping or Fit
-        "auto": short EM runs from ten k-means++ starts, if the model is one that EM fits in closed form. A Fit of
-        the same declaration gives its networks too.
+        "auto": short EM runs from k-means++ starts, ten if the model is one that EM fits in closed form; of other
+        mixtures, whose M-step takes gradients, five on some of the data. A Fit of the same declaration gives its
+        networks too.
     """
     values = _values(start, model, obs, weights, seed)
     return None if values is None else {**values, **_off_the_edge(model, values, len(obs))}
@@ -46,9 +49,19 @@ def _values(
         return given_values(start, _shapes(model))
     if not isinstance(start, str) or start != "auto":
         raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')
-    if not em_applies(model, obs):
+    if em_applies(model, obs):
+        fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
+    elif mode_is_typical(model, obs):
+        chosen = torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long()
+        w = None if weights is None else weights[chosen.to(weights.device)]
+        try:
+            fit = EM(n_init=5, max_iter=30, tol=1e-4, seed=seed, progress=False).fit(model, obs.rows(chosen), w)
+        except EngineError:  # it was a help, not what was asked for
+            return None
+        if fit.status.code not in ("converged", "max_iter"):
+            return None
+    else:
         return None
-    fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
     return {name: value.to(model.like) for name, value in fit.parameters.items()}
 
 
@@ -85,6 +98,20 @@ def em_applies(model: LatentVariableModel, obs: Observations) -> bool:
     observed = {n.name for n in model.local_nodes() if n.kind == "observed"}
     families = model.observed_families(obs)
     return bool(latents) and not model.penalties and not model.draws_latents(obs) and set(families) == observed
+
+
+def mode_is_typical(model: LatentVariableModel, obs: Observations) -> bool:
+    """Whether a mode of the parameters is near where the posterior is: a mixture of shared latents declared by hand.
+
+    Networks are not, which a short EM leaves untrained; nor is a hierarchy, whose mode may be where a scale is zero.
+    """
+    if not model.finite_latents(obs) or model.penalties or model.draws_latents(obs) or not model.shared_laws():
+        return False
+    owned = {id(p) for family in model.families().values() for p in family.parameters()}
+    shared = {name: node for name, node in model.graph().items() if node.shared}
+    return all(id(p) in owned for p in model.parameters()) and not any(
+        parent in shared for node in shared.values() for parent in node.parents
+    )
 
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:

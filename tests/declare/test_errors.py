@@ -88,6 +88,10 @@ DECLARATIONS = {
     "posterior under the node's name": (posterior_under_the_nodes_name, ["Wrong.z", "q_z"]),
     "reserved name": (lambda: declare(sample=latent(node("sample"))), ["Wrong.sample", "LatentVariableModel"]),
     "reserved name of torch": (lambda: declare(train=latent(node("train"))), ["Wrong.train", "'train'"]),
+    "helper in the place of a method": (lambda: declare(law=lambda self, z: z), ["Wrong.law", "another name"]),
+    "helper in the place of a private method": (lambda: declare(_call=lambda self: 0), ["Wrong._call", "another name"]),
+    "static helper in the place of a method": (lambda: declare(sites=staticmethod(int)), ["Wrong.sites"]),
+    "number in the place of a property": (lambda: declare(inputs=3), ["Wrong.inputs", "another name"]),
     "reserved name of an input": (lambda: declare(model=given()), ["Wrong.model"]),
     "shared depends on local": (
         lambda: declare(z=latent(node("z")), theta=latent(shared=True)(node("theta", "z"))),

@@ -1,0 +1,93 @@
+"""Where gradients start when nobody says: at an EM of a few iterations, where its mode is near the posterior."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from example_models import Chain, Hierarchy, ZeroInflated
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.infer.initial import initial_values
+
+
+class Scaled(pv.LatentVariableModel):
+    """A hierarchy: the mode of p(x, loc, scale) is where the scale of the locations is zero."""
+
+    @pv.latent(shared=True)
+    def scale(self):
+        return dist.HalfNormal(1.0)
+
+    @pv.latent(shared=True)
+    def loc(self, scale):
+        return dist.Normal(torch.zeros(2), scale).to_event(1)
+
+    @pv.latent
+    def z(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(loc[z], 1.0)
+
+
+class Networked(Scaled):
+    """A mixture whose locations a network gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    @pv.latent(shared=True)
+    def loc(self):
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    @pv.observed
+    def x(self, loc, z):
+        return dist.Normal(self.net(loc)[z], 1.0)
+
+
+VALUES = {
+    ZeroInflated: {"probs": [0.2, 0.3, 0.5], "rate": [2.0, 9.0]},
+    Chain: {
+        "start": [0.2, 0.3, 0.5],
+        "moves": [[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.25, 0.35, 0.4]],
+        "loc": [-4, 0, 5],
+    },
+}
+
+
+def drawn(make, n=400):
+    """A model, and data of it at the values of the table."""
+    model = make()
+    torch.manual_seed(4)
+    with model.bind({name: torch.tensor(value, dtype=torch.float32) for name, value in VALUES[make].items()}):
+        return model, model.sample(n)
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_svi_of_components_declared_by_hand_tells_them_apart(make):
+    """Its own start has all components alike, from where few epochs do not lead away; EM of the same data does."""
+    model, x = drawn(make)
+    em = pv.EM(n_init=5, progress=False).fit(model, x)
+    auto, plain = (pv.SVI(60, start=start, progress=False).fit(model, x) for start in ("auto", None))
+    best = em.log_prob(x).mean()
+    assert auto.log_prob(x).mean() > best - 0.05
+    assert plain.log_prob(x).mean() < best - 1.0
+
+
+def test_large_data_start_on_some_of_them():
+    model, x = drawn(ZeroInflated, 3000)
+    obs = model.check(x)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    values = initial_values("auto", model, obs, torch.linspace(0, 2, 3000), seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert values.keys() == {"probs", "rate"}
+    torch.testing.assert_close(values["rate"].sort().values, torch.tensor([2.0, 9.0]), atol=0.4, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Scaled, (30,)), (Networked, (30,)), (Hierarchy, (30, 3))])
+def test_models_whose_mode_is_no_start(make, shape):
+    model = make()
+    x = torch.linspace(-2, 2, 90)[: torch.Size(shape).numel()].reshape(shape)
+    assert initial_values("auto", model, model.check(x), None, 0) is None
