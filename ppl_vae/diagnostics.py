@@ -31,6 +31,8 @@ __all__ = [
 
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
+PARTICLES = 10
+"""Draws of q per datum for the bound at a point estimate."""
 EQUAL = 0.99
 """Share of the draws from which on the effective sample size says that weights are as good as equal."""
 LEAST = 25
@@ -118,7 +120,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
         torch.manual_seed(seed)
         obs = fit.model.check(data)
         w = check_weights(own_weights(fit, obs, weights), len(obs)).to(fit.model.like.device)
-        bound = fit.elbo(obs).double()
+        bound = fit.elbo(obs, PARTICLES if fit.is_point else 1).double()
         if fit.is_point:
             evidence = fit.evidence(obs, num_particles)
             value, error = evidence.value.double(), evidence.standard_error.double()

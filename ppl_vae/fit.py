@@ -155,9 +155,9 @@ class Fit:
         """Numbers of `count` draws, evenly spaced from the first to the last; some come again if there are fewer."""
         return torch.linspace(0, self.num_draws - 1, count, dtype=torch.float64).round().long().tolist()
 
-    def _asked(self, ask: Callable[[], Any]) -> Iterator[Any]:
-        """An answer at each of at most `DRAWS` evenly spaced draws."""
-        for s in self.spaced(min(DRAWS, self.num_draws)):
+    def _asked(self, ask: Callable[[], Any], chosen: list[int] | None = None) -> Iterator[Any]:
+        """An answer at each of these draws, at most `DRAWS` evenly spaced ones by default."""
+        for s in self.spaced(min(DRAWS, self.num_draws)) if chosen is None else chosen:
             with self.model.bind(self.draw(s)):
                 answer = ask()
             yield answer
@@ -173,25 +173,29 @@ class Fit:
         obs = self.model.check(data)
         if not self.draws:
             return self.model.log_prob(obs, num_particles)[None, None]
-        if self.model.draws_latents(obs):
-            flat = self._drawn_pointwise(obs, num_particles)
-        else:
+        if not self.model.draws_latents(obs):
             flat = self._exact_pointwise(obs)
+        else:
+            flat = self._each_draw(
+                obs,
+                list(range(self.num_draws)),
+                lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles),
+                lambda: self.model.log_prob(obs, num_particles),
+            )
         first = next(iter(self.draws.values()))
         return flat.reshape(*first.shape[:2], -1)
 
-    def _drawn_pointwise(self, obs: Any, num_particles: int) -> Tensor:
-        def each(s: int) -> Tensor:
-            with self.model.bind(self.draw(s)):
-                return self.model.log_prob(obs, num_particles)
-
+    def _each_draw(
+        self, obs: Any, chosen: list[int], together: Callable[[dict[str, Tensor]], Tensor], alone: Callable[[], Tensor]
+    ) -> Tensor:
+        """An answer [S, n] at these draws of theta: many at once where a latent has a q for every datum and draw."""
         at_once = ELEMENTS_AT_ONCE // (len(obs) * 64)
         if at_once > 1 and self.model.draws_without_posterior(obs):
-            stacked = {name: value.flatten(0, 1).split(at_once) for name, value in self.draws.items()}
+            stacked = {name: value.flatten(0, 1)[chosen].split(at_once) for name, value in self.draws.items()}
             parts = [dict(zip(stacked, part, strict=True)) for part in zip(*stacked.values(), strict=True)]
             with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
-                return torch.cat([self.model.log_prob_of_draws(obs, part, num_particles) for part in parts])
-        return torch.stack([each(s) for s in range(self.num_draws)])
+                return torch.cat([together(part) for part in parts])
+        return torch.stack(list(self._asked(alone, chosen)))
 
     def _exact_pointwise(self, obs: Any) -> Tensor:
         return self._exact(obs, lambda: self.model.log_weights(obs, 1)[0], list(range(self.num_draws)))
@@ -244,7 +248,15 @@ class Fit:
 
     def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
         """Evidence lower bound of each datum, mean over draws, [n] nats."""
-        return self._mean(lambda: self.model.elbo(data, num_particles))
+        obs = self.model.check(data)
+        if self.is_point:
+            return self._mean(lambda: self.model.elbo(obs, num_particles))
+        return self._each_draw(
+            obs,
+            self.spaced(min(DRAWS, self.num_draws)),
+            lambda draws: self.model.elbo_of_draws(obs, draws, num_particles),
+            lambda: self.model.elbo(obs, num_particles),
+        ).mean(0)
 
     def responsibilities(self, data: Any) -> Any:
         """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
-from ppl_vae.evidence import log_mean_exp
 from ppl_vae.objectives import Elbo
 
-__all__ = ["LocalPosterior", "local_q", "log_prob_of_draws"]
+__all__ = ["LocalPosterior", "at_draws", "local_q"]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
@@ -154,10 +153,12 @@ def local_q(model: Any, obs: Any) -> Iterator[None]:
         model.local_posteriors = trained
 
 
-def log_prob_of_draws(model: Any, obs: Any, draws: dict[str, Tensor], num_particles: int) -> Tensor:
-    """Log p(x_i | theta_s), [S, n] nats, where every datum has a q of its own at every theta_s.
+def at_draws(
+    model: Any, obs: Any, draws: Values, num_particles: int, answer: Callable[[Any, Tensor], Tensor]
+) -> Tensor:
+    """An answer for each datum at each theta_s, [S, n], where every datum has a q of its own at every theta_s.
 
-    What `local_q` and importance weights give draw by draw, with the local optimisations of all draws in one.
+    What `local_q` gives draw by draw, with the local optimisations of all draws in one.
 
     Parameters
     ----------
@@ -169,6 +170,8 @@ def log_prob_of_draws(model: Any, obs: Any, draws: dict[str, Tensor], num_partic
         The shared latents, [S, *event], by name.
     num_particles : int
         Draws of q for each datum.
+    answer : callable
+        Asked once for all data, `num_particles` times over, and the number of each datum's q.
     """
     trained, count = model.local_posteriors, len(next(iter(draws.values())))
     model.local_posteriors = nn.ModuleDict()
@@ -178,11 +181,10 @@ def log_prob_of_draws(model: Any, obs: Any, draws: dict[str, Tensor], num_partic
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
                 return _bound(model, obs)
 
-        def evidence(theta: Values, own: Values) -> Tensor:
+        def asked(theta: Values, own: Values) -> Tensor:
             index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                log_w = model.log_weights(obs.repeat(num_particles), num_particles, index)
-            return log_mean_exp(log_w)
+                return answer(obs.repeat(num_particles), index)
 
         with model.aside(seed=0):
             with model.bind({name: value[0] for name, value in draws.items()}):
@@ -191,7 +193,7 @@ def log_prob_of_draws(model: Any, obs: Any, draws: dict[str, Tensor], num_partic
             q = _best(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
         with torch.no_grad():
             at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
-            return torch.vmap(evidence, randomness="different", chunk_size=at_once)(draws, q)
+            return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
     finally:
         model.local_posteriors = trained
 

@@ -11,13 +11,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.declare.checks import check, check_inputs
-from ppl_vae.declare.local import local_q, log_prob_of_draws
+from ppl_vae.declare.local import at_draws, local_q
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError, check_count
-from ppl_vae.evidence import Evidence, exact, importance
+from ppl_vae.evidence import Evidence, exact, importance, log_mean_exp
 from ppl_vae.objectives import Elbo, Sites
 
 if TYPE_CHECKING:
@@ -180,7 +180,20 @@ class LatentVariableModel(PyroPrograms):
 
     def log_prob_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100) -> Tensor:
         """Log p(x_i | theta_s), [S, n] nats, at draws [S, ...] of theta, where a latent has no posterior."""
-        return log_prob_of_draws(self, self.check(data), dict(draws), num_particles)
+
+        def answer(obs: Observations, index: Tensor) -> Tensor:
+            return log_mean_exp(self.log_weights(obs, num_particles, index))
+
+        return at_draws(self, self.check(data), dict(draws), num_particles, answer)
+
+    def elbo_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1) -> Tensor:
+        """The bound L_i at each of the draws [S, ...] of theta, [S, n] nats, where a latent has no posterior."""
+        objective = Elbo(num_particles)
+
+        def answer(obs: Observations, index: Tensor) -> Tensor:
+            return objective(self.sites(obs, index))
+
+        return at_draws(self, self.check(data), dict(draws), num_particles, answer)
 
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).

@@ -155,6 +155,10 @@ class PyroPair:
         sites = self.sites(data)
         return [name for name in sites.log_q if name not in sites.enumerated]
 
+    def draws_without_posterior(self, data: Any) -> list[str]:
+        """Latents of each datum that the guide leaves out: none, it draws them all."""
+        return []
+
     # What a Fit asks of any model.
 
     def check(self, data: Any) -> Arguments:

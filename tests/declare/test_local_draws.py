@@ -62,6 +62,17 @@ def test_all_draws_are_optimised_at_once(monkeypatch):
     assert abs((found[0] - exact(fit)).mean()) < 0.005
 
 
+@pytest.mark.parametrize("model", [Schools, Branching])
+def test_the_bound_is_a_mean_over_draws(model, monkeypatch):
+    """Here q(theta_i) can be the posterior, so that the mean bound is the mean of log p(y_i | mu, tau)."""
+    fit, calls = fitted(model(), 40 if model is Schools else 2), []
+    sites = model.sites
+    monkeypatch.setattr(model, "sites", lambda self, *rest: calls.append(1) or sites(self, *rest))
+    bound = fit.elbo(fit.data, 100)
+    assert len(calls) < 500 * (1 if model is Schools else 2) + 100
+    torch.testing.assert_close(bound.double(), exact(fit).mean(0), atol=0.02, rtol=0)
+
+
 def test_every_draw_has_noise_of_its_own():
     fit = fitted(Schools(), 2)
     same = {name: value[:, :1].expand(1, 2).clone() for name, value in fit.draws.items()}
