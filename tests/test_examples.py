@@ -37,6 +37,7 @@ FEW = {
     "calibration": {},
     "large_file": {"gigabytes": 0.02},
     "zero_inflated_counts": {},
+    "eight_schools": {},
 }
 
 

@@ -1,7 +1,7 @@
 """The q that is not amortised: parameters of its own for every datum (000 s.2.2)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vae.objectives import Elbo
 
-__all__ = ["LocalPosterior", "at_draws", "local_q"]
+__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q"]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
 PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
-ROUNDS = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2), (150, 0.05), (100, 0.02))
+SEARCH = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2))
+POLISH = ((150, 0.05), (100, 0.02))
 """Steps and first learning rate of each round of the local optimisation."""
 
 Values = dict[str, Tensor]
@@ -144,7 +145,7 @@ def local_q(model: Any, obs: Any) -> Iterator[None]:
                 with _placed(model.local_posteriors, q):
                     return _bound(model, obs)
 
-            found = _best(_prior(model, obs), bound)
+            found = best_q(_prior(model, obs), bound)
             with torch.no_grad():
                 for name, parameter in model.local_posteriors.named_parameters():
                     parameter.copy_(found[name])
@@ -190,7 +191,7 @@ def at_draws(
             with model.bind({name: value[0] for name, value in draws.items()}):
                 start = _prior(model, obs)
             start = {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
-            q = _best(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
+            q = best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
         with torch.no_grad():
             at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
             return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
@@ -219,9 +220,11 @@ def _bound(model: Any, obs: Any) -> Tensor:
     return Elbo()(sites).sum() + score - score.detach()
 
 
-def _best(q: Values, bound: Callable[[Values], Tensor]) -> Values:
+def best_q(
+    q: Values, bound: Callable[[Values], Tensor], rounds: Sequence[tuple[int, float]] = SEARCH + POLISH
+) -> Values:
     """The q of the highest bound, from rounds of which each has the scales found by the one before as its units."""
-    for steps, learning_rate in ROUNDS:
+    for steps, learning_rate in rounds:
         q = _climb(q, bound, steps, learning_rate)
     return q
 

@@ -11,7 +11,9 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
+from ppl_vae.declare.counted import Counted, Units
 from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
 from ppl_vae.errors import DeclarationError, EngineError
@@ -38,6 +40,7 @@ class SharedLatents(PyroModule):
         # What a model without a single number of its own computes in, so that .double() reaches it too.
         self.register_buffer("_blank", torch.empty(0), persistent=False)
         self.local_posteriors = nn.ModuleDict()
+        self.shared_units = nn.ModuleDict()
         self.shared_guide: PyroModule | None = None
         self.guide_name: str | None = None
         self._columns: Mapping[str, tuple[str, ...]] = {}
@@ -134,6 +137,10 @@ class SharedLatents(PyroModule):
             laws[node.name] = self._node_law(node)
         return laws
 
+    def shared_by_hand(self) -> list[str]:
+        """The shared latents that no family owns."""
+        return [node.name for node in self._graph.of_kind("latent", shared=True)]
+
     def _node_law(self, node: Node) -> Law:
         raise NotImplementedError
 
@@ -182,24 +189,59 @@ class SharedLatents(PyroModule):
             self.use_guide("normal")
         return self.shared_guide
 
-    def use_guide(self, guide: str | Callable[..., Any], start: Mapping[str, Tensor] | None = None) -> None:
-        """Give the shared latents an automatic guide: a name of GUIDES, or a callable that makes one from a model."""
+    def use_guide(
+        self,
+        guide: str | Callable[..., Any],
+        start: Mapping[str, Tensor] | None = None,
+        units: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Give the shared latents an automatic guide: a name of GUIDES, or a callable that makes one from a model.
+
+        Parameters
+        ----------
+        guide : str or callable
+            A name of GUIDES, or what makes a guide from a program.
+        start : mapping, optional
+            Values of all shared latents.
+        units : mapping, optional
+            Center and unit of latents declared by hand, in unconstrained coordinates: what the guide counts in.
+        """
         if isinstance(guide, str) and guide not in GUIDES:
             raise EngineError(f"guide must be one of {', '.join(GUIDES)} or a callable; got {guide!r}")
         make = GUIDES[guide] if isinstance(guide, str) else guide
         # Guides made by name start where they are told; a callable makes its own choice.
         options = {"init_loc_fn": init_to_value(values=dict(start))} if start and isinstance(guide, str) else {}
         self.guide_name = guide if isinstance(guide, str) else "custom"
+        self._count(units or {})
         self.shared_guide = make(self.shared_program, **options)
         # The first call makes the parameters and draws numbers for it, which must not shift later ones.
         with self.aside(), pyro.get_param_store().scope(), self.numeric(), poutine.block():
             self.shared_guide()
 
+    def _count(self, units: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Units of the shared latents declared by hand, 0 and 1 where none are given."""
+        values, by_hand = self.family_defaults(), self.shared_by_hand()
+        with self.aside(), torch.no_grad(), self.numeric():
+            for name, law in self.shared_laws().items():
+                d = law(values)
+                values.setdefault(name, d.sample())
+                if name in by_hand:
+                    shape = biject_to(d.support).inverse_shape(d.shape())
+                    center, unit = units.get(name, (torch.zeros(shape), torch.ones(shape)))
+                    self.shared_units[name] = Units(center.to(self.like), unit.to(self.like))
+
+    def _counted(self, name: str, law: TorchDistribution) -> TorchDistribution:
+        if name not in self.shared_units:
+            return law
+        units = self.shared_units[name]
+        assert isinstance(units, Units)
+        return Counted(law, units)
+
     def shared_program(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The part of the Pyro model before the data plate."""
         values: dict[str, Tensor] = {}
         for name, law in self.shared_laws().items():
-            values[name] = pyro.sample(name, law(values))
+            values[name] = pyro.sample(name, self._counted(name, law(values)))
         return values
 
 

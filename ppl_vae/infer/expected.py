@@ -43,7 +43,7 @@ def refuse(model: LatentVariableModel) -> None:
         except EngineError as error:
             raise EngineError(f"VB cannot update {path}: {error}") from error
     free = [name for name, p in model.named_parameters() if id(p) not in owned]
-    by_hand = [name for name in model.shared_laws() if name.rpartition(".")[0] not in families]
+    by_hand = model.shared_by_hand()
     for name in [*free, *by_hand]:
         kind = "free parameter" if name in free else "shared latent declared by hand"
         raise EngineError(

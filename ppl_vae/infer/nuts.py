@@ -18,6 +18,7 @@ from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.samplers import SAMPLERS
+from ppl_vae.infer.settled import climbed
 from ppl_vae.infer.target import COMPILE, JITTER, Density, Target, make_target
 from ppl_vae.infer.watch import Chains, Plan
 from ppl_vae.infer.weights import check_weights
@@ -41,7 +42,9 @@ class NUTS:
         "nutpie" drives the traced potential from Rust, a chain on every core; "pyro" is Pyro's kernel on the same
         potential, one chain after the other; "auto" takes nutpie where the model can be traced.
     start : "auto", None, mapping or Fit
-        Where chains start; "auto" is the best of short EM runs where EM applies, else a draw from the prior.
+        Where chains start; "auto" is the best of short EM runs where EM applies, else a draw from the prior. With
+        shared latents declared by hand it goes on from there to a mean-field q, and chains start apart by twice its
+        standard deviations.
     seed : int
         Seed of everything random.
     progress : bool
@@ -190,6 +193,11 @@ class NUTS:
     def _starts(self, model: LatentVariableModel, potential: Potential, obs: Any, weights: Tensor | None) -> Tensor:
         """[chains, size] unconstrained starts with finite density."""
         values = initial_values(self.start, model, obs, weights, self.seed) or {}
+        if isinstance(self.start, str) and model.shared_by_hand() and (q := climbed(potential, values)):
+            loc, scale = q
+            starts = loc + WIDE * scale * torch.randn(self.num_chains, len(loc)).to(loc)
+            if all(_defined(potential, u) for u in starts):
+                return starts
         rows = []
         for _ in range(self.num_chains):
             try:
@@ -203,6 +211,8 @@ class NUTS:
         return starts
 
 
+WIDE = 2.0
+"""Standard deviations of a first q by which chains start apart."""
 NO_START = (
     "the log density is not finite where the chains start; pass start= with values inside it, or bring features in "
     "units far from 1 to other units"

@@ -33,6 +33,7 @@ from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import rising
 from ppl_vae.infer.schedules import schedule
+from ppl_vae.infer.settled import settled
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
@@ -68,7 +69,10 @@ class SVI:
     patience : int, optional
         Epochs without a better held-out bound before stopping; the best state is kept.
     start : "auto", None, mapping or Fit
-        Where shared latents and family parameters start; "auto" runs a short EM where EM applies.
+        Where shared latents and family parameters start; "auto" runs a short EM where EM applies. Where every
+        parameter has a prior and shared latents are declared by hand, "auto" then searches for a first mean-field q on
+        2,000 data at most, whose standard deviations become the units of q: neither a vague prior nor the units of a
+        parameter decide how many epochs it takes.
     checkpoint : path or Checkpoints, optional
         Where the state is written, and from where the same call goes on; `checkpoints` says how often.
     callbacks : sequence of Callback
@@ -231,13 +235,20 @@ class SVI:
         if start:
             model.fix({name: value for name, value in start.items() if name not in laws})
         own = None if start is None else {name: start[name] for name in laws}
+        first = None
+        if isinstance(self.start, str):
+            first = settled(model, obs, weights, own, self.seed, self._total(model, batches))
+        if first is not None:
+            own = {name: value.to(model.like) for name, value in first.values.items()}
         if laws:
-            model.use_guide(self.guide, own)
+            model.use_guide(self.guide, own, None if first is None else first.units())
         with model.numeric():
             model.allocate(obs, batches.size or len(obs))
             if own or not laws:  # without values a vague prior of theta would tell the latents' units
                 with model.aside(seed=self.seed), model.bind(own or {}):
                     model.measure(obs)
+            if first is not None:
+                first.place(model)
         if model.local_posteriors and not batches.indexed:
             raise DataError(index_needed(batches, ", ".join(model.local_posteriors)))
         model.train()
