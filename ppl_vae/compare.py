@@ -114,11 +114,13 @@ class Table:
         from arviz_stats import compare as by_elpd
 
         sizes = {int(elpd.n_data_points) for elpd in self.elpd.values()}
-        if len(self.elpd) < 2 or len(sizes) > 1:
+        if len(self.elpd) < 2:
             raise EngineError(
-                f"loo compares two or more fits with draws and the same training data; {', '.join(self.elpd) or 'none'}"
-                f" of {', '.join(self.fits)} have draws, of {sorted(sizes)} data"
+                f"loo compares two or more fits that have draws of their parameters and hold their training data; of "
+                f"{', '.join(self.fits)} {', '.join(self.elpd) or 'none'} does: fit by SVI, VB or NUTS"
             )
+        if len(sizes) > 1:
+            raise EngineError(f"loo compares fits of the same data; {', '.join(self.elpd)} are of {sorted(sizes)} data")
         with warnings.catch_warnings():
             # It sorts in place, whose end pandas 3.1 announces.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -2,6 +2,7 @@
 
 import re
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -10,6 +11,13 @@ from ppl_vae.diagnose import diagnose
 
 GMM = pv.models.GaussianMixture(2, 2, prior="weak")
 NET = pv.nets.mlp_decoder
+
+
+VAE = pv.models.VAE(pv.nets.mlp_encoder(4, 4, 2), pv.nets.mlp_decoder(2, 4, 4))
+
+
+def point():
+    return pv.EM(max_iter=2, progress=False).fit(GMM, pv.data.faithful())
 
 
 def draws():
@@ -33,8 +41,36 @@ class Hides(pv.LatentVariableModel):
         self.sample = 5
 
 
+class Outcomes(pv.LatentVariableModel):
+    """Two observed numbers, and bits."""
+
+    @pv.latent
+    def z(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(1.0 * z, 1.0)
+
+    @pv.observed
+    def bit(self, z):
+        return dist.Bernoulli(0.2 + 0.5 * z)
+
+
 MISTAKES = {
     "an attribute that hides a method": (Hides, "'sample' would hide the method 'sample' of every model"),
+    "leave-one-out of point estimates": (
+        lambda: pv.compare({"a": point(), "b": point()}).loo(), "of a, b none does: fit by SVI, VB or NUTS",
+    ),
+    "labels of other data": (lambda: pv.compare({"a": point()}, labels=[1, 2, 3]), "one class for each of the 272"),
+    "a latent of another shape": (
+        lambda: VAE.log_joint(torch.zeros(3, 4), z=torch.zeros(5, 2)), "'z' is due as [3, 2], got [5, 2]",
+    ),
+    "an outcome left out": (lambda: Outcomes().elbo({"x": torch.zeros(3)}), "pass NaN where it was not observed"),
+    "classes for bits": (
+        lambda: Outcomes().elbo({"x": torch.zeros(2), "bit": torch.tensor([0.0, 2.0])}), "classes from 0 on a Categ",
+    ),
+    "bytes for real numbers": (lambda: GMM.log_prob(torch.ones(3, 2, dtype=torch.uint8)), r"by x / 255"),
     "relabel a model": (lambda: pv.relabel(GMM), "relabel takes a Fit, got a GaussianMixture"),
     "relabel by a name": (lambda: pv.relabel(draws(), "components.loc"), "pv.Ordering(parameter), got 'comp"),
     "order by a number that is not there": (
@@ -70,7 +106,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_it_says_what_was_given_and_what_to_do(mistake):
     call, said = MISTAKES[mistake]
-    with pytest.raises((pv.EngineError, pv.DeclarationError), match=re.escape(said)):
+    with pytest.raises((pv.EngineError, pv.DeclarationError, pv.DataError), match=re.escape(said)):
         call()
 
 
@@ -83,3 +119,26 @@ def test_a_law_of_other_codes_is_not_fitted():
 def test_one_name_of_parameters_is_one_name():
     assert pv.alternate(parameters="encoder").parameters == ("encoder",)
     assert pv.lagging(parameters=["encoder", "head"]).parameters == ("encoder", "head")
+
+
+def test_whole_numbers_are_real_ones_from_an_array_as_from_a_table():
+    model, x = pv.models.GaussianMixture(2, 2), pv.data.faithful().values.round().long()
+    assert torch.equal(model.log_prob(x.numpy()), model.log_prob(x.to(model.like)))
+
+
+class Negative(Outcomes):
+    """A scale that no normal has."""
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(1.0 * z, self.scale)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(-1.0))
+
+
+def test_em_names_the_node_that_has_no_density():
+    status = pv.EM(progress=False).fit(Negative(), {"x": torch.randn(10), "bit": torch.ones(10)}).status
+    assert status.code == "failed"
+    assert "nan at iteration 0: node x, Normal whose scale is -1" in status.message

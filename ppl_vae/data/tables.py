@@ -341,7 +341,7 @@ def numbers(series: nw.Series[Any], source: str) -> np.ndarray:
             row, value = next((pair for pair in values if not is_number(pair[1])), values[0])
             raise DataError(
                 f"{source}: column '{series.name}' is not numeric: {value!r} in row {row} of the data. Correct it, or "
-                "say which columns to take: --columns, or columns=[...]."
+                "say which columns to take: columns=[...], on the command line --columns, of a data frame x[[...]]."
             )
     return series.cast(nw.Float64).to_numpy()
 

@@ -14,6 +14,9 @@ from ppl_vae.errors import DataError, DeclarationError
 
 __all__ = ["check", "check_inputs"]
 
+FEW = 15
+"""Whole numbers up to which data are counts or classes rather than pixels from 0 to 255."""
+
 
 def check(
     owner: str, graph: Graph, laws: Mapping[str, TorchDistribution], obs: Observations, rows: int
@@ -88,10 +91,10 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
             f"has event shape {tuple(d.event_shape)}; {_shape_advice(shape, tuple(d.event_shape), tuple(value.shape))}"
         )
     if not sample.is_floating_point():
-        if not d.support.is_discrete:
+        if not d.support.is_discrete and sample.dtype == torch.uint8:
             raise DataError(
-                f"{owner}.{name} got integers ({sample.dtype}) where real numbers are due; convert them with "
-                f".double() or .float()"
+                f"{owner}.{name} got bytes ({sample.dtype}) where real numbers are due; scale pixels to [0, 1] by "
+                f"x / 255, or convert other numbers by .float()"
             )
         inner = d.base_dist if isinstance(d, dist.Independent) else d
         if not isinstance(inner, dist.Categorical):
@@ -150,12 +153,15 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
     )
     message += getattr(inner.support, "advice", "")
     unit = bool(((value >= 0) & (value <= 1)).all())
-    if isinstance(inner, dist.Bernoulli) and bool(((value >= 0) & (value <= 255)).all()) and value.max() > 1.5:
+    among = isinstance(inner, dist.Bernoulli) and bool(((value >= 0) & (value <= 255)).all())
+    if among and 1.5 < value.max() <= FEW:
+        message += "; counts take a Poisson law, classes from 0 on a Categorical"
+    elif among and value.max() > FEW:
         message += (
             "; these look like pixels from 0 to 255: divide them by 255, and binarise them ((x > 0.5).float()) or use "
             'a likelihood for grey values (likelihood="gaussian-learned")'
         )
-    if isinstance(inner, dist.Bernoulli) and unit:
+    elif isinstance(inner, dist.Bernoulli) and unit:
         message += (
             "; these look like grey pixels, and a Bernoulli is for {0, 1}: binarise them (data.images(..., "
             'binarize="dynamic" or "threshold")), or use a likelihood for grey values (likelihood="gaussian-learned")'

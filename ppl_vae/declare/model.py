@@ -134,11 +134,20 @@ class LatentVariableModel(PyroPrograms):
             Observed values.
         **latents : Tensor
             A value [n, *event] for every latent.
+
+        Raises
+        ------
+        DataError
+            If a latent has no value, or one of another shape.
         """
         obs = self.check(data)
         wanted = [n.name for n in self.local_nodes() if n.kind == "latent" and n.name not in self.scope(obs)]
         if set(wanted) != set(latents):
             raise DataError(f"log_joint needs a value for {wanted}, got {sorted(latents)}")
+        for name, law in self.prototypes(obs).items():
+            due = (len(obs), *law.event_shape)
+            if name in latents and tuple(latents[name].shape) != due:
+                raise DataError(f"log_joint: {name!r} is due as {list(due)}, got {list(latents[name].shape)}")
         with self.numeric():
             scope = self.scope(obs)
             # A latent's event dimensions are those beyond the datum's.

@@ -105,7 +105,10 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     expected = [*observed, *inputs]
     absent = [name for name in expected if name not in data]
     if absent:
-        raise DataError(f"nobody passed {absent[0]!r}: the model needs {', '.join(expected)}; got {', '.join(data)}")
+        unseen = "; pass NaN where it was not observed" if absent[0] in observed else ""
+        raise DataError(
+            f"nobody passed {absent[0]!r}: the model needs {', '.join(expected)}; got {', '.join(data)}{unseen}"
+        )
     unknown = [name for name in data if name not in (*expected, *optional)]
     if unknown:
         raise DataError(f"data has {unknown[0]!r}, which is no node or input of this model: {', '.join(expected)}")

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.func import functional_call
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.batches import Batch
+from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.step import NO_FACTOR, Pieces
 from ppl_vae.objectives import Elbo, Objective, Sites
@@ -165,11 +165,8 @@ class ModelObjective:
             with model.bind(shared):
                 index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
                 sites = model.sites(batch.obs.repeat(particles), index)
-        for log in (sites.log_p, sites.log_q, sites.penalties):
-            for name, density in log.items():
-                impossible = (density == -torch.inf) & (density.dim() == 1)  # along a finite latent that may well be
-                if bool((density.isnan() | (density == torch.inf) | impossible).any()):
-                    return f"node {name}{_outside(sites.p.get(name))}"
+        if node := culprit(sites):
+            return node
         part = self.pieces(batch, beta, 1)[0]
         leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]
         gradients = torch.autograd.grad(
@@ -177,21 +174,6 @@ class ModelObjective:
         )
         named = zip([*self.names, *self.row_names], gradients, strict=True)
         return next((f"the gradient of {name}" for name, g in named if not bool(g.isfinite().all())), "")
-
-
-def _outside(law: Any) -> str:
-    """The first parameter of a distribution that cannot be one, in words."""
-    while isinstance(law, torch.distributions.Independent):
-        law = law.base_dist
-    for name, constraint in getattr(law, "arg_constraints", {}).items():
-        value = vars(law).get(name)
-        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
-            continue
-        inside = constraint.check(value)
-        if not bool(inside.all()):
-            bad = value[~inside].flatten()[0].item()
-            return f", {type(law).__name__} whose {name} is {bad:.4g}, not of {constraint}"
-    return ""
 
 
 class _Holder(nn.Module):

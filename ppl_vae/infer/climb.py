@@ -5,12 +5,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.families import Sums
 from ppl_vae.fit import Status
 from ppl_vae.infer.assignment import ASSIGNMENTS, Assign, soft
+from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.candidates import Candidates
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
 from ppl_vae.infer.history import History
@@ -120,6 +122,12 @@ class Climb:
         T = self.em.temperature
         return float(T(iteration) if callable(T) else T)
 
+    def _blame(self, values: Values) -> str:
+        """The node of the first data that has no density at these values, in words."""
+        with self.model.bind(values), torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+            node = culprit(self.model.sites(self.few))
+        return f": {node}" if node else ""
+
     def cooling(self, iteration: int) -> bool:
         """Whether a schedule will still change the temperature."""
         return self.temperature(iteration) != self.temperature(self.em.max_iter)
@@ -171,7 +179,8 @@ class Climb:
                 continue
             if not self.acceleration.leapt:
                 if not math.isfinite(objective):
-                    run.status = Status("failed", f"the log-likelihood became {objective} at iteration {iteration}")
+                    why = f"the log-likelihood became {objective} at iteration {iteration}{self._blame(values)}"
+                    run.status = Status("failed", why)
                     break
                 run.values, run.free = values, self.owner.free()
                 run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)

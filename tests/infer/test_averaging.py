@@ -127,7 +127,8 @@ def test_what_is_still_on_its_way_keeps_its_last_value(data):
 
 def test_a_bound_that_still_rises_is_told_of(data):
     slow, done = (
-        pv.SVI(120, optimizer=pv.adam(lr), num_draws=2, progress=False).fit(Mean(), data) for lr in (1e-2, 0.2)
+        pv.SVI(120, optimizer=pv.adam(lr), num_draws=2, start=None, progress=False).fit(Mean(), data)
+        for lr in (1e-2, 0.2)
     )
     assert "the bound was still rising at the end" in " ".join(slow.status.notes)
     assert "take more epochs or a larger learning rate" in " ".join(slow.status.notes)
