@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from math import prod
 from typing import Any
 
@@ -178,11 +178,14 @@ def _candidates(
     """Sets of parameters with what a trade does to each, first ways first, large sets first."""
     ways = {name: _ways(value.shape, K) or mirrors.get(name, []) for name, value in values.items()}
     ways = {name: own for name, own in ways.items() if own}
-    if prod(1 + len(own) for own in ways.values()) > TRIES:
-        ways = {name: own[:1] for name, own in ways.items()}
+    if prod(1 + len(own) for own in ways.values()) > TRIES:  # most likely all of them, or all but a few
+        left_out = (names for count in range(len(ways)) for names in combinations(ways, count))
+        for names in islice(left_out, TRIES):
+            yield {name: own[0] for name, own in ways.items() if name not in names}
+        return
     numbers = product(*[[*range(len(own)), None] for own in ways.values()])
     sets = [{name: k for name, k in zip(ways, chosen, strict=True) if k is not None} for chosen in numbers]
-    for chosen in sorted((s for s in sets if s), key=lambda s: (sum(s.values()), -len(s)))[:TRIES]:
+    for chosen in sorted((s for s in sets if s), key=lambda s: (sum(s.values()), -len(s))):
         yield {name: ways[name][k] for name, k in chosen.items()}
 
 

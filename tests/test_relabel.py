@@ -235,6 +235,33 @@ def test_fits_of_such_models_are_compared_in_one_order(case):
         torch.testing.assert_close(table.matched["switched"][name], value)
 
 
+class Wide(pv.LatentVariableModel):
+    """A table of twenty columns, each with a family of its own."""
+
+    def __init__(self):
+        super().__init__()
+        columns = {f"c{j}": pv.families.Normal(1, batch=2, prior="weak") for j in range(20)}
+        self.mixing, self.columns = pv.families.Categorical(2, prior="weak"), pv.families.Product(columns)
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z):
+        return self.columns(z)
+
+
+def test_many_parameters_are_not_tried_in_every_combination():
+    """Of 41 parameters there are 2^41 sets; the one of all is tried first."""
+    torch.manual_seed(6)
+    x = torch.randn(60, 20) + 2 * (torch.arange(60) % 2)[:, None]
+    fit = pv.VB(num_draws=3, progress=False).fit(Wide(), x)
+    (found,) = symmetries(fit.model, fit.data, fit.draw(0))
+    assert len(found.moves) == 41
+    assert all(moves == (Axis(0),) for moves in found.moves.values())
+
+
 def test_an_ordering_by_the_rates_of_all_components_but_one():
     make, values, _ = UNLIKE["a component without a rate"]
     model, x, theta = drawn(make, values)
