@@ -193,7 +193,7 @@ class NUTS:
     def _starts(self, model: LatentVariableModel, potential: Potential, obs: Any, weights: Tensor | None) -> Tensor:
         """[chains, size] unconstrained starts with finite density."""
         values = initial_values(self.start, model, obs, weights, self.seed) or {}
-        if isinstance(self.start, str) and model.shared_by_hand() and (q := climbed(potential, values)):
+        if isinstance(self.start, str) and model.shared_by_hand() and (q := climbed(potential, values, self.progress)):
             loc, scale = q
             starts = loc + WIDE * scale * torch.randn(self.num_chains, len(loc)).to(loc)
             if all(_defined(potential, u) for u in starts):

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +14,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.local import POLISH, SEARCH, LocalPosterior, Values, best_q
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.potential import Potential
+from ppl_vae.infer.progress import progress
 from ppl_vae.infer.target import make_traced, with_gradient
 
 __all__ = ["Settled", "climbed", "settled"]
@@ -68,6 +70,7 @@ def settled(
     start: Mapping[str, Tensor] | None,
     seed: int,
     total: float,
+    show: bool = False,
 ) -> Settled | None:
     """The q that `start`, or else the prior, leads to; None where there is none to be had.
 
@@ -87,11 +90,13 @@ def settled(
             return None
         if sum(site.stop - site.start for site in potential.layout.sites if site.name not in potential.local) > MOST:
             return None
-        q = climbed(potential, start)
+        q = climbed(potential, start, show)
     return None if q is None else _named(potential, *q, whole=len(few) == len(obs))
 
 
-def climbed(potential: Potential, start: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+def climbed(
+    potential: Potential, start: Mapping[str, Tensor] | None, show: bool = False
+) -> tuple[Tensor, Tensor] | None:
     """Loc and scale [P] of the mean-field normal of the highest bound; None where it found no density."""
     given = {} if start is None else {name: value.double() for name, value in start.items()}
     try:
@@ -103,20 +108,25 @@ def climbed(potential: Potential, start: Mapping[str, Tensor] | None) -> tuple[T
     width = NARROW * torch.where((width > 0) & width.isfinite(), width, 1.0)
     gradient_at = _gradient(potential, loc)
 
+    asked = count(1)
+
     def bound(q: Values) -> Tensor:
         loc, scale = q["theta.loc"], q["theta.log_scale"].exp()
         u = loc + scale * torch.randn_like(loc)
         _, gradient = gradient_at(u)
+        update(next(asked), "search for a first q")
         # A draw where nothing is known says nothing.
         known = torch.where(gradient.isfinite().all(), gradient, 0.0)
         return known @ u - dist.Normal(loc.detach(), scale.detach()).log_prob(u).sum()
 
     q = {"theta.loc": loc, "theta.log_scale": width.log()}
-    for _ in range(SEARCHES):
-        before, q = q, best_q(q, bound, SEARCH)
-        if _distance(before, q) < NEAR:
-            break
-    q = best_q(q, bound, POLISH)
+    most = SEARCHES * sum(steps for steps, _ in SEARCH) + sum(steps for steps, _ in POLISH)
+    with progress("first q, at most", most, show) as update:
+        for _ in range(SEARCHES):
+            before, q = q, best_q(q, bound, SEARCH)
+            if _distance(before, q) < NEAR:
+                break
+        q = best_q(q, bound, POLISH)
     loc, scale = q["theta.loc"], q["theta.log_scale"].exp()
     finite = torch.cat([loc, scale, *(part.reshape(-1) for part in gradient_at(loc))]).isfinite().all()
     return (loc, scale) if bool(finite) else None

@@ -193,7 +193,7 @@ class SVI:
             stack.enter_context(own_random(self.seed, [fitted.like.device]))
             stack.enter_context(pyro.validation_enabled(False))
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
-            self._prepare(fitted, batches)
+            self._prepare(fitted, batches, self.progress and share.leads)
             if share.world > 1:  # networks start as the first process's, whatever the others drew
                 fitted.load_state_dict(share.same(fitted.state_dict()))
             products = batches.batch_size * sum(p.numel() for p in fitted.parameters())
@@ -224,7 +224,7 @@ class SVI:
         spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta", "alternate")}
         return {**{k: getattr(self, k) for k in names}, **spoken}
 
-    def _prepare(self, model: LatentVariableModel, batches: Batches) -> None:
+    def _prepare(self, model: LatentVariableModel, batches: Batches, show: bool) -> None:
         """Start values, the guide of the shared latents, parameters of each datum."""
         obs, weights = batches.first, batches.weights
         if weights is not None and not bool(weights.any()):  # as a first block may have it
@@ -237,7 +237,7 @@ class SVI:
         own = None if start is None else {name: start[name] for name in laws}
         first = None
         if isinstance(self.start, str):
-            first = settled(model, obs, weights, own, self.seed, self._total(model, batches))
+            first = settled(model, obs, weights, own, self.seed, self._total(model, batches), show)
         if first is not None:
             own = {name: value.to(model.like) for name, value in first.values.items()}
         if laws:
