@@ -23,6 +23,7 @@ from ppl_vae.infer.parts import Parts
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.squarem import ACCELERATIONS
+from ppl_vae.infer.vanishing import vanishing
 
 if TYPE_CHECKING:
     from ppl_vae.infer.runs import Starts
@@ -267,6 +268,12 @@ class Climb:
             names = ", ".join(f"{path}[{k}] (on {sums[path]['count'][k].item():.3g} of the data)" for path, k in bad)
             why = "too few data to be estimated: its likelihood has no bound, or it is empty"
             status = Status("degenerate", f"{names} has {why}; use fewer components or a prior")
+        elif self.has_prior and (zero := vanishing(self.model, run.values)):
+            status = Status(
+                "degenerate",
+                f"{', '.join(zero)} went to zero, where the density of what depends on it has no bound: the mode of a "
+                f"hierarchy is not where its posterior is; fit by SVI or NUTS, or hold it, frozen=({zero[0]!r},)",
+            )
         notes = [f"{path}[{k}] has collapsed onto {count:.3g} of the data; {ADVICE}" for path, k, count in few]
         run.status = Status(status.code, status.message, (*self.notes, *notes))
         return run

@@ -91,3 +91,15 @@ def test_models_whose_mode_is_no_start(make, shape):
     model = make()
     x = torch.linspace(-2, 2, 90)[: torch.Size(shape).numel()].reshape(shape)
     assert initial_values("auto", model, model.check(x), None, 0) is None
+
+
+@pytest.mark.parametrize("frozen", [(), ("scale",)])
+def test_em_says_that_a_hierarchy_has_no_mode(frozen):
+    """The density of locations grows without bound as their scale goes to zero; with the scale held it has a mode."""
+    x = torch.linspace(-0.5, 0.5, 60)
+    start = {"scale": torch.tensor(1.0), "loc": torch.tensor([-0.5, 0.5])}
+    fit = pv.EM(frozen=frozen, start=start, progress=False).fit(Scaled(), x)
+    assert (fit.status.code == "degenerate") == (not frozen)
+    if not frozen:
+        assert "scale went to zero" in fit.status.message
+        assert "frozen=('scale',)" in fit.status.message
