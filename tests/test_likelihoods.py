@@ -278,7 +278,7 @@ def test_normal_pixels_are_finite_real_numbers_of_the_decoders_width(name):
     infinite = torch.ones(5, 3).index_fill(0, torch.tensor([2]), math.inf)
     for x, said in (
         (infinite, "row 2 is infinite"),
-        (torch.ones(5, 3, dtype=torch.uint8), r"convert them with \.double"),
+        (torch.ones(5, 3, dtype=torch.uint8), r"by x / 255"),
     ):
         with pytest.raises(pv.DataError, match=said):
             fit(vae, x)

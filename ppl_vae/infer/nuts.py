@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,7 +126,7 @@ class NUTS:
             potential = Potential(fitted, obs, torch.ones(len(obs)).to(fitted.like) if w is None else w)
             if not potential.layout.size:
                 raise EngineError(f"{type(model).__name__} has nothing to sample: no prior, no continuous latent")
-            chains, how = self.sample(fitted, potential, self._starts(fitted, potential, obs, w))
+            chains, how = self.sample(fitted, potential, *self._starts(fitted, potential, obs, w))
             draws = potential.layout.draws(chains.u)
         aligned = self._aligned(fitted, obs, draws)
         count = next(iter(draws.values())).shape[:2].numel()
@@ -137,10 +138,12 @@ class NUTS:
     def _aligned(self, model: LatentVariableModel, obs: Any, draws: dict[str, Tensor]) -> Relabelled:
         return Relabelled(draws, "as drawn") if self.labels is None else relabel_draws(model, obs, draws, self.labels)
 
-    def sample(self, model: Any, density: Density, starts: Tensor) -> tuple[Chains, dict[str, str]]:
+    def sample(
+        self, model: Any, density: Density, starts: Tensor, target: Target | None = None
+    ) -> tuple[Chains, dict[str, str]]:
         """The chains, and which sampler and mode of compilation made them."""
         length = self.warmup + self.num_samples
-        target = self.target(density, starts[0])
+        target = target or self.target(density, starts[0])
         name = self.sampler if self.sampler != "auto" else ("pyro" if target.mode == "off" else "nutpie")
         run = Run("NUTS", model, self.num_chains * length, settings=self._settings())
         with Callbacks(self.callbacks, run) as hooks:
@@ -190,14 +193,25 @@ class NUTS:
     def _settings(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("num_samples", "warmup", "num_chains", "seed")}
 
-    def _starts(self, model: LatentVariableModel, potential: Potential, obs: Any, weights: Tensor | None) -> Tensor:
-        """[chains, size] unconstrained starts with finite density."""
+    def _starts(
+        self, model: LatentVariableModel, potential: Potential, obs: Any, weights: Tensor | None
+    ) -> tuple[Tensor, Target | None]:
+        """[chains, size] unconstrained starts with finite density, and what was made of that density to find them."""
         values = initial_values(self.start, model, obs, weights, self.seed) or {}
-        if isinstance(self.start, str) and model.shared_by_hand() and (q := climbed(potential, values, self.progress)):
-            loc, scale = q
-            starts = loc + WIDE * scale * torch.randn(self.num_chains, len(loc)).to(loc)
-            if all(_defined(potential, u) for u in starts):
-                return starts
+        made: list[Target] = []
+
+        def gradient_of(at: Tensor) -> Any:
+            made.append(self.target(potential, at))
+            return made[0].value_and_gradient
+
+        if isinstance(self.start, str) and model.shared_by_hand():
+            with suppress(EngineError):  # no gradient where the search begins; there may be one at the prior's draws
+                q = climbed(potential, values, gradient_of, self.progress)
+                if q is not None:
+                    loc, scale = q
+                    starts = loc + WIDE * scale * torch.randn(self.num_chains, len(loc)).to(loc)
+                    if all(_defined(potential, u) for u in starts):
+                        return starts, made[0]
         rows = []
         for _ in range(self.num_chains):
             try:
@@ -208,7 +222,7 @@ class NUTS:
         starts = torch.stack(rows)
         if not all(_defined(potential, u) for u in starts):
             raise EngineError(NO_START)
-        return starts
+        return starts, made[0] if made else None
 
 
 WIDE = 2.0

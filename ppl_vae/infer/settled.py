@@ -15,7 +15,7 @@ from ppl_vae.declare.local import POLISH, SEARCH, LocalPosterior, Values, best_q
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.progress import progress
-from ppl_vae.infer.target import make_traced, with_gradient
+from ppl_vae.infer.target import make_target, with_gradient
 
 __all__ = ["Settled", "climbed", "settled"]
 
@@ -31,6 +31,9 @@ NARROW = 0.1
 SEARCHES = 10
 NEAR = 2.0
 """Standard deviations, or change of a log scale, above which the search goes on."""
+
+Gradient = Callable[[Tensor], tuple[Tensor, ...]]
+"""U to log density and gradient."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,29 @@ def settled(
             return None
         if sum(site.stop - site.start for site in potential.layout.sites if site.name not in potential.local) > MOST:
             return None
-        q = climbed(potential, start, show)
+        q = climbed(potential, start, lambda at: _gradient(potential, at), show)
     return None if q is None else _named(potential, *q, whole=len(few) == len(obs))
 
 
 def climbed(
-    potential: Potential, start: Mapping[str, Tensor] | None, show: bool = False
+    potential: Potential,
+    start: Mapping[str, Tensor] | None,
+    gradient_of: Callable[[Tensor], Gradient],
+    show: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """Loc and scale [P] of the mean-field normal of the highest bound; None where it found no density."""
+    """Loc and scale [P] of the mean-field normal of the highest bound; None where it found no density.
+
+    Parameters
+    ----------
+    potential : Potential
+        The density.
+    start : mapping, optional
+        Shared latents, where they are known.
+    gradient_of : callable
+        Given a first u, a function of u to log density and gradient.
+    show : bool
+        Show progress.
+    """
     given = {} if start is None else {name: value.double() for name, value in start.items()}
     try:
         drawn = torch.stack([potential.layout.unconstrain(potential.prior_draw(given)) for _ in range(PRIOR_DRAWS)])
@@ -106,7 +124,7 @@ def climbed(
     low, loc, high = drawn.quantile(drawn.new_tensor([0.1587, 0.5, 0.8413]), 0)
     loc, width = torch.where(loc.isfinite(), loc, 0.0), (high - low) / 2
     width = NARROW * torch.where((width > 0) & width.isfinite(), width, 1.0)
-    gradient_at = _gradient(potential, loc)
+    gradient_at = _guarded(gradient_of(loc))
 
     asked = count(1)
 
@@ -132,15 +150,18 @@ def climbed(
     return (loc, scale) if bool(finite) else None
 
 
-def _gradient(potential: Potential, at: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """U to log density and gradient: by a graph, where the model has one."""
+def _gradient(potential: Potential, at: Tensor) -> Gradient:
+    """By a graph, where the model has one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # why there is no graph is said by the training itself
         try:
-            traced = make_traced(potential, at, 0, "trace")
-            function: Callable[..., tuple[Tensor, ...]] = lambda u: traced(u, *potential.data)  # noqa: E731
+            return make_target(potential, at, 0, "trace").value_and_gradient
         except EngineError:  # no gradient at this point; another may have one
-            function = with_gradient(potential.log_density)
+            return with_gradient(potential.log_density)
+
+
+def _guarded(function: Gradient) -> Gradient:
+    """NaN where a covariance is singular to rounding."""
 
     def gradient_at(u: Tensor) -> tuple[Tensor, ...]:
         try:

@@ -240,7 +240,7 @@ DATA = {
         lambda: mixture().log_prob({"x": torch.zeros(3, 2), "z": torch.tensor([0.0, 2.0, 1.0])}),
         ["GaussianMixture.z", "Categorical", "2 at [1]"],
     ),
-    "integers": (lambda: Chain().elbo(torch.arange(3)), ["Chain.x", "torch.int64", ".double()"]),
+    "bytes": (lambda: Chain().elbo(torch.arange(3, dtype=torch.uint8)), ["Chain.x", "torch.uint8", ".float()"]),
     "NaN in an input": (conditional(x=torch.zeros(3, 4), label=nan(3)), ["'label'", "1 NaN"]),
     "NaN in part of a joint law": (
         lambda: Chain(_one_hot, q=lambda x: dist.Normal(x[:, 0], 1.0)).elbo(nan(2, 3)),
