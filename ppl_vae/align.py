@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.declare.model import class_probabilities
+from ppl_vae.declare.answers import class_probabilities
+from ppl_vae.families.supports import of_entries
 
 __all__ = ["Axis", "Mirror", "Symmetry", "assignments", "match", "matched", "permute", "symmetries"]
 
@@ -131,7 +132,7 @@ def symmetries(model: LatentVariableModel, obs: Observations, values: Mapping[st
 
 def _rows(obs: Observations) -> Tensor:
     """Evenly spaced data, and some of those whose partly observed entries are known."""
-    rows = [torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long()]
+    rows = [obs.spaced(ROWS)]
     for missing in obs.missing.values():
         rows.append((~missing.reshape(len(obs), -1).all(1)).nonzero()[:ROWS, 0].cpu())
     return torch.cat(rows).unique()
@@ -139,11 +140,9 @@ def _rows(obs: Observations) -> Tensor:
 
 def _mirrors(support: Any) -> list[tuple[Mirror]]:
     """How numbers of this support can tell two components apart."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.unit_interval:
+    if (entry := of_entries(support)) is constraints.unit_interval:
         return [(Mirror(0.5),)]
-    return [(Mirror(0.0),)] if support is constraints.real else []
+    return [(Mirror(0.0),)] if entry is constraints.real else []
 
 
 def _symmetry(

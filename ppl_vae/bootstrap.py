@@ -196,7 +196,7 @@ def _status(refits: list[Fit], failures: Counter[str], num_samples: int) -> Stat
 def _draws(fit: Fit, refits: list[Fit]) -> dict[str, Tensor]:
     """Parameters of every refit with components in the order of the original, [1, B, *event]."""
     obs: Observations = fit.data
-    few = obs.rows(torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long())
+    few = obs.rows(obs.spaced(ROWS))
     values = [one.parameters for one in refits]
     if not fit.model.draws_latents(obs):
         found, reference = symmetries(fit.model, obs, fit.parameters), _responsibilities(fit, few)

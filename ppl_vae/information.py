@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
 from torch.func import functional_call, grad, jacrev, vjp
 
 from ppl_vae.coordinates import Coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
+from ppl_vae.families.supports import of_entries
 from ppl_vae.fit import Fit
 
 __all__ = ["check_boundary", "derivatives", "invert"]
@@ -110,14 +110,8 @@ def _not_positive(name: str, value: float) -> EngineError:
 def check_boundary(free: Coordinates, inverse: Tensor) -> None:
     """Refuse a probability or a rate that the data cannot tell from zero: its curvature is that of a spike."""
     for name, error in zip(free.owners(), inverse.diagonal().sqrt().tolist(), strict=True):
-        if error > UNDETERMINED and isinstance(_scalar_set(free.sets[name]), BOUNDED):
+        if error > UNDETERMINED and isinstance(of_entries(free.sets[name]), BOUNDED):
             raise EngineError(
                 f"{name} is on the boundary of its set as far as these data can tell (the standard error of its log "
                 f"or logit is {error:.3g}); keep it out with EM(frozen=({name!r},)), use fewer components, or a prior"
             )
-
-
-def _scalar_set(constraint: Constraint) -> Constraint:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint

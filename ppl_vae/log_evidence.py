@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.answers import log_weights
 from ppl_vae.declare.local import local_q
-from ppl_vae.declare.model import log_weights
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, RunningWeights

@@ -85,7 +85,7 @@ class Stephens:
         """Old component for each place, [draw, K], and how it was found."""
         S = len(next(iter(draws.values())))
         count = min(len(obs), self.rows, max(20, NUMBERS // (S * symmetry.size)))
-        few = obs.rows(torch.linspace(0, len(obs) - 1, count).long())
+        few = obs.rows(obs.spaced(count))
         p, log_joint = _responsibilities(model, few, draws, symmetry.latents)
         order = self.minimise(p.cpu(), p[log_joint.argmax()].cpu(), symmetry.allowed)
         return order, f"Stephens (2000), by responsibilities of {count} of {len(obs)} data"

@@ -6,11 +6,11 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.families.supports import of_entries
 
 __all__ = ["check", "check_inputs"]
 
@@ -170,8 +170,5 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
 
 
 def _entries_inside(d: TorchDistribution, value: Tensor) -> Tensor:
-    support = d.support
-    # The constraint below Independent tells which entry is outside, not only which row.
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support.check(value)
+    # The set of an entry tells which one is outside, not only which row.
+    return of_entries(d.support).check(value)

@@ -15,7 +15,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vae.objectives import Elbo
 
-__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q"]
+__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q", "middle"]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
@@ -74,8 +74,7 @@ class LocalPosterior(nn.Module):
             center, unit = (value.reshape(-1, self.loc.shape[1]).mean(0) for value in (center, unit))
         else:
             mapped = self.transform.inv(prior.sample((draws,))).reshape(-1, self.loc.shape[1])
-            low, center, high = mapped.quantile(mapped.new_tensor([0.1587, 0.5, 0.8413]), 0)
-            unit = (high - low) / 2
+            center, unit = middle(mapped)
         known = center.isfinite() & unit.isfinite() & (unit > 0)
         self.center = torch.where(known, center, 0.0).to(self.loc)
         self.unit = torch.where(known, unit, 1.0).to(self.loc)
@@ -88,6 +87,12 @@ class LocalPosterior(nn.Module):
         if _is_identity(self.transform):
             return base  # a normal, whose moments and KL are known
         return _Transformed(base, [self.transform])
+
+
+def middle(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Median of [draw, ...] and half the width of the central 68%: a normal's mean and standard deviation."""
+    low, center, high = draws.quantile(draws.new_tensor([0.1587, 0.5, 0.8413]), 0)
+    return center, (high - low) / 2
 
 
 class _Normal(dist.Normal):

@@ -1,7 +1,6 @@
 """The declared model: what it can be asked once its shared latents have values."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppl_vae.declare.answers import class_probabilities, log_weights, mean_of
 from ppl_vae.declare.checks import check, check_inputs
 from ppl_vae.declare.local import at_draws, local_q
 from ppl_vae.declare.nodes import Term
@@ -18,12 +18,12 @@ from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError, check_count
 from ppl_vae.evidence import Evidence, exact, importance, log_mean_exp
-from ppl_vae.objectives import Elbo, Sites
+from ppl_vae.objectives import Elbo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LatentVariableModel", "NodeInfo", "class_probabilities", "log_weights"]
+__all__ = ["LatentVariableModel", "NodeInfo"]
 
 ROWS_AT_ONCE = 1 << 16
 """Rows times particles held in memory at once."""
@@ -189,20 +189,17 @@ class LatentVariableModel(PyroPrograms):
 
     def log_prob_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100) -> Tensor:
         """Log p(x_i | theta_s), [S, n] nats, at draws [S, ...] of theta, where a latent has no posterior."""
-
-        def answer(obs: Observations, index: Tensor) -> Tensor:
-            return log_mean_exp(self.log_weights(obs, num_particles, index))
-
-        return at_draws(self, self.check(data), dict(draws), num_particles, answer)
+        count = num_particles
+        return at_draws(
+            self, self.check(data), dict(draws), count, lambda obs, i: log_mean_exp(self.log_weights(obs, count, i))
+        )
 
     def elbo_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1) -> Tensor:
         """The bound L_i at each of the draws [S, ...] of theta, [S, n] nats, where a latent has no posterior."""
         objective = Elbo(num_particles)
-
-        def answer(obs: Observations, index: Tensor) -> Tensor:
-            return objective(self.sites(obs, index))
-
-        return at_draws(self, self.check(data), dict(draws), num_particles, answer)
+        return at_draws(
+            self, self.check(data), dict(draws), num_particles, lambda obs, i: objective(self.sites(obs, i))
+        )
 
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
@@ -242,7 +239,7 @@ class LatentVariableModel(PyroPrograms):
         observed = [n.name for n in self.local_nodes() if n.kind == "observed"]
 
         def mean(name: str) -> Tensor:
-            return self._by_rows(data, num_particles, lambda o, i: _mean(self.sites(o, i), name, num_particles))
+            return self._by_rows(data, num_particles, lambda o, i: mean_of(self.sites(o, i), name, num_particles))
 
         with torch.no_grad():
             found = {name: mean(name) for name in observed}
@@ -360,54 +357,6 @@ class LatentVariableModel(PyroPrograms):
                 index = torch.arange(len(rows), device=self.like.device).repeat(particles)
                 parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
         return torch.cat(parts, dim)
-
-
-def log_weights(sites: Sites, count: int) -> Tensor:
-    """Log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
-    total = _weights(sites)
-    summed = torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
-    return summed.reshape(count, -1)
-
-
-def _weights(sites: Sites) -> Tensor:
-    """Log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
-    total: Any = sites.joint()
-    for name, log_q in sites.log_q.items():
-        if name not in sites.enumerated:
-            total = total - log_q
-    return total
-
-
-def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
-    """p(z = k | x) from the joint over all finite latents, the others by importance weights, [n, K]."""
-    joint = _weights(sites)
-    dim = {**sites.enumerated, **sites.summed}[name]
-    others = [d for d in range(-joint.dim(), -1) if d != dim]
-    marginal = torch.logsumexp(joint, others, keepdim=True) if others else joint
-    log_k = marginal.movedim(dim, -1).reshape(-1, marginal.shape[dim])
-    return torch.softmax(torch.logsumexp(log_k.reshape(count, -1, marginal.shape[dim]), 0), -1)
-
-
-def _mean(sites: Sites, name: str, count: int) -> Tensor:
-    """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event]."""
-    d = sites.p[name]
-    means = _means(d, name)
-    joint = _weights(sites)
-    if joint.dim() == 1:
-        mean = means.expand(len(joint), *d.event_shape)
-    else:
-        weight = torch.softmax(joint.flatten(0, -2), 0).reshape(joint.shape)
-        each = means.expand(joint.shape + d.event_shape)
-        weight = weight.reshape(*weight.shape, *[1] * len(d.event_shape))
-        mean = (weight * each).flatten(0, joint.dim() - 2).sum(0)
-    return mean.reshape(count, -1, *d.event_shape).mean(0)
-
-
-def _means(d: TorchDistribution, name: str) -> Tensor:
-    with suppress(NotImplementedError):
-        if not bool((means := d.mean).isnan().any()):
-            return means
-    raise EngineError(f"reconstruct gives means, and {name!r}, a {type(d).__name__}, has none: take sample(n)")
 
 
 def _formula(node: Term) -> str:

@@ -46,6 +46,11 @@ class Observations:
             None if self.weights is None else self.weights[index],
         )
 
+    def spaced(self, count: int) -> Tensor:
+        """Numbers of `count` evenly spaced data, of all where there are fewer."""
+        # float32 knows no whole numbers beyond 2^24.
+        return torch.linspace(0, len(self) - 1, min(count, len(self)), dtype=torch.float64).long()
+
     def repeat(self, times: int) -> "Observations":
         """The data `times` over, one copy after the other."""
         if times == 1:

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae.declare.model import class_probabilities, log_weights
+from ppl_vae.declare.answers import class_probabilities, log_weights
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites

@@ -141,6 +141,11 @@ class SharedLatents(PyroModule):
         """The shared latents that no family owns."""
         return [node.name for node in self._graph.of_kind("latent", shared=True)]
 
+    def free_parameters(self) -> list[str]:
+        """Names of networks' and other parameters that no family owns."""
+        owned = {id(p) for family in self.families().values() for p in family.parameters()}
+        return [name for name, p in self.named_parameters() if id(p) not in owned]
+
     def _node_law(self, node: Node) -> Law:
         raise NotImplementedError
 

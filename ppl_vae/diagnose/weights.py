@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppl_vae.declare.model import log_weights
+from ppl_vae.declare.answers import log_weights
 from ppl_vae.diagnose.codes import Codes
 from ppl_vae.evidence import Evidence, RunningWeights
 from ppl_vae.objectives import Elbo

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
+from ppl_vae.families.supports import of_entries
 from ppl_vae.missing import Incomplete
 
 __all__ = ["Blocks", "Kernels", "Product", "of_block"]
@@ -43,12 +44,7 @@ class Blocks(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """Each column in its own set."""
-        inner = []
-        for part in self.parts:
-            support = part.support
-            while isinstance(support, constraints.independent):
-                support = support.base_constraint
-            inner.append(support)
+        inner = [of_entries(part.support) for part in self.parts]
         return constraints.independent(constraints.cat(inner, -1, self.widths), 1)
 
     def split(self, value: Tensor) -> list[Tensor]:

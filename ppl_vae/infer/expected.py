@@ -35,22 +35,19 @@ def refuse(model: LatentVariableModel) -> None:
     EngineError
         Naming the parameter, and what to declare instead.
     """
-    families = model.families()
-    owned = {id(p) for family in families.values() for p in family.parameters()}
     for path, family in factors(model).items():
         try:
             conjugate(family.prior, family)
         except EngineError as error:
             raise EngineError(f"VB cannot update {path}: {error}") from error
-    free = [name for name, p in model.named_parameters() if id(p) not in owned]
-    by_hand = model.shared_by_hand()
-    for name in [*free, *by_hand]:
+    free = model.free_parameters()
+    for name in [*free, *model.shared_by_hand()]:
         kind = "free parameter" if name in free else "shared latent declared by hand"
         raise EngineError(
             f"VB updates the parameters of families with conjugate priors, and {name} is a {kind}: use a family for "
             f"it, or fit by SVI"
         )
-    if not families:
+    if not model.families():
         raise EngineError(f"{type(model).__name__} has no parameter with a prior: there is nothing for VB to fit")
 
 

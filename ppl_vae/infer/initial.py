@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
+from ppl_vae.families.supports import of_entries
 from ppl_vae.fit import Fit
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.starts import given_values, take_networks
@@ -52,7 +53,7 @@ def _values(
     if em_applies(model, obs):
         fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
     elif mode_is_typical(model, obs):
-        chosen = torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long()
+        chosen = obs.spaced(ROWS)
         w = None if weights is None else weights[chosen.to(weights.device)]
         try:
             fit = EM(n_init=5, max_iter=30, tol=1e-4, seed=seed, progress=False).fit(model, obs.rows(chosen), w)
@@ -74,9 +75,7 @@ def _off_the_edge(model: LatentVariableModel, values: Mapping[str, Tensor], n: i
     found, defaults = {}, _shapes(model)
     for name, made in model.shared_laws().items():
         law, value = made(defaults), values[name]
-        support = law.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
+        support = of_entries(law.support)
         if support is constraints.simplex:
             p = _raised(value, torch.tensor(1 / (n + value.shape[-1])))
             found[name] = p / p.sum(-1, keepdim=True)
@@ -107,11 +106,7 @@ def mode_is_typical(model: LatentVariableModel, obs: Observations) -> bool:
     """
     if not model.finite_latents(obs) or model.penalties or model.draws_latents(obs) or not model.shared_laws():
         return False
-    owned = {id(p) for family in model.families().values() for p in family.parameters()}
-    shared = {name: node for name, node in model.graph().items() if node.shared}
-    return all(id(p) in owned for p in model.parameters()) and not any(
-        parent in shared for node in shared.values() for parent in node.parents
-    )
+    return not model.free_parameters() and not any(node.parents for node in model.graph().values() if node.shared)
 
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:

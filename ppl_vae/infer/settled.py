@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.declare.local import POLISH, SEARCH, LocalPosterior, Values, best_q
+from ppl_vae.declare.local import POLISH, SEARCH, LocalPosterior, Values, best_q, middle
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.progress import progress
@@ -83,7 +83,7 @@ def settled(
     if not model.shared_by_hand() or model.penalties or any(True for _ in model.parameters()):
         return None
     copy = deepcopy(model).double()
-    chosen = torch.linspace(0, len(obs) - 1, min(ROWS, len(obs))).long()
+    chosen = obs.spaced(ROWS)
     few = obs.rows(chosen).to(copy.like)
     w = copy.like.new_ones(len(few)) if weights is None else weights[chosen.to(weights.device)].to(copy.like)
     with model.aside(seed):
@@ -121,8 +121,8 @@ def climbed(
         drawn = torch.stack([potential.layout.unconstrain(potential.prior_draw(given)) for _ in range(PRIOR_DRAWS)])
     except torch.linalg.LinAlgError:
         return None
-    low, loc, high = drawn.quantile(drawn.new_tensor([0.1587, 0.5, 0.8413]), 0)
-    loc, width = torch.where(loc.isfinite(), loc, 0.0), (high - low) / 2
+    loc, width = middle(drawn)
+    loc = torch.where(loc.isfinite(), loc, 0.0)
     width = NARROW * torch.where((width > 0) & width.isfinite(), width, 1.0)
     gradient_at = _guarded(gradient_of(loc))
 

@@ -4,6 +4,7 @@ import torch
 from torch.distributions import constraints
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.families.supports import of_entries
 from ppl_vae.infer.mstep import Values
 
 __all__ = ["vanishing"]
@@ -20,10 +21,7 @@ def vanishing(model: LatentVariableModel, values: Values) -> list[str]:
     with model.aside(seed=0), model.numeric(), torch.no_grad():
         for name, law in model.shared_laws().items():
             d = law(values)
-            support = d.support
-            while isinstance(support, constraints.independent):
-                support = support.base_constraint
-            if name in above and support in (constraints.positive, constraints.nonnegative):
+            if name in above and of_entries(d.support) in (constraints.positive, constraints.nonnegative):
                 typical = d.sample(torch.Size([DRAWS])).median(0).values
                 if bool((values[name] < NOTHING * typical).any()):
                     found.append(name)

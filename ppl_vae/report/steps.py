@@ -71,7 +71,7 @@ def em_steps(fit: Fit, data: Any, order: Sequence[int] | None = None) -> Steps |
     name, family = next(iter(made.items()))
     chosen = frames(len(fit.history["iteration"]))
     values = [{n: v[int(i)] for n, v in fit.history.items() if n != "iteration"} for i in chosen]
-    few = obs.rows(torch.linspace(0, len(obs) - 1, min(SHOWN, len(obs))).long())
+    few = obs.rows(obs.spaced(SHOWN))
     try:
         shares = [_responsibilities(fit, few, v, family.batch) for v in values]
     except EngineError:
