@@ -11,7 +11,7 @@ from torch.distributions import transform_to
 
 from ppl_vae.errors import DataError
 
-__all__ = ["Incomplete", "Known", "fill"]
+__all__ = ["Incomplete", "Known", "conditional_mean", "fill"]
 
 
 def fill(x: Tensor, missing: Tensor) -> Tensor:
@@ -172,6 +172,38 @@ class Known(TorchDistribution):
         """[..., n] nats: 0 or minus infinity where the value is known."""
         certain = torch.where(value == self.value, 0.0, -torch.inf).to(self.base.log_prob(value))
         return torch.where(self.known, certain, self.base.log_prob(value))
+
+
+def conditional_mean(base: TorchDistribution, value: Tensor, missing: Tensor) -> Tensor:
+    """Mean of the complete value given the entries that are not missing, [..., n, *event]; read where one is missing.
+
+    mu_h + Sigma_ho Sigma_oo^-1 (x_o - mu_o) for the hidden entries of a multivariate normal or Student-t; where
+    features are independent the mean itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> base = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    >>> conditional_mean(base, torch.tensor([[2.0, 0.0]]), torch.tensor([[False, True]]))[0, 1].item()
+    1.0
+    """
+    if not isinstance(base, torch.distributions.MultivariateNormal | dist.MultivariateStudentT):
+        return base.mean
+    matrix = base.scale_tril @ base.scale_tril.mT
+    found = base.mean.expand(*torch.broadcast_shapes(base.batch_shape, value.shape[:-1]), -1).clone()
+    for pattern in missing.unique(dim=0):
+        rows, seen, hidden = ((missing == pattern).all(-1).nonzero()[:, 0], *((~pattern).nonzero(), pattern.nonzero()))
+        if not len(seen) or not len(hidden):
+            continue
+        # A law that is the same for all data keeps its one matrix.
+        own = matrix if matrix.shape[-3:-2] in ((), (1,)) else matrix[..., rows, :, :]
+        gain = torch.linalg.solve(own[..., seen, seen.mT], own[..., seen, hidden.mT]).mT
+        mean = found[..., rows, :]
+        shift = (value[..., rows, :] - mean)[..., seen[:, 0], None]
+        mean[..., hidden[:, 0]] += (gain @ shift)[..., 0]
+        found[..., rows, :] = mean
+    return found
 
 
 def _marginal_normal(base: TorchDistribution, value: Tensor, missing: Tensor) -> Tensor:

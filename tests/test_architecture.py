@@ -16,6 +16,8 @@ ROOMS = {
     "records": 0,
     "fit": 0,
     "evidence": 0,
+    "fit_answers": 0,
+    "over_draws": 0,
     "families": 1,
     "nets": 1,
     "fit_files": 1,
@@ -71,11 +73,14 @@ ROOMS = {
 """Room by number. Within a number only the room itself, errors and fit may be imported."""
 
 NEIGHBOURS = {
-    ("fit", "errors"),
+    ("fit", "fit_answers"),
+    ("fit_answers", "errors"),
+    ("fit_answers", "evidence"),
+    ("fit_answers", "over_draws"),
+    ("over_draws", "evidence"),
     ("refit_codes", "refit"),
     ("fit", "version"),
     ("fit", "records"),
-    ("fit", "evidence"),
     ("records", "errors"),
     ("report", "plots"),
     ("diagnostics", "datatree"),

@@ -193,10 +193,6 @@ SLIPS = {
         lambda: pv.models.VAE(pv.nets.mlp_encoder(4, 4, 2), pv.nets.mlp_decoder(2, 4, 4)).elbo(255 * torch.ones(3, 4)),
         pv.DataError, "divide them by 255, and binarise them",
     ),
-    "the posterior over many draws": (
-        lambda: pv.SVI(1, num_draws=3, progress=False).fit(Both(), X[:, 0]).posterior(X[:, 0]), pv.EngineError,
-        r"the 3 draws of theta is a mixture; .*: fit.model.posterior\(x\)",
-    ),
     "a path for data": (
         lambda: EM.fit(GMM(2, 2), "data.csv"), pv.DataError, "is the path 'data.csv': read it by pv.data.read_table",
     ),

@@ -3,14 +3,17 @@
 from contextlib import suppress
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
+from ppl_vae.families.product import Blocks
+from ppl_vae.missing import Incomplete, conditional_mean
 from ppl_vae.objectives import Sites
 
-__all__ = ["class_probabilities", "log_weights", "mean_of"]
+__all__ = ["class_probabilities", "completed", "expected_of", "log_weights", "mean_of"]
 
 
 def log_weights(sites: Sites, count: int) -> Tensor:
@@ -40,22 +43,73 @@ def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
 
 
 def mean_of(sites: Sites, name: str, count: int) -> Tensor:
-    """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event]."""
+    """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event].
+
+    Of numbers of categories it is that of their one-hot vectors: the probabilities, [n, *event, C].
+    """
     d = sites.p[name]
-    means = _means(d, name)
-    joint = _weights(sites)
-    if joint.dim() == 1:
-        mean = means.expand(len(joint), *d.event_shape)
-    else:
-        weight = torch.softmax(joint.flatten(0, -2), 0).reshape(joint.shape)
-        each = means.expand(joint.shape + d.event_shape)
-        weight = weight.reshape(*weight.shape, *[1] * len(d.event_shape))
-        mean = (weight * each).flatten(0, joint.dim() - 2).sum(0)
-    return mean.reshape(count, -1, *d.event_shape).mean(0)
-
-
-def _means(d: TorchDistribution, name: str) -> Tensor:
+    probs = _category_probs(d)
+    if probs is not None:
+        return _averaged(sites, probs, count, d.event_dim + 1)
     with suppress(NotImplementedError):
         if not bool((means := d.mean).isnan().any()):
-            return means
+            return _averaged(sites, means, count, d.event_dim)
     raise EngineError(f"reconstruct gives means, and {name!r}, a {type(d).__name__}, has none: take sample(n)")
+
+
+def expected_of(sites: Sites, name: str, count: int, value: Tensor) -> Tensor:
+    """E[x | x_seen] as one row of numbers a datum, [n, numbers]: probabilities in place of categories.
+
+    Read where entries of the value [n count, *event] are missing.
+    """
+    d = sites.p[name]
+    gap = d.missing if isinstance(d, Incomplete) else torch.zeros_like(value, dtype=torch.bool)
+    parts = []
+    for law, x, hidden in _columns(d, value, gap):
+        probs = _category_probs(law)
+        each = conditional_mean(law, x, hidden) if probs is None else probs
+        mean = _averaged(sites, each, count, law.event_dim + (probs is not None))
+        parts.append(mean.reshape(len(mean), -1))
+    return torch.cat(parts, 1)
+
+
+def completed(d: TorchDistribution, name: str, expected: Tensor, value: Tensor, missing: Tensor) -> Tensor:
+    """The value [n, *event] with what `expected_of` says where it is missing: of categories, the most probable one."""
+    parts, at = [], 0
+    for law, x, hidden in _columns(d, value, missing):
+        probs = _category_probs(law)
+        width = law.event_shape.numel() * (1 if probs is None else probs.shape[-1])
+        found = expected[:, at : at + width]
+        found = found.reshape(x.shape) if probs is None else found.reshape(*x.shape, -1).argmax(-1).to(x)
+        if bool((found.isnan() & hidden).any()):
+            raise EngineError(f"impute gives means, and {name!r}, a {type(law).__name__}, has none: take sample(n)")
+        parts.append(torch.where(hidden, found, x))
+        at += width
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(value), -1) for part in parts], 1)
+
+
+def _columns(d: TorchDistribution, *values: Tensor) -> list[tuple[Any, ...]]:
+    """The laws of independent columns, each with its part of these values; any other law whole."""
+    law = d.base if isinstance(d, Incomplete) else d
+    if not isinstance(law, Blocks):
+        return [(law, *values)]
+    return list(zip(law.parts, *(law.split(value) for value in values), strict=True))
+
+
+def _averaged(sites: Sites, each: Tensor, count: int, event_dim: int) -> Tensor:
+    """Mean of [*enumerated, n, *event] under the posterior of the finite latents, and over draws, [n, *event]."""
+    joint = _weights(sites)
+    event = each.shape[each.dim() - event_dim :]
+    if joint.dim() == 1:
+        mean = each.expand(len(joint), *event)
+    else:
+        weight = torch.softmax(joint.flatten(0, -2), 0).reshape(*joint.shape, *[1] * event_dim)
+        mean = (weight * each.expand(joint.shape + event)).flatten(0, joint.dim() - 2).sum(0)
+    return mean.reshape(count, -1, *event).mean(0)
+
+
+def _category_probs(d: TorchDistribution) -> Tensor | None:
+    """[..., C] of a law whose values are numbers of categories."""
+    while isinstance(d, Incomplete | dist.Independent):
+        d = d.base if isinstance(d, Incomplete) else d.base_dist
+    return d.probs if isinstance(d, dist.Categorical) else None

@@ -15,7 +15,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vae.objectives import Elbo
 
-__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q", "middle"]
+__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q", "middle", "q_at_draws"]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
@@ -179,6 +179,32 @@ def at_draws(
     answer : callable
         Asked once for all data, `num_particles` times over, and the number of each datum's q.
     """
+
+    def asked(theta: Values, own: Values) -> Tensor:
+        index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
+        with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
+            return answer(obs.repeat(num_particles), index)
+
+    with _searched(model, obs, draws) as q, torch.no_grad():
+        at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
+        return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
+
+
+def q_at_draws(model: Any, obs: Any, draws: Values) -> list[dict[str, TorchDistribution]]:
+    """What q of each continuous latent is at each theta_s of the draws [S, *event], as `at_draws` finds it."""
+    found = []
+    with _searched(model, obs, draws) as q, model.aside(), torch.no_grad():
+        for s in range(len(next(iter(draws.values())))):
+            theta, own = ({name: value[s] for name, value in values.items()} for values in (draws, q))
+            with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
+                sites = model.sites(obs)
+                found.append({name: law for name, law in sites.q.items() if name not in sites.enumerated})
+    return found
+
+
+@contextmanager
+def _searched(model: Any, obs: Any, draws: Values) -> Iterator[Values]:
+    """Within the block these data have posteriors of their own; gives the best q at each theta_s, [S, ...] by name."""
     trained, count = model.local_posteriors, len(next(iter(draws.values())))
     model.local_posteriors = nn.ModuleDict()
     try:
@@ -187,19 +213,14 @@ def at_draws(
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
                 return _bound(model, obs)
 
-        def asked(theta: Values, own: Values) -> Tensor:
-            index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
-            with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                return answer(obs.repeat(num_particles), index)
-
-        with model.aside(seed=0):
-            with model.bind({name: value[0] for name, value in draws.items()}):
-                start = _prior(model, obs)
-            start = {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
-            q = best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
-        with torch.no_grad():
-            at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
-            return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
+        q: Values = {}
+        if model.draws_without_posterior(obs):
+            with model.aside(seed=0):
+                with model.bind({name: value[0] for name, value in draws.items()}):
+                    start = _prior(model, obs)
+                start = {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
+                q = best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
+        yield q
     finally:
         model.local_posteriors = trained
 

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.answers import class_probabilities, log_weights, mean_of
+from ppl_vae.declare.answers import class_probabilities, completed, expected_of, log_weights, mean_of
 from ppl_vae.declare.checks import check, check_inputs
-from ppl_vae.declare.local import at_draws, local_q
+from ppl_vae.declare.local import at_draws, local_q, q_at_draws
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.program import Placed, Scope
@@ -201,6 +201,10 @@ class LatentVariableModel(PyroPrograms):
             self, self.check(data), dict(draws), num_particles, lambda obs, i: objective(self.sites(obs, i))
         )
 
+    def posterior_of_draws(self, data: Any, draws: Mapping[str, Tensor]) -> list[dict[str, TorchDistribution]]:
+        """What q(z | x_i) of each continuous latent is at each of the draws [S, ...] of theta."""
+        return q_at_draws(self, self.check(data), dict(draws))
+
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
 
@@ -235,21 +239,65 @@ class LatentVariableModel(PyroPrograms):
         return next(iter(found.values())) if len(found) == 1 else found
 
     def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
-        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1); an error where x has no mean."""
-        observed = [n.name for n in self.local_nodes() if n.kind == "observed"]
+        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1); an error where x has no mean.
 
-        def mean(name: str) -> Tensor:
-            return self._by_rows(data, num_particles, lambda o, i: mean_of(self.sites(o, i), name, num_particles))
+        Of a categorical node it is the probabilities of its values, [n, *event, C].
+        """
+        obs = self.check(data)
+        count = num_particles if self.draws_latents(obs) else 1
+
+        def rows(name: str) -> Tensor:
+            return self._by_rows(obs, count, lambda o, i: mean_of(self.sites(o, i), name, count))
 
         with torch.no_grad():
-            found = {name: mean(name) for name in observed}
+            return self._one_or_all(rows)
+
+    def impute(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
+        """The data with E[x_missing | x_seen] in place of what is missing (NaN), [n, *event].
+
+        Every seen entry of a datum tells of its missing ones: by the posterior of the latents, and within a component
+        by the correlations of a multivariate normal or Student-t. A missing category is the most probable one.
+
+        Raises
+        ------
+        EngineError
+            Where a missing value has no mean.
+        """
+        obs = self.check(data)
+        return self.completed(obs, self.expected_values(obs, num_particles))
+
+    def expected_values(self, obs: Observations, num_particles: int = 100) -> dict[str, Tensor]:
+        """E[x | x_seen] of each observed node with gaps, [n, numbers]: probabilities in place of categories."""
+        count = num_particles if self.draws_latents(obs) else 1
+
+        def rows(name: str) -> Tensor:
+            return self._by_rows(obs, count, lambda o, i: expected_of(self.sites(o, i), name, count, o.values[name]))
+
+        with torch.no_grad():
+            return {name: rows(name) for name in self._observed_names() if name in obs.missing}
+
+    def completed(self, obs: Observations, expected: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The data with these values of `expected_values` where they are missing."""
+        laws = self.prototypes(obs)
+
+        def whole(name: str) -> Tensor:
+            value = obs.values[name]
+            return completed(laws[name], name, expected[name], value, obs.missing[name]) if name in expected else value
+
+        return self._one_or_all(whole)
+
+    def _observed_names(self) -> list[str]:
+        return [node.name for node in self.local_nodes() if node.kind == "observed"]
+
+    def _one_or_all(self, answer: Callable[[str], Tensor]) -> Tensor | dict[str, Tensor]:
+        """An answer about each observed node; one alone is not named."""
+        found = {name: answer(name) for name in self._observed_names()}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """N new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
-        observed = [node.name for node in self.local_nodes() if node.kind == "observed"]
-        return drawn[observed[0]] if len(observed) == 1 else {name: drawn[name] for name in observed}
+        return self._one_or_all(lambda name: drawn[name])
 
     def given_inputs(self, n: int, inputs: Mapping[str, Any]) -> Observations:
         """What the n data to be drawn are given, [n, ...] each, checked."""

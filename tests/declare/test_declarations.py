@@ -297,9 +297,8 @@ def test_latents_drawn_for_every_finite_value_keep_their_weight():
     torch.testing.assert_close(found, joint / joint.sum(1, keepdim=True), rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("law", [pv.code_priors.Independent(3, 4), pv.code_priors.Autoregressive(3, 4, hidden=5)])
-def test_what_has_no_mean_is_not_reconstructed(law):
-    model, x = pv.models.CodePrior(law), torch.zeros(2, 3, dtype=torch.long)
+def test_what_has_no_mean_is_not_reconstructed():
+    model, x = pv.models.CodePrior(pv.code_priors.Autoregressive(3, 4, hidden=5)), torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(pv.EngineError, match=r"reconstruct gives means, and 'codes', a .*, has none"):
         model.reconstruct(x)
 

@@ -1,0 +1,182 @@
+"""Imputation: E[x_missing | x_seen], against quadrature of the model's own density, enumeration and closed forms."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from example_models import numbers
+
+import ppl_vae as pv
+from ppl_vae import families, latent, observed
+
+NAN = torch.nan
+
+
+class Mixture(pv.LatentVariableModel):
+    """Two components of a family of two features."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.mixing = families.Categorical(2)
+        self.components = family
+
+    @latent
+    def z(self):
+        return self.mixing()
+
+    @observed
+    def x(self, z):
+        return self.components(z)
+
+
+FAMILIES = {
+    **{
+        form: lambda form=form: families.Normal(2, covariance=form, batch=2)
+        for form in ("full", "tied", "diagonal", "spherical")
+    },
+    "student": lambda: families.StudentT(2, batch=2),
+    "exponentials": lambda: families.Product({"a": families.Exponential(batch=2), "b": families.Exponential(batch=2)}),
+    "normals": lambda: families.Product({"a": families.Normal(1, batch=2), "b": families.Normal(1, batch=2)}),
+}
+
+
+def fitted(name):
+    z = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.4
+    x = numbers(200, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]]).double() + 3 * z[:, None] * torch.tensor([1.0, -1.0])
+    x = x.exp() if name == "exponentials" else x
+    return pv.EM(max_iter=20, tol=0, progress=False).fit(Mixture(FAMILIES[name]()).double(), x), x
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mean_of_a_missing_entry_is_that_of_the_models_own_density(name):
+    fit, x = fitted(name)
+    if name == "exponentials":
+        grid = torch.linspace(-25, 7, 40_001).double().exp()
+    else:  # the tails of a Student-t are as heavy as its degrees of freedom are few
+        grid = (torch.linspace(-9, 9, 40_001).double()).sinh()
+    for row, gone in ((0, 0), (1, 1), (2, 1)):
+        gappy = x[row : row + 1].clone()
+        gappy[0, gone] = NAN
+        points = gappy.repeat(len(grid), 1)
+        points[:, gone] = grid
+        p = fit.log_prob(points).exp()
+        expected = gappy.clone()
+        expected[0, gone] = torch.trapezoid(grid * p, grid) / torch.trapezoid(p, grid)
+        torch.testing.assert_close(fit.impute(gappy), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_seen_stays_and_what_was_not_is_a_number(name):
+    fit, x = fitted(name)
+    gappy = x[:6].clone()
+    gappy[0], gappy[2, 0], gappy[4, 1] = NAN, NAN, NAN
+    found = fit.impute(gappy)
+    assert bool(found.isfinite().all())
+    assert torch.equal(found[~gappy.isnan()], gappy[~gappy.isnan()])
+    assert torch.equal(fit.impute(x), x)
+    # Where nothing was seen it is the mean of the mixture.
+    torch.testing.assert_close(found[0], fit.reconstruct(gappy)[0])
+
+
+def table():
+    """A number, and answers of three kinds that go with it."""
+    low = torch.rand(300, generator=torch.Generator().manual_seed(1)) < 0.5
+    number = torch.where(low, -3.0, 3.0) + numbers(300)
+    answers = torch.where(low, 0.0, 2.0)[:, None].repeat(1, 2).double()
+    answers[::7] = 1.0
+    return torch.cat([number[:, None], answers], 1)
+
+
+def answered():
+    blocks = {"number": families.Normal(1, batch=2), "answers": families.CategoricalVector(3, 2, batch=2)}
+    return Mixture(families.Product(blocks)).double()
+
+
+def test_a_missing_category_is_the_most_probable_one():
+    x = table()
+    fit = pv.EM(progress=False).fit(answered(), x)
+    gappy = x[:40].clone()
+    gappy[:, 2] = NAN
+    each = []
+    for category in range(3):
+        gappy_with = gappy.clone()
+        gappy_with[:, 2] = category
+        each.append(fit.log_prob(gappy_with))
+    found = fit.impute(gappy)
+    assert torch.equal(found[:, 2], torch.stack(each).argmax(0).double())
+    assert len(found[:, 2].unique()) > 1
+
+
+class Answers(pv.LatentVariableModel):
+    """p(x) = probs, for draws of it."""
+
+    @latent(shared=True)
+    def probs(self):
+        return dist.Dirichlet(torch.ones(3))
+
+    @observed
+    def x(self, probs):
+        return dist.Categorical(probs)
+
+    @observed
+    def y(self, probs):
+        return dist.Normal(probs[..., 0], 1.0)
+
+
+def test_over_draws_it_is_the_mean_of_probabilities_not_of_codes():
+    probs = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.4, 0.6], [0.0, 0.4, 0.6]])
+    fit = pv.Fit(Answers(), "NUTS", {"probs": probs[None]}, {}, "none", pv.Status("finished", ""), 0.0, 0)
+    found = fit.impute({"x": torch.tensor([NAN, 1.0]), "y": torch.tensor([NAN, NAN])})
+    assert found["x"].tolist() == [2.0, 1.0]  # of the mean codes 0, 2, 2 there is none
+    torch.testing.assert_close(found["y"], torch.full((2,), 0.3))
+    rebuilt = fit.reconstruct({"x": torch.tensor([0, 1]), "y": torch.zeros(2)})
+    torch.testing.assert_close(rebuilt["x"], probs.mean(0).expand(2, 3))
+
+
+def test_categories_of_a_mixture_are_reconstructed_as_probabilities():
+    x = table()[:, 1].long()
+    model = Mixture(families.Categorical(3, batch=2))
+    fit = pv.EM(max_iter=5, progress=False).fit(model, x)
+    expected = fit.responsibilities(x) @ fit.parameters["components.probs"]
+    torch.testing.assert_close(fit.reconstruct(x), expected.to(fit.reconstruct(x)))
+
+
+class Factor(pv.LatentVariableModel):
+    """z ~ N(0, 1), x ~ N(w z, 1/2), whose posterior is found by local optimisation."""
+
+    w = torch.tensor([1.0, -2.0, 0.5]).double()
+
+    @latent
+    def z(self):
+        return dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(z[..., None] * self.w, 0.5).to_event(1)
+
+
+def test_a_continuous_latent_carries_what_was_seen():
+    model, x = Factor().double(), numbers(5, 3)
+    x[:, 1] = NAN
+    x[2, 0] = NAN
+    expected = x.clone()
+    for row in range(5):
+        seen = ~x[row].isnan()
+        precision = 1 + 4 * model.w[seen].square().sum()
+        mean = 4 * (model.w[seen] * x[row][seen]).sum() / precision
+        expected[row][~seen] = mean * model.w[~seen]
+    # The posterior's standard deviation is at most 0.71, times |w| <= 2, over 20,000 draws.
+    torch.testing.assert_close(model.impute(x, 20_000), expected, atol=4 * 1.42 / 20_000**0.5 + 2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("law", [dist.Cauchy(0.0, 1.0), dist.MultivariateStudentT(0.5, torch.zeros(2), torch.eye(2))])
+def test_what_has_no_mean_is_not_imputed(law):
+    class NoMean(pv.LatentVariableModel):
+        @observed
+        def x(self):
+            return law
+
+    x = torch.full((3, *law.event_shape), NAN)
+    with pytest.raises(pv.EngineError, match=r"impute gives means, and 'x', a .*, has none"):
+        NoMean().impute(x)
+    whole = torch.zeros(3, *law.event_shape)
+    assert torch.equal(NoMean().impute(whole), whole)
