@@ -1,8 +1,7 @@
 """What a fit says of data: an answer of the model at every draw of theta, and their mean."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import reduce
 from typing import Any
 
 import torch
@@ -59,14 +58,14 @@ class Answers:
 
     def _asked(self, ask: Callable[[], Any], chosen: list[int] | None = None) -> Iterator[Any]:
         """An answer at each of these draws, at most `DRAWS` evenly spaced ones by default."""
-        for s in self.spaced(min(DRAWS, self.num_draws)) if chosen is None else chosen:
+        for s in self._some() if chosen is None else chosen:
             with self.model.bind(self.draw(s)):
                 answer = ask()
             yield answer
 
     def _mean(self, ask: Callable[[], Any]) -> Any:
         """Mean of an answer over those draws."""
-        return _scale(reduce(_combine, self._asked(ask)), 1 / min(DRAWS, self.num_draws))
+        return _mean(self._asked(ask))
 
     # What the model says, with the draws.
 
@@ -78,23 +77,29 @@ class Answers:
         if not self.model.draws_latents(obs):
             flat = self._exact_pointwise(obs)
         else:
-            flat = self._each_draw(
-                obs,
-                list(range(self.num_draws)),
-                lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles),
-                lambda: self.model.log_prob(obs, num_particles),
+            flat = torch.stack(
+                self._each_draw(
+                    obs,
+                    list(range(self.num_draws)),
+                    lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles),
+                    lambda: self.model.log_prob(obs, num_particles),
+                )
             )
         first = next(iter(self.draws.values()))
         return flat.reshape(*first.shape[:2], -1)
 
     def _each_draw(
-        self, obs: Any, chosen: list[int], together: Callable[[dict[str, Tensor]], Tensor], alone: Callable[[], Tensor]
-    ) -> Tensor:
-        """An answer [S, n] at these draws of theta: many at once where a latent has a q for every datum and draw."""
+        self,
+        obs: Any,
+        chosen: list[int],
+        together: Callable[[dict[str, Tensor]], Iterable[Any]],
+        alone: Callable[[], Any],
+    ) -> list[Any]:
+        """An answer at each of these draws of theta: many at once where a latent has a q for every datum and draw."""
         if 2 * PER_DATUM * len(obs) <= ELEMENTS_AT_ONCE and self.model.draws_without_posterior(obs):
             with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
-                return torch.cat([together(part) for part in self._in_parts(chosen, len(obs))])
-        return torch.stack(list(self._asked(alone, chosen)))
+                return [one for part in self._in_parts(chosen, len(obs)) for one in together(part)]
+        return list(self._asked(alone, chosen))
 
     def _in_parts(self, chosen: list[int], n: int) -> list[dict[str, Tensor]]:
         """These draws, as many together as the q's of n data allow."""
@@ -156,12 +161,13 @@ class Answers:
         obs = self.model.check(data)
         if self.is_point:
             return self._mean(lambda: self.model.elbo(obs, num_particles))
-        return self._each_draw(
+        each = self._each_draw(
             obs,
-            self.spaced(min(DRAWS, self.num_draws)),
+            self._some(),
             lambda draws: self.model.elbo_of_draws(obs, draws, num_particles),
             lambda: self.model.elbo(obs, num_particles),
-        ).mean(0)
+        )
+        return torch.stack(each).mean(0)
 
     def responsibilities(self, data: Any) -> Any:
         """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""
@@ -171,7 +177,7 @@ class Answers:
         finite = self.model.finite_latents(obs)
         if not finite or len(obs) > ROWS or self.model.draws_latents(obs):
             return self._mean(lambda: self.model.responsibilities(obs))
-        chosen = self.spaced(min(DRAWS, self.num_draws))
+        chosen = self._some()
         each = self._exact(obs, lambda: self.model.class_probabilities(obs, finite), chosen)
         found = {name: value.mean(0) for name, value in each.items()}
         return found if len(found) > 1 else next(iter(found.values()))
@@ -183,17 +189,51 @@ class Answers:
             raise EngineError(f"labels needs one finite latent, this model has {', '.join(r)}; use responsibilities")
         return r.argmax(-1)
 
-    def reconstruct(self, data: Any, num_particles: int = 1) -> Any:
-        """E[x | z] with z from the posterior, mean over draws, [n, *event]."""
-        return self._mean(lambda: self.model.reconstruct(data, num_particles))
+    def reconstruct(self, data: Any, num_particles: int = 100) -> Any:
+        """E[x | z], mean over draws of z from the posterior and over draws of theta, [n, *event].
+
+        Of a categorical node the probabilities of its values. See LatentVariableModel.reconstruct.
+
+        Parameters
+        ----------
+        data : object
+            n rows; NaN where an outcome is not known.
+        num_particles : int
+            Draws of z for each datum, over all draws of theta together.
+        """
+        obs, few = self.model.check(data), self._each(num_particles)
+        return _mean(
+            self._each_draw(
+                obs,
+                self._some(),
+                lambda draws: self.model.reconstruct_of_draws(obs, draws, few),
+                lambda: self.model.reconstruct(obs, few),
+            )
+        )
 
     def impute(self, data: Any, num_particles: int = 100) -> Any:
         """The data with E[x_missing | x_seen], mean over draws, in place of what is missing (NaN), [n, *event].
 
-        See LatentVariableModel.impute.
+        See LatentVariableModel.impute; `num_particles` is the number of draws of z over all draws of theta together.
         """
-        obs = self.model.check(data)
-        return self.model.completed(obs, self._mean(lambda: self.model.expected_values(obs, num_particles)))
+        obs, few = self.model.check(data), self._each(num_particles)
+        if not obs.missing:
+            return self.model.completed(obs, {})
+        each = self._each_draw(
+            obs,
+            self._some(),
+            lambda draws: self.model.expected_values_of_draws(obs, draws, few),
+            lambda: self.model.expected_values(obs, few),
+        )
+        return self.model.completed(obs, _mean(each))
+
+    def _some(self) -> list[int]:
+        """The draws that an answer is the mean over."""
+        return self.spaced(min(DRAWS, self.num_draws))
+
+    def _each(self, num_particles: int) -> int:
+        """How many of so many draws of z each of these draws of theta has."""
+        return -(-num_particles // min(DRAWS, self.num_draws))
 
     def posterior(self, data: Any) -> Any:
         """q(z | x_i) of each latent, a mixture over at most 200 draws of theta: a distribution, or a dictionary."""
@@ -204,22 +244,20 @@ class Answers:
 
         obs, found = self.model.check(data), {}
         if names := self.model.draws_latents(obs):
-            each = self._continuous(obs, names)
-            found = {name: OverDraws([q[name] for q in each]) for name in names}
+            each = self._each_draw(
+                obs,
+                self._some(),
+                lambda draws: self.model.posterior_of_draws(obs, draws),
+                lambda: self.model.posterior(obs),
+            )
+            laws = [q if isinstance(q, dict) else {names[0]: q} for q in each]
+            found = {name: OverDraws([q[name] for q in laws]) for name in names}
         if finite := self.model.finite_latents(obs):
             r = self.responsibilities(obs)
             found |= {
                 name: dist.Categorical(probs=p) for name, p in (r if isinstance(r, dict) else {finite[0]: r}).items()
             }
         return next(iter(found.values())) if len(found) == 1 else found
-
-    def _continuous(self, obs: Any, names: list[str]) -> list[dict[str, Any]]:
-        """What q of these continuous latents is at each draw, those of many searched for at once."""
-        chosen = self.spaced(min(DRAWS, self.num_draws))
-        with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
-            return [q for part in self._in_parts(chosen, len(obs)) for q in self.model.posterior_of_draws(obs, part)]
-        each = self._asked(lambda: self.model.posterior(obs), chosen)
-        return [q if isinstance(q, dict) else {names[0]: q} for q in each]
 
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
         """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
@@ -241,6 +279,14 @@ class Answers:
                 return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
             order = torch.randperm(n) if not inputs else torch.arange(n)
             return torch.cat(parts)[order]
+
+
+def _mean(answers: Iterable[Any]) -> Any:
+    """Of tensors, or of dictionaries of them."""
+    total, count = None, 0
+    for answer in answers:
+        total, count = answer if total is None else _combine(total, answer), count + 1
+    return _scale(total, 1 / count)
 
 
 def _combine(a: Any, b: Any) -> Any:

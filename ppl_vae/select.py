@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import Tensor
 
 from ppl_vae.coordinates import coordinates
 from ppl_vae.criteria import CRITERIA, Cell, Criterion, spoken
@@ -236,6 +238,7 @@ def _grid(declaration: Any, data: Any, settings: dict[str, Any]) -> tuple[dict[s
             f"{', '.join(taken)}"
         )
     grid = {name: list(value) for name, value in settings.items() if isinstance(value, list | tuple | range)}
+    grid |= {name: value.tolist() for name, value in settings.items() if isinstance(value, np.ndarray | Tensor)}
     if empty := [name for name, values in grid.items() if not values]:
         raise DeclarationError(f"select: {empty[0]} has no values to try")
     fixed = {name: value for name, value in settings.items() if name not in grid}

@@ -81,7 +81,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _config_path(tokens: Sequence[str]) -> str | None:
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip(tokens, [*tokens, None][1:], strict=True):
         if token == "--config":
             return following
         if token.startswith("--config="):

@@ -13,7 +13,7 @@ from ppl_vae.families.product import Blocks
 from ppl_vae.missing import Incomplete, conditional_mean
 from ppl_vae.objectives import Sites
 
-__all__ = ["class_probabilities", "completed", "expected_of", "log_weights", "mean_of"]
+__all__ = ["class_probabilities", "completed", "expected_of", "log_weights", "reconstructed"]
 
 
 def log_weights(sites: Sites, count: int) -> Tensor:
@@ -42,7 +42,7 @@ def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
     return torch.softmax(torch.logsumexp(log_k.reshape(count, -1, marginal.shape[dim]), 0), -1)
 
 
-def mean_of(sites: Sites, name: str, count: int) -> Tensor:
+def reconstructed(sites: Sites, name: str, count: int, value: Tensor) -> Tensor:
     """E[x | z] under the posterior of the finite latents, mean over draws of the others, [n, *event].
 
     Of numbers of categories it is that of their one-hot vectors: the probabilities, [n, *event, C].
@@ -54,7 +54,8 @@ def mean_of(sites: Sites, name: str, count: int) -> Tensor:
     with suppress(NotImplementedError):
         if not bool((means := d.mean).isnan().any()):
             return _averaged(sites, means, count, d.event_dim)
-    raise EngineError(f"reconstruct gives means, and {name!r}, a {type(d).__name__}, has none: take sample(n)")
+    law = d.base if isinstance(d, Incomplete) else d
+    raise EngineError(f"reconstruct gives means, and {name!r}, a {type(law).__name__}, has none: take sample(n)")
 
 
 def expected_of(sites: Sites, name: str, count: int, value: Tensor) -> Tensor:

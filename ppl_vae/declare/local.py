@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -15,7 +15,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vae.objectives import Elbo
 
-__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "local_q", "middle", "q_at_draws"]
+__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "each_draw", "local_q", "middle"]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
@@ -26,6 +26,7 @@ POLISH = ((150, 0.05), (100, 0.02))
 """Steps and first learning rate of each round of the local optimisation."""
 
 Values = dict[str, Tensor]
+Answer = TypeVar("Answer")
 
 
 class LocalPosterior(nn.Module):
@@ -190,15 +191,14 @@ def at_draws(
         return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
 
 
-def q_at_draws(model: Any, obs: Any, draws: Values) -> list[dict[str, TorchDistribution]]:
-    """What q of each continuous latent is at each theta_s of the draws [S, *event], as `at_draws` finds it."""
+def each_draw(model: Any, obs: Any, draws: Values, answer: Callable[[], Answer]) -> list[Answer]:
+    """An answer at each theta_s of the draws [S, *event], where every datum has its own q, as `at_draws` finds them."""
     found = []
     with _searched(model, obs, draws) as q, model.aside(), torch.no_grad():
         for s in range(len(next(iter(draws.values())))):
             theta, own = ({name: value[s] for name, value in values.items()} for values in (draws, q))
             with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                sites = model.sites(obs)
-                found.append({name: law for name, law in sites.q.items() if name not in sites.enumerated})
+                found.append(answer())
     return found
 
 

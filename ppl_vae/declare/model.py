@@ -9,16 +9,16 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.answers import class_probabilities, completed, expected_of, log_weights, mean_of
+from ppl_vae.declare.answers import class_probabilities, completed, expected_of, log_weights, reconstructed
 from ppl_vae.declare.checks import check, check_inputs
-from ppl_vae.declare.local import at_draws, local_q, q_at_draws
+from ppl_vae.declare.local import at_draws, each_draw, local_q
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError, check_count
 from ppl_vae.evidence import Evidence, exact, importance, log_mean_exp
-from ppl_vae.objectives import Elbo
+from ppl_vae.objectives import Elbo, Sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +38,10 @@ class NodeInfo:
     parents: tuple[str, ...]
     shared: bool
     law: str
+
+
+Asked = Callable[[Sites, str, int, Tensor], Tensor]
+"""An answer about an observed node: factors, its name, draws of each datum, its value."""
 
 
 class LatentVariableModel(PyroPrograms):
@@ -203,7 +207,13 @@ class LatentVariableModel(PyroPrograms):
 
     def posterior_of_draws(self, data: Any, draws: Mapping[str, Tensor]) -> list[dict[str, TorchDistribution]]:
         """What q(z | x_i) of each continuous latent is at each of the draws [S, ...] of theta."""
-        return q_at_draws(self, self.check(data), dict(draws))
+        obs = self.check(data)
+
+        def q() -> dict[str, TorchDistribution]:
+            sites = self.sites(obs)
+            return {name: law for name, law in sites.q.items() if name not in sites.enumerated}
+
+        return each_draw(self, obs, dict(draws), q)
 
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
@@ -238,19 +248,26 @@ class LatentVariableModel(PyroPrograms):
             found |= {name: dist.Categorical(probs=p) for name, p in by_name.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 
-    def reconstruct(self, data: Any, num_particles: int = 1) -> Tensor | dict[str, Tensor]:
-        """E[x | z] with z from the posterior of each datum, [n, *event] (004 s.4.1); an error where x has no mean.
+    def reconstruct(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
+        """E[x | z], mean over draws of z from the posterior of each datum, [n, *event] (004 s.4.1).
 
         Of a categorical node it is the probabilities of its values, [n, *event, C].
+
+        Raises
+        ------
+        EngineError
+            Where x has no mean.
         """
         obs = self.check(data)
-        count = num_particles if self.draws_latents(obs) else 1
+        return _one_or_all(self._of_observed(obs, num_particles, self._observed_names(), reconstructed))
 
-        def rows(name: str) -> Tensor:
-            return self._by_rows(obs, count, lambda o, i: mean_of(self.sites(o, i), name, count))
-
-        with torch.no_grad():
-            return self._one_or_all(rows)
+    def reconstruct_of_draws(
+        self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1
+    ) -> list[Tensor | dict[str, Tensor]]:
+        """`reconstruct` at each of the draws [S, ...] of theta, where a latent has no posterior."""
+        obs = self.check(data)
+        each = self._of_observed_at_draws(obs, draws, num_particles, self._observed_names(), reconstructed)
+        return [_one_or_all(found) for found in each]
 
     def impute(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
         """The data with E[x_missing | x_seen] in place of what is missing (NaN), [n, *event].
@@ -268,36 +285,53 @@ class LatentVariableModel(PyroPrograms):
 
     def expected_values(self, obs: Observations, num_particles: int = 100) -> dict[str, Tensor]:
         """E[x | x_seen] of each observed node with gaps, [n, numbers]: probabilities in place of categories."""
-        count = num_particles if self.draws_latents(obs) else 1
+        return self._of_observed(obs, num_particles, self._gappy(obs), expected_of)
+
+    def expected_values_of_draws(
+        self, obs: Observations, draws: Mapping[str, Tensor], num_particles: int = 1
+    ) -> list[dict[str, Tensor]]:
+        """`expected_values` at each of the draws [S, ...] of theta, where a latent has no posterior."""
+        return self._of_observed_at_draws(obs, draws, num_particles, self._gappy(obs), expected_of)
+
+    def _of_observed(self, obs: Observations, particles: int, names: list[str], answer: Asked) -> dict[str, Tensor]:
+        """An answer about these observed nodes, by rows of the data."""
+        count = particles if self.draws_latents(obs) else 1
 
         def rows(name: str) -> Tensor:
-            return self._by_rows(obs, count, lambda o, i: expected_of(self.sites(o, i), name, count, o.values[name]))
+            return self._by_rows(obs, count, lambda o, i: answer(self.sites(o, i), name, count, o.values[name]))
 
         with torch.no_grad():
-            return {name: rows(name) for name in self._observed_names() if name in obs.missing}
+            return {name: rows(name) for name in names}
+
+    def _of_observed_at_draws(
+        self, obs: Observations, draws: Mapping[str, Tensor], particles: int, names: list[str], answer: Asked
+    ) -> list[dict[str, Tensor]]:
+        repeated = obs.repeat(particles)
+        index = torch.arange(len(obs), device=self.like.device).repeat(particles)
+
+        def answers() -> dict[str, Tensor]:
+            sites = self.sites(repeated, index)
+            return {name: answer(sites, name, particles, repeated.values[name]) for name in names}
+
+        return each_draw(self, obs, dict(draws), answers)
+
+    def _gappy(self, obs: Observations) -> list[str]:
+        return [name for name in self._observed_names() if name in obs.missing]
 
     def completed(self, obs: Observations, expected: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """The data with these values of `expected_values` where they are missing."""
-        laws = self.prototypes(obs)
-
-        def whole(name: str) -> Tensor:
-            value = obs.values[name]
-            return completed(laws[name], name, expected[name], value, obs.missing[name]) if name in expected else value
-
-        return self._one_or_all(whole)
+        laws, found = self.prototypes(obs), {name: obs.values[name] for name in self._observed_names()}
+        for name, mean in expected.items():
+            found[name] = completed(laws[name], name, mean, obs.values[name], obs.missing[name])
+        return _one_or_all(found)
 
     def _observed_names(self) -> list[str]:
         return [node.name for node in self.local_nodes() if node.kind == "observed"]
 
-    def _one_or_all(self, answer: Callable[[str], Tensor]) -> Tensor | dict[str, Tensor]:
-        """An answer about each observed node; one alone is not named."""
-        found = {name: answer(name) for name in self._observed_names()}
-        return next(iter(found.values())) if len(found) == 1 else found
-
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """N new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
-        return self._one_or_all(lambda name: drawn[name])
+        return _one_or_all({name: drawn[name] for name in self._observed_names()})
 
     def given_inputs(self, n: int, inputs: Mapping[str, Any]) -> Observations:
         """What the n data to be drawn are given, [n, ...] each, checked."""
@@ -382,8 +416,7 @@ class LatentVariableModel(PyroPrograms):
             lines.append(f"  {head:<28} {node.kind}{', shared' if node.shared else ''}  {node.law}")
         for term in self._graph.penalties.values():
             lines.append(f"  {f'{term.name} | ' + ', '.join(term.parents):<28} penalty  {_formula(term)}")
-        count = sum(p.numel() for p in self.parameters())
-        return "\n".join([*lines, f"  {count} free parameters"])
+        return "\n".join([*lines, f"  {self.count_free()} free parameters"])
 
     def _repr_html_(self) -> str:
         from ppl_vae.report import model_html
@@ -405,6 +438,11 @@ class LatentVariableModel(PyroPrograms):
                 index = torch.arange(len(rows), device=self.like.device).repeat(particles)
                 parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
         return torch.cat(parts, dim)
+
+
+def _one_or_all(found: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    """Answers about observed nodes; one alone is not named."""
+    return next(iter(found.values())) if len(found) == 1 else found
 
 
 def _formula(node: Term) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_vae.data.tables import Table, frame_of_any_size
 from ppl_vae.errors import DataError
 from ppl_vae.missing import fill
 
-__all__ = ["Observations", "check_order", "observe"]
+__all__ = ["Observations", "as_tensor", "check_order", "observe"]
 
 
 @dataclass(frozen=True)
@@ -202,4 +203,11 @@ def _from_array(name: str, value: Any) -> Tensor:
     if array.dtype.kind not in "fiub":
         advice = "; convert it with .astype(float)" if array.dtype.kind == "O" else ""
         raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected{advice}")
-    return torch.as_tensor(array if array.flags.writeable else array.copy())  # what pandas gives is often read-only
+    return as_tensor(array)
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """The array, copied where torch cannot use it as it is: read-only, backwards, or in foreign byte order."""
+    kind = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    backwards = any(stride < 0 for stride in array.strides)
+    return torch.as_tensor(np.require(array.copy() if backwards else array, kind, "W"))

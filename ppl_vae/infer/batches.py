@@ -12,7 +12,7 @@ from ppl_vae.data.readers import Memory, starter
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError
 from ppl_vae.infer.batch import Batch, Batches, Recipe
-from ppl_vae.infer.loaders import Indexed, Loaded, named
+from ppl_vae.infer.loaders import Indexed, Loaded, begun, named
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.resident import Resident
 from ppl_vae.infer.streamed import Streamed
@@ -150,8 +150,8 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Maker], ...] = (
 
 _FIRSTS: dict[Maker, Callable[[Any], Any]] = {
     Streamed: lambda data: next(iter(data)).values,
-    _loaded: lambda data: next(iter(starter(data, named(data))())),
-    _iterable_set: lambda data: next(iter(data)),
+    _loaded: lambda data: begun(starter(data, named(data))(), data),
+    _iterable_set: lambda data: begun(iter(data), data),
     Indexed: lambda data: data[0],
     Resident: lambda data: data,
 }

@@ -19,7 +19,7 @@ from ppl_vae.infer.history import History
 from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.online import Online
-from ppl_vae.infer.parts import Parts
+from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.progress import Update
 from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.squarem import ACCELERATIONS
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Climb", "Run"]
 
+ALIKE = 1e-9
+"""Difference of responsibilities that rounding makes."""
+UNTOLD = (
+    "every datum has the same responsibilities: the components do not differ, or one has all the data; try other "
+    "starts, n_init=10"
+)
 ADVICE = 'it would fit so few as well anywhere: take prior="weak", or fewer components'
 REPAIRS = 3
 """Repairs allowed in one run before a component is given up and reported."""
@@ -266,8 +272,8 @@ class Climb:
         status = run.status
         if bad:
             names = ", ".join(f"{path}[{k}] (on {sums[path]['count'][k].item():.3g} of the data)" for path, k in bad)
-            why = "too few data to be estimated: its likelihood has no bound, or it is empty"
-            status = Status("degenerate", f"{names} has {why}; use fewer components or a prior")
+            why = "too few data, or data without spread in some direction, to be estimated: the likelihood has no bound"
+            status = Status("degenerate", f"{names}: {why}, or there are no data; use fewer components or a prior")
         elif self.has_prior and (zero := vanishing(self.model, run.values)):
             status = Status(
                 "degenerate",
@@ -275,8 +281,18 @@ class Climb:
                 f"hierarchy is not where its posterior is; fit by SVI or NUTS, or hold it, frozen=({zero[0]!r},)",
             )
         notes = [f"{path}[{k}] has collapsed onto {count:.3g} of the data; {ADVICE}" for path, k, count in few]
+        notes += [UNTOLD] if self._alike(run.values, e) else []
         run.status = Status(status.code, status.message, (*self.notes, *notes))
         return run
+
+    def _alike(self, values: Values, e: Expectation) -> bool:
+        """Whether some data have the responsibilities that all data have together."""
+        together = (e.table / self.total).flatten()
+        if len(together) < 2 or len(self.few) < 2:
+            return False
+        with self.model.bind(values), torch.no_grad():
+            (r,) = self.maximizer.posteriors(Held(self.model, self.few, None))
+        return bool((r.flatten(0, -2) - together[:, None]).abs().max() < ALIKE)
 
     def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:
         """New values with each lost component restarted, as long as repairs are left."""

@@ -47,7 +47,8 @@ class EM:
     Parameters
     ----------
     n_init : int
-        Number of starts; the best end is kept.
+        Number of starts; the best end is kept. A model's own parameters (`nn.Parameter`, networks) start where they
+        are in the first run, unless all components are alike there, and in the others at the M-step of the start.
     tol : float
         Stop when an iteration gains less than tol * max(1, |L|) nats per datum, L the objective per datum.
     max_iter : int

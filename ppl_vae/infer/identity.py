@@ -73,7 +73,7 @@ def fingerprint(named: Mapping[str, Any]) -> str:
         tensor = getattr(value, "probabilities", value)  # binary images that are drawn anew
         if tensor is not None:
             rows = (
-                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor))).round().long()
+                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor)), dtype=torch.float64).round().long()
                 if tensor.dim()
                 else ...
             )

@@ -19,6 +19,8 @@ __all__ = ["initial_values"]
 
 ROWS = 2000
 """Data of the start of a model whose M-step takes gradients, at most."""
+ALIKE = 1e-6
+"""Difference of responsibilities that rounding makes in single precision."""
 NEXT_TO_NOTHING = 1e-3
 """Part of its expectation below which a probability or a rate counts as zero."""
 
@@ -52,7 +54,7 @@ def _values(
         raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')
     if em_applies(model, obs):
         fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
-    elif mode_is_typical(model, obs):
+    elif mode_is_typical(model, obs) or all_alike(model, obs):
         chosen = obs.spaced(ROWS)
         w = None if weights is None else weights[chosen.to(weights.device)]
         try:
@@ -61,6 +63,7 @@ def _values(
             return None
         if fit.status.code not in ("converged", "max_iter"):
             return None
+        take_networks(fit, model)
     else:
         return None
     return {name: value.to(model.like) for name, value in fit.parameters.items()}
@@ -107,6 +110,15 @@ def mode_is_typical(model: LatentVariableModel, obs: Observations) -> bool:
     if not model.finite_latents(obs) or model.penalties or model.draws_latents(obs) or not model.shared_laws():
         return False
     return not model.free_parameters() and not any(node.parents for node in model.graph().values() if node.shared)
+
+
+def all_alike(model: LatentVariableModel, obs: Observations) -> bool:
+    """Whether a model's own parameters make all components the same, from where no gradient leads apart."""
+    if not model.finite_latents(obs) or model.penalties or model.draws_latents(obs) or model.shared_laws():
+        return False
+    r = model.responsibilities(obs.rows(obs.spaced(ROWS)))
+    each = [one.amax(0) - one.amin(0) for one in (r.values() if isinstance(r, dict) else [r])]
+    return len(obs) > 1 and bool(torch.cat(each).max() < ALIKE)
 
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:

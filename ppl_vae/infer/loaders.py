@@ -16,7 +16,7 @@ from ppl_vae.infer.batch import Batch, Intake, Recipe, ahead, order_of, seed_of,
 from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.weights import check_weights
 
-__all__ = ["Indexed", "Loaded", "Pieces", "named", "place"]
+__all__ = ["Indexed", "Loaded", "Pieces", "begun", "named", "place"]
 
 SOME = 256
 """Items of a Dataset that are looked at before a fit."""
@@ -27,6 +27,20 @@ def named(data: Any) -> str:
     inner = _set_of(data)
     kind = type(data).__name__ if not callable(data) else getattr(data, "__name__", type(data).__name__)
     return kind if inner is None else f"{kind} of {type(inner).__name__}"
+
+
+def begun(batches: Iterator[Any], data: Any) -> Any:
+    """The first batch of a pass over these data.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    for first in batches:
+        return first
+    dropped = " (drop_last leaves out what does not fill a batch)" if getattr(data, "drop_last", False) else ""
+    raise DataError(f"{named(data)}: there is no batch{dropped}; at least one with 1 row is needed")
 
 
 @contextmanager
@@ -169,10 +183,7 @@ class Loaded(Pieces):
             )
         self.start, self.last = start, iter(())
         self.recipe, self.data = recipe, data
-        first = next(self._pass(0), None)
-        if first is None:
-            raise DataError(f"{named(data)}: there is no batch; at least one with 1 row is needed")
-        super().__init__(model, data, first, recipe)
+        super().__init__(model, data, begun(self._pass(0), data), recipe)
         if recipe.batch_size not in (None, self.batch_size):
             raise DataError(
                 f"{self.name}: its batches have {self.batch_size} rows, and batch_size={recipe.batch_size} was given; "

@@ -138,7 +138,7 @@ def batches(parts: Parts, size: int, order: torch.Generator) -> Iterator[Batch]:
     """Disjoint batches of about `size` rows: in random order from memory, in its own order from a stream."""
     for obs, weights in SOURCES[type(parts)](parts, order):
         count = max(1, round(len(obs) / size))
-        edges = torch.linspace(0, len(obs), count + 1).round().long().tolist()
+        edges = torch.linspace(0, len(obs), count + 1, dtype=torch.float64).round().long().tolist()
         for low, high in pairwise(edges):
             rows = slice(low, high)
             batch = Batch(parts, obs.rows(rows), None if weights is None else weights[rows])

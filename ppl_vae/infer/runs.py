@@ -14,7 +14,7 @@ from ppl_vae.fit import Status
 from ppl_vae.infer.callbacks import STOPPED, Callbacks
 from ppl_vae.infer.callbacks import Run as Told
 from ppl_vae.infer.checkpoint import Checkpoint
-from ppl_vae.infer.climb import Climb, Run
+from ppl_vae.infer.climb import ALIKE, Climb, Run
 from ppl_vae.infer.expectation import Plan, Replace, added
 from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.interrupts import INTERRUPTED
@@ -174,9 +174,15 @@ class Starts:
             e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
             values = self.maximizer.closed_forms(plan.finish(e), self.defaults)
         own = [r[..., chunk.start : chunk.start + len(chunk.obs)] for chunk in each_chunk(held)]
-        # Parameters of the module are where whoever declared it put them, unless responsibilities were given.
-        parameters = self.maximizer.free[0] if are_responsibilities(start) else []
-        return self.maximizer.raised(held, values, own, parameters)
+        # The first run leaves parameters of the module where whoever declared it put them, if there components differ.
+        kept = not self.maximizer.free[0] or not (number or are_responsibilities(start) or self._alike(values, held))
+        return self.maximizer.raised(held, values, own, [] if kept else self.maximizer.free[0])
+
+    def _alike(self, values: Values, held: Held) -> bool:
+        """Whether these data all have the same responsibilities."""
+        with self.model.bind(values), torch.no_grad():
+            r = torch.cat([each.flatten(0, -2) for each in self.maximizer.posteriors(held)], 1)
+        return len(r) > 1 and bool((r.amax(1) - r.amin(1)).max() < ALIKE)
 
 
 def _taken_from(r: Tensor) -> Replace:

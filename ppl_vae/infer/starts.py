@@ -25,7 +25,8 @@ def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor
         return None
     unknown = [name for name in start if name not in defaults]
     if unknown:
-        raise DataError(f"start names {unknown[0]!r}, which the model does not have: {', '.join(defaults)}")
+        known = ", ".join(defaults) or "it has no family and no shared latent"
+        raise DataError(f"start names {unknown[0]!r}, which the model does not have: {known}")
     values = dict(defaults)
     for name, value in start.items():
         tensor = torch.as_tensor(value).to(defaults[name]).clone()  # it will be moved in place

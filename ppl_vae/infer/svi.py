@@ -31,7 +31,7 @@ from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
-from ppl_vae.infer.rising import rising
+from ppl_vae.infer.rising import fallen, rising
 from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.settled import settled
 from ppl_vae.infer.step import Step, choose
@@ -286,10 +286,12 @@ class SVI:
         return history, hooks.status, step.mode
 
     def _remarked(self, status: Status, model: LatentVariableModel, batches: Batches, history: History) -> Status:
-        """A posterior of shared latents is an answer only once q has come to rest."""
-        if not model.shared_laws() or status.code != "finished":
+        """A posterior of shared latents is an answer only once q has come to rest, and a maximum once it is reached."""
+        if status.code != "finished":
             return status
-        note = rising(history.bound, self._total(model, batches))
+        note = rising(history.bound, self._total(model, batches) if model.shared_laws() else None)
+        if self.beta == 1 and self.objective.is_bound:  # others need not climb the bound
+            note = note or fallen(history.bound)
         return replace(status, notes=(*status.notes, note)) if note else status
 
     def _averaging(self, model: LatentVariableModel) -> Averaging | None:
@@ -370,14 +372,17 @@ def held(batches: Batches) -> bool:
 
 
 def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
-    """Dtype of the first floating tensor or array in the data; data frames and tables are float64."""
+    """Dtype of the first floating tensor or array in the data; data frames and tables are float64.
+
+    Half precision is for keeping data, not for computing: there the model's own dtype is taken.
+    """
     values = data.values() if isinstance(data, dict) else [data]
     for value in values:
         dtype: Any = getattr(getattr(value, "probabilities", value), "dtype", None)
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            return dtype
+            return dtype if dtype.itemsize >= 4 else default
         if getattr(dtype, "kind", None) == "f":
-            return torch.float32 if dtype.itemsize <= 4 else torch.float64
+            return {2: default, 4: torch.float32}.get(dtype.itemsize, torch.float64)
         if dtype is None and not isinstance(value, list | tuple):
             return torch.float64
     return default

@@ -31,7 +31,7 @@ def model_html(model: Any) -> str:
     >>> "p(x | z)" in model_html(pv.models.GaussianMixture(2, 2))
     True
     """
-    count = sum(p.numel() for p in model.parameters())
+    count = model.count_free()
     calls = ["pv.SVI(epochs=100).fit(model, x)"]
     if not posteriors(model):
         calls.insert(0, "pv.EM().fit(model, x)")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_vae.declare.observations import as_tensor
 from ppl_vae.families import Normal
 from ppl_vae.sklearn.covariance import COVARIANCES
 
@@ -22,8 +23,7 @@ ELEMENTS_AT_ONCE = 1 << 17
 
 def tensor(array: Array, device: Any) -> Tensor:
     """The array on a device, without a copy where torch can use it as it is."""
-    # torch warns of arrays that may not be written to, such as memory maps.
-    return torch.as_tensor(np.require(array, requirements="W"), device=device)
+    return as_tensor(array).to(device)
 
 
 def normal(kind: str, weights: Array, means: Array, covariances: Array) -> Normal:

@@ -131,7 +131,7 @@ def test_a_component_on_one_datum_is_degenerate_and_its_data_are_counted(faithfu
     x, start = torch.cat([faithful, torch.tensor([[40.0, 400.0]])]), torch.tensor([[3.5, 70.0], [40.0, 400.0]])
     fit = pv.EM(start={"components.loc": start}, progress=False).fit(pv.models.GaussianMixture(2, 2), x)
     assert fit.status.code == "degenerate"
-    assert "components[1] (on 1 of the data) has too few data" in fit.status.message
+    assert "components[1] (on 1 of the data): too few data" in fit.status.message
 
 
 @pytest.mark.parametrize("form", FORMS)
