@@ -27,7 +27,7 @@ class Batch:
     Attributes
     ----------
     obs : Observations
-        m rows, on the model's device. Rows that only pad the batch are copies of its first one.
+        m rows, on the model's device. Rows that only pad the batch are other data, for what looks across a batch.
     weights : Tensor
         [m], in the model's dtype; zero for padding.
     index : Tensor or None
@@ -120,7 +120,8 @@ def shared_rows(order: Tensor, batch_size: int, share: Share) -> tuple[Tensor, l
     Returns
     -------
     Tensor
-        [batches, m], m = ceil(batch_size / world); short parts are filled with the first row of their batch.
+        [batches, m], m = ceil(batch_size / world); short parts are filled with the first rows of the order, since copies
+        of one row would be seen by batch normalisation.
     list of int
         For each batch how many of its m rows are not such filling. They come first.
 
@@ -128,15 +129,16 @@ def shared_rows(order: Tensor, batch_size: int, share: Share) -> tuple[Tensor, l
     --------
     >>> shared_rows(torch.arange(5), 3, Share())
     (tensor([[0, 1, 2],
-            [3, 4, 3]]), [3, 2])
+            [3, 4, 2]]), [3, 2])
     >>> shared_rows(torch.arange(5), 3, Share(1, 2))
-    (tensor([[1, 0],
+    (tensor([[1, 3],
             [4, 3]]), [1, 1])
     """
     steps, m = -(-len(order) // batch_size), -(-batch_size // share.world)
     whole = torch.nn.functional.pad(order, (0, steps * batch_size - len(order)), value=-1).view(steps, batch_size)
     mine = torch.nn.functional.pad(whole, (0, m * share.world - batch_size), value=-1)[:, share.rank :: share.world]
-    return torch.where(mine < 0, whole[:, :1], mine), (mine >= 0).sum(1).tolist()
+    filling = order[torch.arange(m * share.world) % len(order)][share.rank :: share.world]
+    return torch.where(mine < 0, filling, mine), (mine >= 0).sum(1).tolist()
 
 
 def taken(obs: Observations, rows: Tensor) -> Observations:
@@ -204,16 +206,26 @@ class Intake:
             )
         return dict(zip(self.nodes, batch, strict=False))
 
-    def padded(self, obs: Observations, rows: int, weights: Tensor | None, index: Tensor | None, real: int) -> Batch:
-        """A batch of `rows` rows of which the first `real` of these data count."""
-        where = torch.arange(rows, device=self.model.like.device)
-        filled = obs if len(obs) == rows == real else taken(obs, torch.where(where < real, where, 0))
-        counts = (where < real).to(self.model.like)
+    def weighed(self, obs: Observations, weights: Tensor | None, index: Tensor | None, real: int) -> Batch:
+        """The batch of these rows, of which the first `real` count."""
+        device = self.model.like.device
+        counts = (torch.arange(len(obs), device=device) < real).to(self.model.like)
         if weights is not None:
             counts[:real] *= weights[:real].to(counts)
-        if index is not None:
-            index = index.to(where.device)[torch.where(where < real, where, 0)]
-        return Batch(filled, counts, index, real)
+        return Batch(obs, counts, None if index is None else index.to(device), real)
+
+    def filled(self, obs: Observations, rows: int) -> Observations:
+        """The data followed by those of the first batch, up to so many rows."""
+        if len(obs) == rows:
+            return obs
+        more = self.first.rows(slice(rows - len(obs)))
+        none = {name: torch.zeros_like(more.values[name], dtype=torch.bool) for name in obs.missing}
+        missing = {**none, **more.missing}
+        return Observations(
+            {name: torch.cat([value, more.values[name]]) for name, value in obs.values.items()},
+            {name: torch.cat([gap, missing[name]]) for name, gap in obs.missing.items()},
+            obs.columns,
+        )
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

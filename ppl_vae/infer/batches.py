@@ -33,8 +33,8 @@ def make_batches(
 ) -> Batches:
     """The data of a fit as epochs of batches, checked against the model.
 
-    Every batch of an epoch has the same number of rows: a short one is filled with copies of its first row at weight
-    zero. Which rows a batch has depends on the seed, the epoch and its place in the epoch only.
+    Every batch of an epoch has the same number of rows: a short one is filled with other rows at weight zero. Which
+    rows a batch has depends on the seed, the epoch and its place in the epoch only.
 
     Parameters
     ----------

@@ -144,12 +144,12 @@ class Indexed(Pieces):
         recipe = self.recipe
         order = order_of(self.count, recipe.shuffle and self.steps > 1, recipe.seed, number)
         rows, real = shared_rows(order, self.batch_size, recipe.share)
-        wanted = [own[: max(count, 1)] for own, count in zip(rows[start:], real[start:], strict=True)]
+        wanted = list(rows[start:])
         seeds = (seed_of(recipe.seed, number, step, recipe.share.rank) for step in range(start, self.steps))
         for step, items in enumerate(_collated(self.data, wanted, seeds, self.device), start):
             obs, own = self.intake.observe(items, place(number, step)), wanted[step - start]
             weights = None if self.all_weights is None else self.all_weights[own]
-            yield self.intake.padded(obs, rows.shape[1], weights, own, real[step])
+            yield self.intake.weighed(obs, weights, own, real[step])
 
 
 def _collated(data: Dataset[Any], rows: Iterable[Tensor], seeds: Iterable[int], device: torch.device) -> Iterator[Any]:
@@ -225,10 +225,11 @@ class Loaded(Pieces):
                 "others are filled up to; make the first batch the largest, or give pv.data.stream(...) of this "
                 "iterable, which cuts batches of one size"
             )
-        rows, (real,) = shared_rows(torch.arange(count), self.batch_size, self.recipe.share)
+        obs = self.intake.filled(obs, self.batch_size)
+        ((rows,), (own,)) = shared_rows(torch.arange(self.batch_size), self.batch_size, self.recipe.share)
         if self.recipe.share.world > 1:
-            obs = taken(obs, rows[0].to(self.device))
-        return self.intake.padded(obs, rows.shape[1], None, None, real)
+            obs = taken(obs, rows.to(self.device))
+        return self.intake.weighed(obs, None, None, int((rows[:own] < count).sum()))
 
     def _pass(self, number: int) -> Iterator[Any]:
         """One pass over the batches, with generators seeded by the epoch."""

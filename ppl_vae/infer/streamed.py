@@ -82,7 +82,7 @@ class Streamed(Pieces):
         part = block.rows(rows)
         weights = part.weights if self.all_weights is None else self.all_weights[block.start + rows]
         obs = self.intake.observe(part.values, where)
-        return self.intake.padded(obs, len(rows), weights, block.start + rows, real)
+        return self.intake.weighed(obs, weights, block.start + rows, real)
 
     def fingerprint(self) -> str:
         """That of the stream, and of given weights."""
