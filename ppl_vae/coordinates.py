@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 
@@ -105,7 +106,7 @@ def coordinates(model: LatentVariableModel, frozen: Collection[str] = ()) -> Coo
         for path, family in model.families().items()
         for name in family.constraints
     }
-    with torch.random.fork_rng([]), torch.no_grad():
+    with forked_rng(), torch.no_grad():
         for name, law in model.shared_laws().items():
             if name not in values:
                 d = law(values)

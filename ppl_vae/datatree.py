@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.pair import PyroPair
 from ppl_vae.dims import OBS_ID, dims_and_coords
@@ -126,7 +127,7 @@ def data_of(fit: Fit, data: Any) -> Any:
 
 def seeded(seed: int, function: Callable[[], Any]) -> Any:
     """The answer of a function under a seed of its own, without gradients."""
-    with torch.random.fork_rng([]), torch.no_grad():
+    with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
         return function()
 

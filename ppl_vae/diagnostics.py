@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.counted import counted_elpd, counted_mean, counts_of
 from ppl_vae.datatree import data_of, seeded
@@ -116,7 +117,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     weights : Tensor, optional
         [n], datum i counts w_i times; those of the fit where the data are its training data.
     """
-    with torch.random.fork_rng([]), torch.no_grad():
+    with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
         obs = fit.model.check(data)
         w = check_weights(own_weights(fit, obs, weights), len(obs)).to(fit.model.like.device)

@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch import Independent
@@ -16,6 +15,7 @@ from torch.distributions import MixtureSameFamily
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, versions
@@ -69,7 +69,7 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
     """
     model, shared = _frozen(fit)
     folder = Path(path)
-    with torch.no_grad(), pyro.validation_enabled(False), model.bind(shared), model.numeric():
+    with torch.no_grad(), unvalidated(), model.bind(shared), model.numeric():
         values, fixed = _values(model, _few(fit, model, data))
         graph = model._graph
         observed = {node.name: node for node in graph.of_kind("observed")}

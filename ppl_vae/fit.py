@@ -110,6 +110,9 @@ class Fit(Answers):
     q: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, torch.nn.Module):
+            for module in self.model.modules():
+                module.__dict__["_of_fit"] = True  # frozen by the engine, not by its owner: a later fit trains on
         if getattr(self.data, "columns", None):
             self.model._columns = self.data.columns  # later data with other ones in these places are refused
 

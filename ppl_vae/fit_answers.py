@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.errors import EngineError, check_count
 from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.over_draws import OverDraws
@@ -112,7 +113,6 @@ class Answers:
 
     def _exact(self, obs: Any, function: Callable[[], Any], chosen: list[int]) -> Any:
         """What draws nothing, at each of these draws of theta: tensors [S, ...]."""
-        import pyro
 
         def one(values: dict[str, Tensor]) -> Any:
             with self.model.bind(values), self.model.numeric():
@@ -120,7 +120,7 @@ class Answers:
 
         stacked = {name: value.flatten(0, 1)[chosen] for name, value in self.draws.items()}
         at_once = max(1, ELEMENTS_AT_ONCE // (len(obs) * 8))
-        with torch.no_grad(), pyro.validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             try:
                 return torch.vmap(one, chunk_size=at_once)(stacked)
             except RuntimeError:  # a model whose operations depend on values goes draw by draw
@@ -262,7 +262,7 @@ class Answers:
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
         """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
         check_count(n)
-        with torch.random.fork_rng([]):
+        with forked_rng():
             torch.manual_seed(seed)
             if self.is_point:
                 with self.model.bind(self.draw(0)):

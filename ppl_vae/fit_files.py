@@ -1,6 +1,7 @@
 """A fit as one file: safetensors and JSON, no code and no data."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
@@ -35,6 +36,7 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> Path:
         "guide": fit.model.guide_name,
         "local": fit.model.local_size,
         "shapes": {} if fit.data is None else {k: list(v.shape[1:]) for k, v in fit.data.values.items()},
+        "made_with": fit.model._identity()["settings"],
         "columns": {k: list(names) for k, names in fit.model._columns.items()},
         **{k: getattr(fit, k) for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
         "status": asdict(fit.status),
@@ -62,6 +64,7 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
             f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
             f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
         )
+    _compare_settings(path, record.get("made_with", {}), model._identity()["settings"])
     model.load_state_dict(state)
     model._columns = {name: tuple(columns) for name, columns in record.get("columns", {}).items()}
     model.eval()  # as fitted: batch normalisation and its like stand still
@@ -77,6 +80,19 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     if fit.is_point and fit.draws:
         model.fix(fit.draw(0))
     return fit
+
+
+def _compare_settings(path: str | os.PathLike[str], stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warn of modules that were made with other numbers: shapes do not tell, and the answers are other ones."""
+    for module, theirs in stored.items():
+        for name, value in theirs.items():
+            now = own.get(module, {}).get(name)
+            if now != value:
+                warnings.warn(
+                    f"{path} is a fit of a model whose {module}.{name} was {value!r}, and here it is {now!r}: build "
+                    "the model as it was fitted, or its answers are of another one",
+                    stacklevel=4,
+                )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor, nn
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.each import each
@@ -105,7 +106,7 @@ def from_pyro(
     """
     if isinstance(result, Fit):
         raise EngineError("from_pyro takes what plain Pyro made, got a Fit of this package: take fit.to_datatree()")
-    with torch.random.fork_rng([]), torch.no_grad(), pyro.validation_enabled(False):
+    with forked_rng(), torch.no_grad(), unvalidated():
         torch.manual_seed(seed)
         program, args, kwargs = _program(result, model, args, kwargs)
         pyro_model = PyroModel(program, args, kwargs)
@@ -280,7 +281,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def pair_tree(fit: Any, args: Any, posterior: dict[str, Tensor]) -> "xr.DataTree":
     """The tree of a Fit of a Pyro pair; latents of each datum that are no draws of it are integrated out."""
     pair = fit.model
-    with pair.parameters_in_place(), pyro.validation_enabled(False):
+    with pair.parameters_in_place(), unvalidated():
         model = PyroModel(pair.program, tuple(args), {})
         sites = {name: value for name, value in posterior.items() if name in model.latents}
         local = [name for name in model.latents if name not in sites and not model.finite(name)]
@@ -289,7 +290,7 @@ def pair_tree(fit: Any, args: Any, posterior: dict[str, Tensor]) -> "xr.DataTree
     if local:
         name = next(iter(model.observed)) if len(model.observed) == 1 else "joint"
         likelihood = {name: fit.pointwise(args)}
-    with pair.parameters_in_place(), pyro.validation_enabled(False):
+    with pair.parameters_in_place(), unvalidated():
         return describe(build(model, draws, {}, {}, likelihood), fit)
 
 

@@ -5,11 +5,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.align import symmetries
+from ppl_vae.alone import unvalidated
 from ppl_vae.convergence import RHAT_LIMIT, Convergence, convergence, rhat
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.fit import Fit
@@ -96,7 +96,7 @@ def over_draws(ask: Any, model: LatentVariableModel, draws: Mapping[str, Tensor]
             return ask(values)
 
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with torch.no_grad(), unvalidated():
         try:
             found = torch.vmap(one, chunk_size=max(1, ELEMENTS // rows))(flat)
         except RuntimeError:  # a model whose operations depend on values goes draw by draw
@@ -167,7 +167,7 @@ def disagreement(
     columns = [joint, *(one for value in summaries for one in value.reshape(*value.shape[:2], -1).unbind(-1))]
     numbers = [column.double().cpu().numpy() for column in columns]
     if all(np.ptp(column) == 0 or rhat(column) <= RHAT_LIMIT for column in numbers):
-        with pyro.validation_enabled(False):
+        with unvalidated():
             traded = symmetries(model, obs, {name: value[0, 0] for name, value in draws.items()})
         if not traded:
             return None

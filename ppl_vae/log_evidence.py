@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.answers import log_weights
 from ppl_vae.declare.local import local_q
@@ -121,7 +121,7 @@ def log_evidence(
             return model.evidence(obs)
         plan = Plan(num_particles, at_once, seed, len(obs))
         found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
-        with pyro.validation_enabled(False), model.standing(), shown("log p(x)", len(obs), progress) as update:
+        with unvalidated(), model.standing(), shown("log p(x)", len(obs), progress) as update:
             found.fill(plan, model, _weigher(model, obs, plan, compile), obs, update)
     return found.evidence()
 

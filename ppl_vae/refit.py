@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import EM
@@ -84,7 +85,7 @@ def refit_prior(
     mixture = GaussianMixture(n_components, z.shape[1], prior="weak")
     found = engine.fit(mixture, z, weights=None if w is None else w.repeat(draws))
     p = found.parameters
-    with torch.random.fork_rng([]):
+    with forked_rng():
         prior = Mixture.of(p["mixing.probs"], p["components.loc"], p["components.covariance"])
     return with_prior(fit, prior, f"prior refitted as a mixture of {n_components} on {len(z)} codes, EM {found.status}")
 

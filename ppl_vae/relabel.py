@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.align import Axis, Symmetry, assignments, permute, symmetries
+from ppl_vae.alone import unvalidated
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
@@ -217,7 +217,7 @@ def relabel_draws(
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
     shared = {name: flat[name] for name in model.shared_laws()}
     said, switched = [], torch.zeros(shape.numel(), dtype=torch.bool)
-    with pyro.validation_enabled(False):
+    with unvalidated():
         for symmetry in symmetries(model, obs, {name: value[0] for name, value in shared.items()}):
             order, how = (by or Stephens()).orders(model, obs, shared, symmetry)
             switched |= (order != torch.arange(symmetry.size)).any(1)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.coordinates import coordinates
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
@@ -136,7 +136,7 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     known = dict(fit.model.named_parameters()) | fit.parameters
     estimate = {name: known[name].detach() for name in free.sets}
     u = free.vector(estimate)
-    with pyro.validation_enabled(False), fit.model.numeric():
+    with unvalidated(), fit.model.numeric():
         gradient, information, meat = derivatives(fit, free, _batches(fit, data, weights), u)
     inverse, condition = invert(free, information)
     check_boundary(free, inverse)

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ppl_vae"
 
 ROOMS = {
     "errors": 0,
+    "alone": 0,
     "version": 0,
     "records": 0,
     "fit": 0,
@@ -74,6 +75,7 @@ ROOMS = {
 
 NEIGHBOURS = {
     ("fit", "fit_answers"),
+    ("fit_answers", "alone"),
     ("fit_answers", "errors"),
     ("fit_answers", "evidence"),
     ("fit_answers", "over_draws"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.cli.inputs import Parts, complete_rows, read, training_data
 from ppl_vae.cli.options import Common, Compare, Train, arguments, prepare, save_settings, say
 from ppl_vae.cli.outputs import (
@@ -203,7 +204,7 @@ def _vae(options: Train, data: Parts) -> Any:
     from ppl_vae.likelihoods import LIKELIHOODS
     from ppl_vae.models import VAE
 
-    with torch.random.fork_rng([]):
+    with forked_rng():
         torch.manual_seed(options.seed)
         make: Any = LIKELIHOODS[data.likelihood]
         law = make(**data.settings)

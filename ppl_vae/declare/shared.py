@@ -13,8 +13,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ppl_vae.alone import alone, forked_rng
 from ppl_vae.declare.counted import Counted, Units
 from ppl_vae.declare.guides import GUIDES
+from ppl_vae.declare.identity import settings, sources
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
 from ppl_vae.errors import DeclarationError, EngineError
 from ppl_vae.families import Family
@@ -86,8 +88,9 @@ class SharedLatents(PyroModule):
     @contextmanager
     def numeric(self) -> Iterator[None]:
         """Nodes make their constants in the dtype and on the device of the parameters."""
-        like, before = self.like, torch.get_default_dtype()
         with ExitStack() as stack:
+            stack.enter_context(alone())
+            like, before = self.like, torch.get_default_dtype()
             if like.device.type != "cpu":
                 stack.enter_context(like.device)
             torch.set_default_dtype(like.dtype)
@@ -100,7 +103,7 @@ class SharedLatents(PyroModule):
     def aside(self, seed: int | None = None) -> Iterator[None]:
         """What is drawn within the block counts nowhere else; with a seed it is the same each time."""
         device = self.like.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with forked_rng([device] if device.type == "cuda" else []):
             if seed is not None:
                 torch.manual_seed(seed)
             yield
@@ -145,6 +148,10 @@ class SharedLatents(PyroModule):
         """Names of networks' and other parameters that no family owns."""
         owned = {id(p) for family in self.families().values() for p in family.parameters()}
         return [name for name, p in self.named_parameters() if id(p) not in owned]
+
+    def _identity(self) -> dict[str, Any]:
+        """What the model is beside its parameters and buffers, in JSON: settings of its modules, and their code."""
+        return {"settings": settings(self), "code": sources(self)}
 
     def count_free(self) -> int:
         """Number of free scalars: K - 1 of K weights, d (d + 1) / 2 of a covariance; none of what has a prior."""

@@ -7,12 +7,12 @@ Finite latents that stand between them are summed out.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Scope, enumerate_values
 from ppl_vae.errors import EngineError
@@ -144,7 +144,7 @@ class Codes:
         UndefinedError
             If the prior depends on inputs or data.
         """
-        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+        with torch.no_grad(), self.model.numeric(), unvalidated():
             return self.prior(z).double()
 
     def prior(self, z: Code, given: Observations = NOTHING) -> Tensor:
@@ -183,7 +183,7 @@ class Codes:
 
     def log_own(self, z: Code) -> Tensor:
         """Log q(z_i | x_i), [n]."""
-        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+        with torch.no_grad(), self.model.numeric(), unvalidated():
             return self._walk(self.obs, torch.arange(self.n, device=self.model.like.device), z).double()
 
     def _parts(self, z: Code) -> Iterator[Code]:
@@ -194,7 +194,7 @@ class Codes:
             yield {name: value[start : start + at_once] for name, value in z.items()}
 
     def _pairs(self, z: Code) -> Tensor:
-        with torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+        with torch.no_grad(), self.model.numeric(), unvalidated():
             if self.factorised:
                 return sum(q.log_prob(z[name].unsqueeze(1)) for name, q in self.q.items()).double()
             m = len(next(iter(z.values())))

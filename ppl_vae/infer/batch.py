@@ -120,8 +120,8 @@ def shared_rows(order: Tensor, batch_size: int, share: Share) -> tuple[Tensor, l
     Returns
     -------
     Tensor
-        [batches, m], m = ceil(batch_size / world); short parts are filled with the first rows of the order, since copies
-        of one row would be seen by batch normalisation.
+        [batches, m], m = ceil(batch_size / world); short parts are filled with the first rows of the order, since batch
+        normalisation would take copies of one row for data.
     list of int
         For each batch how many of its m rows are not such filling. They come first.
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.data import Stream
 from ppl_vae.data.readers import Memory, starter
 from ppl_vae.declare import LatentVariableModel, Observations
@@ -92,7 +92,7 @@ def example(data: Any) -> Any:
     >>> example([torch.zeros(2, 3)]).shape
     torch.Size([2, 3])
     """
-    with torch.random.fork_rng([]):
+    with forked_rng():
         return _first(_FIRSTS[_maker(data)](data))
 
 

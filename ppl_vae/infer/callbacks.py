@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Status
 from ppl_vae.infer.processes import Share
@@ -182,7 +183,7 @@ class Callbacks:
 
     def _call(self, one: Callback, hook: str, *args: Any) -> bool:
         try:
-            with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            with forked_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
                 return bool(getattr(one, hook)(self.run, *args))
         except Exception as error:
             at = f" at step {args[0]}" if args and isinstance(args[0], int) else ""

@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.families import Sums
 from ppl_vae.fit import Status
 from ppl_vae.infer.assignment import ASSIGNMENTS, Assign, soft
@@ -131,7 +131,7 @@ class Climb:
 
     def _blame(self, values: Values) -> str:
         """The node of the first data that has no density at these values, in words."""
-        with self.model.bind(values), torch.no_grad(), self.model.numeric(), pyro.validation_enabled(False):
+        with self.model.bind(values), torch.no_grad(), self.model.numeric(), unvalidated():
             node = culprit(self.model.sites(self.few))
         return f": {node}" if node else ""
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.infer.parallel import threads
 
 __all__ = ["checks_apart", "compiled", "kept_generators"]
@@ -106,4 +107,4 @@ def _quiet() -> Iterator[None]:
 
 def kept_generators(tensors: Sequence[Tensor]) -> Any:
     """Within the block random numbers may be drawn; afterwards the generators stand where they stood."""
-    return torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda}))
+    return forked_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda}))

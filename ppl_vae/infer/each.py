@@ -3,10 +3,10 @@
 import warnings
 from collections.abc import Callable, Iterable
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.infer.tracing import Traced
 
 __all__ = ["each"]
@@ -29,7 +29,7 @@ def each(function: Callable[..., tuple[Tensor, ...]], rows: Iterable[tuple[Tenso
     """
     listed = list(rows)
     traced = Traced(function, "trace" if len(listed) > FEW else "off")
-    with torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with torch.no_grad(), unvalidated(), warnings.catch_warnings():
         # That it runs eagerly is no news to somebody who asked for no graph.
         warnings.filterwarnings("ignore", "runs eagerly", UserWarning)
         if traced.mode == "trace" and _differs(traced, listed):
@@ -39,6 +39,6 @@ def each(function: Callable[..., tuple[Tensor, ...]], rows: Iterable[tuple[Tenso
 
 def _differs(traced: Traced, rows: list[tuple[Tensor, ...]]) -> bool:
     """Whether a graph of the first row is wrong at the last."""
-    with torch.random.fork_rng([]):
+    with forked_rng():
         traced(*rows[0])
     return traced.mode != "off" and traced.verify(*rows[-1]) > CLOSE

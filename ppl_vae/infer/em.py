@@ -3,14 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
-import pyro
 import torch
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import EngineError
@@ -26,6 +25,7 @@ from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
 from ppl_vae.infer.runs import Starts
 from ppl_vae.infer.squarem import ACCELERATIONS
+from ppl_vae.infer.starts import trained_copy
 
 __all__ = ["EM"]
 
@@ -181,11 +181,11 @@ class EM:
             return maximize_pair(self, program, data)
         begin = time.perf_counter()
         model.refuse_penalties("EM")
-        fitted = deepcopy(model).double().requires_grad_(True)
+        fitted = trained_copy(model).double()
         with (
+            forked_rng(),
             threads(1) as num_threads,
-            torch.random.fork_rng([]),
-            pyro.validation_enabled(False),
+            unvalidated(),
             fitted.numeric(),
             joined(fitted.like.device) as share,
         ):
@@ -239,6 +239,6 @@ class EM:
         return {
             "engine": type(self).__name__,
             "settings": {name: described(getattr(self, name)) for name in settings},
-            "model": {"declaration": repr(model), "shapes": shapes},
+            "model": {"declaration": repr(model), "shapes": shapes, **model._identity()},
             "rows": parts.n,
         }

@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_vae.declare.identity import code_of
 from ppl_vae.fit import Fit
 
 __all__ = ["described", "differences", "fingerprint"]
@@ -51,12 +51,7 @@ def _of_function(value: Callable[..., Any]) -> Any:
         return name
     inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
     enclosed = [one if isinstance(one, str | int | float) else type(one).__qualname__ for one in inside]
-    return {name: [hashlib.sha256(repr(_bytecode(value.__code__)).encode()).hexdigest(), enclosed]}
-
-
-def _bytecode(code: CodeType) -> list[Any]:
-    inner = [_bytecode(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return [code.co_code.hex(), code.co_names, inner]
+    return {name: [code_of(value), enclosed]}
 
 
 def fingerprint(named: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.families.supports import of_entries
@@ -123,7 +124,7 @@ def all_alike(model: LatentVariableModel, obs: Observations) -> bool:
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:
     values = model.family_defaults()
-    with torch.random.fork_rng([]):
+    with forked_rng():
         for name, law in model.shared_laws().items():
             if name not in values:
                 values[name] = law(values).sample()

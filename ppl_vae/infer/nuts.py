@@ -7,10 +7,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
@@ -120,7 +120,7 @@ class NUTS:
         _refuse_free_parameters(fitted)
         obs = fitted.check(data)
         w = None if weights is None else check_weights(weights, len(obs)).to(fitted.like)
-        with torch.random.fork_rng([]), pyro.validation_enabled(False):
+        with forked_rng(), unvalidated():
             torch.manual_seed(self.seed)
             fitted.adapt(obs, w)
             potential = Potential(fitted, obs, torch.ones(len(obs)).to(fitted.like) if w is None else w)

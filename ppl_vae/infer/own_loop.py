@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
@@ -100,7 +100,7 @@ class _OwnStep:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
         own = Batch(obs, self.ones[n], None, n)
         self.count += 1
-        with pyro.validation_enabled(False):
+        with unvalidated():
             if self.count % CHECK == 2:
                 self._check(own, beta)
             result = self.step(own, beta)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.declare.pair import PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
@@ -113,7 +114,7 @@ class PairObjective:
     def _blame(self, batch: Sequence[Tensor]) -> str:
         args, kwargs = self._arguments(batch)
         pair = self.pair
-        with torch.no_grad(), pyro.validation_enabled(False), pair.parameters_in_place():
+        with torch.no_grad(), unvalidated(), pair.parameters_in_place():
             for traces in self.loss._get_traces(pair.program, pair.guide, args, kwargs):
                 for trace in traces:
                     trace.compute_log_prob()
@@ -212,14 +213,14 @@ class PairStep:
 
     def _made(self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: str) -> Step:
         devices = sorted({a.device.index or 0 for a in tree_flatten(args)[0] if isinstance(a, Tensor) and a.is_cuda})
-        with torch.random.fork_rng(devices):  # so that noise starts where pyro.infer.SVI's does
+        with forked_rng(devices):  # so that noise starts where pyro.infer.SVI's does
             objective = PairObjective(self.pair, self.loss, args, kwargs)
         if not isinstance(self.optimizer, Stepper):
             self.optimizer = _stepper(self.optimizer, self.pair)
         return Step(objective, self.optimizer, mode)
 
     def _verify(self, step: Step, tensors: list[Tensor]) -> None:
-        with pyro.validation_enabled(False), warnings.catch_warnings():
+        with unvalidated(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered ")  # NaN or inf: the step itself says so
             difference = step.check(tensors)
         if difference:

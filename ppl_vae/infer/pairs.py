@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ppl_vae.alone import alone, forked_rng
 from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -45,7 +46,7 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
     _refuse_settings(engine)
     pair, args = PyroPair(model, guide), Arguments(data)
     n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
-    with joined(torch.device("cpu")) as share, own_random(engine.seed, {a.device for a in tensors}):
+    with alone(), joined(torch.device("cpu")) as share, own_random(engine.seed, {a.device for a in tensors}):
         with pair.statistics_kept(), pair.parameters_in_place():
             loss = own_copy(pyro_loss(engine, model, guide, args))
         climbed = PairObjective(pair, loss, args, weight=float(n))
@@ -184,7 +185,7 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
     bounds: list[float] = []
     status = Status("max_iter", f"{engine.max_iter} iterations did not reach tol {engine.tol:g}")
     n = args.count()
-    with torch.random.fork_rng([]), progress("EM", engine.max_iter, engine.progress) as update:
+    with forked_rng(), progress("EM", engine.max_iter, engine.progress) as update:
         torch.manual_seed(engine.seed)
         drawn = pair.draws_latents(args)
         for iteration in range(engine.max_iter):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.layout import Layout
@@ -37,7 +38,7 @@ class Potential:
 
     def _layout(self) -> Layout:
         layout, values = Layout(), dict(self.model.family_defaults())
-        with torch.random.fork_rng([]), self.model.numeric():
+        with forked_rng(), self.model.numeric():
             for name, law in self.model.shared_laws().items():
                 d = law(values)
                 value = d.sample()

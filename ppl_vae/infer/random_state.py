@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppl_vae.alone import alone
 from ppl_vae.errors import EngineError
 
 __all__ = ["own_random", "random_state", "restore_random_state"]
@@ -84,6 +85,11 @@ def own_random(seed: int, devices: Iterable[Device] = ()) -> Iterator[None]:
     True
     """
     chosen = list(devices)
+    with alone():
+        yield from _seeded(seed, chosen)
+
+
+def _seeded(seed: int, chosen: list[Device]) -> Iterator[None]:
     before = random_state(chosen)
     try:
         torch.default_generator.manual_seed(seed)

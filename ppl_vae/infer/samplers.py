@@ -13,6 +13,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import lent
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.progress import Ration, progress
@@ -99,8 +100,9 @@ def _at_once(target: Target, u: Tensor, most: int) -> int:
 
     def calls(count: int) -> float:
         begin = time.perf_counter()
-        for _ in range(count):
-            target.value_and_gradient(u)
+        with lent():
+            for _ in range(count):
+                target.value_and_gradient(u)
         return time.perf_counter() - begin
 
     with suppress(Exception), ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -122,7 +124,8 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
     def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
             try:
-                value, gradient = target.value_and_gradient(torch.from_numpy(u))
+                with lent():  # the fit waits for this thread of the sampler's
+                    value, gradient = target.value_and_gradient(torch.from_numpy(u))
             except torch.linalg.LinAlgError as error:
                 raise _OutsideError(str(error)) from error
             except Exception as error:

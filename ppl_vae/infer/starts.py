@@ -1,6 +1,7 @@
 """Where an engine starts: seeds of clusters, random responsibilities, or what it is given."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 
-__all__ = ["are_responsibilities", "first_responsibilities", "given_values", "take_networks"]
+__all__ = ["are_responsibilities", "first_responsibilities", "given_values", "take_networks", "trained_copy"]
 
 HARDNESS = 0.9
 """Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
@@ -59,6 +60,16 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
             raise DataError(f"the fit to start from has {found} for {name}; the model's has {tuple(parameter.shape)}")
         with torch.no_grad():
             parameter.copy_(value)
+
+
+def trained_copy(model: LatentVariableModel) -> LatentVariableModel:
+    """A copy for training: what its owner froze by `requires_grad_(False)` stays, networks of an earlier fit go on."""
+    copy = deepcopy(model)
+    for module in copy.modules():
+        if getattr(module, "_of_fit", False):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(True)
+    return copy
 
 
 def are_responsibilities(start: Any) -> bool:

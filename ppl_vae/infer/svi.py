@@ -4,15 +4,14 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import alone, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import DataError, EngineError
@@ -34,6 +33,7 @@ from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, rising
 from ppl_vae.infer.schedules import schedule
 from ppl_vae.infer.settled import settled
+from ppl_vae.infer.starts import trained_copy
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
@@ -186,12 +186,12 @@ class SVI:
                 f"{self.objective!r}"
             )
         begin = time.perf_counter()
-        fitted = deepcopy(model).requires_grad_(True)
+        fitted = trained_copy(model)
         fitted = fitted.to(data_dtype(example(data), fitted.like.dtype))
-        with joined(fitted.like.device) as share, ExitStack() as stack:
+        with alone(), joined(fitted.like.device) as share, ExitStack() as stack:
             fitted = fitted.to(share.place(fitted.like.device))
             stack.enter_context(own_random(self.seed, [fitted.like.device]))
-            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(unvalidated())
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
             self._prepare(fitted, batches, self.progress and share.leads)
             if share.world > 1:  # networks start as the first process's, whatever the others drew
@@ -251,7 +251,8 @@ class SVI:
                 first.place(model)
         if model.local_posteriors and not batches.indexed:
             raise DataError(index_needed(batches, ", ".join(model.local_posteriors)))
-        model.train()
+        if not model.training:  # as a Fit's model; else each module is as its owner left it
+            model.train()
 
     def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
         climbed = self._climbed(model, batches)
@@ -329,13 +330,17 @@ class SVI:
         return HeldOut(model, make_batches(model, self.validation, shuffle=False), self.seed)
 
     def _header(self, model: LatentVariableModel, batches: Batches, held_out: HeldOut | None) -> dict[str, Any]:
-        shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+        shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         own = {name: described(getattr(self, name)) for name in HEADER}
         validation = None if held_out is None else held_out.batches.fingerprint()
         return {
-            "engine": "SVI", "model": type(model).__name__, "parameters": shapes, "data": batches.fingerprint(),
-            "validation": validation, **own,
-        }  # fmt: skip
+            "engine": "SVI",
+            "model": {"class": type(model).__name__, **model._identity()},
+            "parameters": shapes,
+            "data": batches.fingerprint(),
+            "validation": validation,
+            **own,
+        }
 
     def _draw(self, model: LatentVariableModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws of the shared latents from their q, [1, num_draws, *event], with log q and the log prior of each."""

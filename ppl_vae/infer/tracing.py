@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from ppl_vae.alone import unvalidated
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.compiling import compiled, kept_generators
 from ppl_vae.infer.folding import fold_constants
@@ -240,7 +241,7 @@ def _where(error: Exception) -> str:
 def traceable() -> Iterator[None]:
     """Within the block Pyro neither reads values to check them nor branches on them, as under torch.jit.trace."""
     with ExitStack() as stack:
-        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(unvalidated())
         stack.enter_context(_without_onednn())
         stack.enter_context(warnings.catch_warnings())
         # torch too, in part: it warns that loops over a tensor are unrolled.

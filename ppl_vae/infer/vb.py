@@ -7,10 +7,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Sums
@@ -112,10 +112,10 @@ class VB:
         model.refuse_penalties("VB")
         fitted = deepcopy(model).double()
         with (
+            forked_rng(),
             threads(1) as num_threads,
-            torch.random.fork_rng([]),
             torch.no_grad(),
-            pyro.validation_enabled(False),
+            unvalidated(),
             fitted.numeric(),
             joined(fitted.like.device) as share,
         ):

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare.nodes import Node
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.plots.style import GREY, new_axes
@@ -55,7 +56,7 @@ def render(model: Any, ax: Axes | None = None) -> Any:
 
 
 def _by_pyro(model: Any) -> Any:
-    with torch.random.fork_rng([]), torch.no_grad():
+    with forked_rng(), torch.no_grad():
         observed = [n.name for n in model.local_nodes() if n.kind == "observed"]
         drawn = model.sample_joint(2)
         data = {name: drawn[name] for name in observed}

@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.codes import Codes, flat
@@ -103,7 +104,7 @@ def traversals(
 def _spread(fit: Any, data: Any, start: int, steps: int) -> tuple[Tensor, Tensor, Codes, dict[str, Tensor]]:
     """Posterior means of data, draws of the prior, the codes, and the inputs of the datum `start`, `steps` times."""
     model = fit.model
-    with torch.random.fork_rng([]), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
+    with forked_rng(), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
         torch.manual_seed(fit.seed)
         obs = model.check(data)
         with local_q(model, obs):

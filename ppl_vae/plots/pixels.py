@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.plots.style import BIG, array, color, new_axes, values_of
 
@@ -109,7 +110,7 @@ def prior_samples(fit: Any, shape: Shape, ax: Axes | None = None, count: int = 4
         How many images, and how many in a row.
     """
     name = next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
-    with torch.random.fork_rng([]), torch.no_grad():
+    with forked_rng(), torch.no_grad():
         torch.manual_seed(fit.seed)
         return images(array(_means(fit.model, name, count)).reshape(count, -1), shape, ax, columns)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from ppl_vae.alone import forked_rng
 from ppl_vae.counted import every_datum
 from ppl_vae.plots.style import GREY, array, color, new_axes, values_of
 
@@ -80,7 +81,7 @@ def _replicate(fit: Any, obs: Any, name: str, draws: int, seed: int) -> list[np.
     """Draw data sets [n, *event] at evenly spaced draws of the shared latents."""
     inputs = {n: obs.values[n] for n in fit.model.inputs}
     found = []
-    with torch.random.fork_rng([]):
+    with forked_rng():
         torch.manual_seed(seed)
         for s in fit.spaced(draws):
             with fit.model.bind(fit.draw(s)):

@@ -148,3 +148,27 @@ def test_networks_of_a_fit_train_on():
     again = pv.SVI(2, optimizer=pv.adam(1e-2), progress=False).fit(both, torch.ones(20, 64))
     for name, value in again.model.named_parameters():
         assert not torch.equal(value, dict(both.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("engine", [pv.SVI(3, batch_size=50, progress=False), pv.SVI(3, compile="off", progress=False)])
+def test_what_its_owner_froze_stays(engine, digits):
+    vae = pv.models.VAE(pv.nets.mlp_encoder(64, 16, 2), pv.nets.mlp_decoder(2, 16, 64))
+    vae.encoder.requires_grad_(False)
+    fit = engine.fit(vae, digits.train[:200])
+    before, after = vae.encoder.state_dict(), fit.model.encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(next(vae.decoder.parameters()), next(fit.model.decoder.parameters()))
+    assert fit.model.encoder is not vae.encoder
+    # A fit's own networks, which the engine froze, train on.
+    again = engine.fit(fit.model, digits.train[:200])
+    assert not any(torch.equal(after[name], again.model.encoder.state_dict()[name]) for name in after)
+
+
+def test_a_module_that_its_owner_put_into_eval_stays_there(digits):
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(64), pv.nets.mlp_encoder(64, 16, 2))
+    for frozen in (False, True):
+        vae = pv.models.VAE(encoder, pv.nets.mlp_decoder(2, 16, 64), latent_dim=2)
+        encoder[0].train(not frozen)
+        norm = pv.SVI(2, batch_size=50, progress=False).fit(vae, digits.train[:200]).model.encoder[0]
+        assert norm.num_batches_tracked.item() == (0 if frozen else 8)
+        assert torch.equal(norm.running_mean, encoder[0].running_mean) == frozen
