@@ -16,9 +16,26 @@ from torch import Tensor
 
 from ppl_vae.errors import DataError
 
-__all__ = ["packed", "read_record", "replacing", "unpacked", "write_record"]
+__all__ = ["packed", "read_record", "replacing", "unpacked", "writable", "write_record"]
 
 CHECKSUM = "sha256"
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that can be written; asked before the work, not after it.
+
+    Raises
+    ------
+    DataError
+        If it is a folder, or its folder is none or may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; the name of a file is needed")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"no file can be written into {above}; choose another place for {path.name}")
+    return path
 
 
 def write_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str = "ppl_vae") -> None:

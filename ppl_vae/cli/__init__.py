@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
-from ppl_vae.alone import forked_rng
 from ppl_vae.cli.inputs import Parts, complete_rows, read, training_data
 from ppl_vae.cli.options import Common, Compare, Train, arguments, prepare, save_settings, say
 from ppl_vae.cli.outputs import (
@@ -66,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         app.config = () if path is None else (Toml(path, must_exist=True, use_commands_as_keys=False),)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _complain(str(error), USAGE)
+        return _complain(f"{path}: {error}" if "TOML" in str(error) else str(error), USAGE)
+    except FileNotFoundError as error:
+        return _complain(f"there is no file {error.filename}" if error.filename else str(error), USAGE)
     except (DataError, DeclarationError, OSError) as error:
         return _complain(str(error), USAGE)
     except EngineError as error:
@@ -201,6 +202,7 @@ def _vae(options: Train, data: Parts) -> Any:
     import torch
 
     from ppl_vae import nets
+    from ppl_vae.alone import forked_rng
     from ppl_vae.likelihoods import LIKELIHOODS
     from ppl_vae.models import VAE
 

@@ -108,6 +108,7 @@ class Train(Common):
 def prepare(options: Common) -> None:
     """Refuse what can be refused in a moment, and send logs to standard error."""
     from ppl_vae.errors import DataError
+    from ppl_vae.records import writable
 
     counts = ("components", "epochs", "draws", "chains", "latent", "hidden", "batch_size", "particles")
     for name in counts:
@@ -117,9 +118,9 @@ def prepare(options: Common) -> None:
         raise DataError(f"--warmup must not be negative, got {getattr(options, 'warmup')}")  # noqa: B009
     if not getattr(options, "learning_rate", 1.0) > 0:
         raise DataError(f"--learning-rate must be positive, got {getattr(options, 'learning_rate')}")  # noqa: B009
-    if options.output.is_dir():
-        raise DataError(f"{options.output}: is a folder; --output needs a file name")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if not options.output.is_dir():
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    writable(options.output)
     for handler in [h for h in logger.handlers if getattr(h, "of_the_command_line", False)]:
         logger.removeHandler(handler)
     if not options.quiet:

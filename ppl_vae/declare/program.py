@@ -339,6 +339,8 @@ def _add_place(error: Exception, where: str, arguments: Mapping[str, Tensor]) ->
     note = (
         f"in {where}{shapes and f', called with {shapes}'}; a few rows are tried first, so sizes of data do not count"
     )
+    if "only integer tensors of a single element" in str(error):
+        note += "; networks in a list cannot be indexed by a latent of many data: call all, and choose by torch.where"
     if not any(said.startswith("in ") for said in getattr(error, "__notes__", ())):
         error.add_note(note)
 

@@ -18,6 +18,10 @@ from ppl_vae.families.located import InUnits, Located
 __all__ = ["Normal", "NormalInverseWishartPrior"]
 
 
+LEAST = 1e-150
+"""Distance whose square is hardly held."""
+
+
 @dataclass(frozen=True)
 class NormalInverseWishartPrior:
     """loc_k | Sigma_k ~ N(mean, Sigma_k / strength), Sigma_k ~ the covariance form's conjugate law.
@@ -155,7 +159,9 @@ class Normal(Family):
             w = _shares(x, weights, total).to(center)
             moment = moment + self.form.moment((x.to(center) - center).nan_to_num(), w)
             share = share + w @ (~x.isnan()).to(center)
-        deviation = (self.form.variances(moment) / share.clamp_min(1e-300)).sqrt()
+        variances = self.form.variances(moment)
+        _check_held(parts, center, variances)
+        deviation = (variances / share.clamp_min(1e-300)).sqrt()
         # A constant feature has no scale of its own.
         resolution = 8 * torch.finfo(like.dtype).eps * center.abs()
         scale = torch.where(deviation > resolution, deviation, center.abs() + (center == 0))
@@ -273,6 +279,21 @@ class Normal(Family):
             f"the data do not spread in {int(self.flat)} of {self.n_features} directions (constant or collinear "
             f"features); the density there is set by the prior, or by the floor of {self.floor:g} of the scale"
         ]
+
+
+def _check_held(parts: Parts, center: Tensor, variances: Tensor) -> None:
+    """Refuse features whose squares are beyond what float64 holds, or below it."""
+    if bool(variances.isfinite().all()) and bool((variances > 0).all()):
+        return
+    for x, _ in parts:
+        away = (x.to(center) - center).nan_to_num().abs().amax(0)
+        lost = ~variances.isfinite() | ((variances == 0) & (away > 0) & (away < LEAST))
+        if bool(lost.any()):
+            j = int(lost.nonzero()[0, 0])
+            raise DataError(
+                f"feature {j} has values {away[j].item():.0e} from their mean, whose squares float64 cannot hold: "
+                "divide the feature by its standard deviation"
+            )
 
 
 def _shares(x: Tensor, weights: Tensor | None, total: float) -> Tensor:

@@ -104,6 +104,22 @@ class _Span:
     high: int
 
 
+def unseen(model: LatentVariableModel, obs: Observations) -> list[str]:
+    """A remark if some data have no observed value at all.
+
+    Raises
+    ------
+    DataError
+        If none has.
+    """
+    absent = [gaps.reshape(len(gaps), -1).all(1) for gaps in obs.missing.values()]
+    nodes = [name for name in obs.values if name not in model.inputs]
+    empty = int(torch.stack(absent).all(0).sum()) if absent and len(absent) == len(nodes) else 0
+    if empty == len(obs):
+        raise DataError(f"all {empty} rows are missing altogether: there is nothing to fit")
+    return [f"{empty} rows are missing altogether and tell nothing"] if empty else []
+
+
 class Held(Parts):
     """Data in memory."""
 
@@ -124,10 +140,7 @@ class Held(Parts):
         self.kept: dict[_Span, list[Chunk]] = {}
 
     def remarks(self) -> list[str]:
-        absent = [gaps.reshape(len(gaps), -1).all(1) for gaps in self.obs.missing.values()]
-        nodes = [name for name in self.obs.values if name not in self.model.inputs]
-        empty = int(torch.stack(absent).all(0).sum()) if len(absent) == len(nodes) else 0
-        return [*super().remarks(), *([f"{empty} rows are missing altogether and tell nothing"] if empty else [])]
+        return [*super().remarks(), *unseen(self.model, self.obs)]
 
     @property
     def n(self) -> int:

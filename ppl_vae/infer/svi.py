@@ -27,6 +27,7 @@ from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
+from ppl_vae.infer.parts import unseen
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
@@ -229,6 +230,8 @@ class SVI:
         obs, weights = batches.first, batches.weights
         if weights is not None and not bool(weights.any()):  # as a first block may have it
             weights = None
+        if held(batches):
+            unseen(model, obs)
         model.adapt(obs, weights)
         start = initial_values(self.start, model, obs, weights, self.seed)
         laws = model.shared_laws()
@@ -283,17 +286,18 @@ class SVI:
                 except LostError as error:
                     advice = checkpoint.advice(f"step {checkpoint.last_step}")
                     raise EngineError(f"SVI stopped after {loop.steps} steps: {error}; {advice}") from error
-                hooks.status = self._remarked(status, model, batches, history)
+                hooks.status = replace(status, notes=(*status.notes, *self._remarks(status, model, batches, history)))
         return history, hooks.status, step.mode
 
-    def _remarked(self, status: Status, model: LatentVariableModel, batches: Batches, history: History) -> Status:
+    def _remarks(self, status: Status, model: LatentVariableModel, batches: Batches, history: History) -> list[str]:
         """A posterior of shared latents is an answer only once q has come to rest, and a maximum once it is reached."""
+        notes = unseen(model, batches.first) if held(batches) else []
         if status.code != "finished":
-            return status
+            return notes
         note = rising(history.bound, self._total(model, batches) if model.shared_laws() else None)
         if self.beta == 1 and self.objective.is_bound:  # others need not climb the bound
             note = note or fallen(history.bound)
-        return replace(status, notes=(*status.notes, note)) if note else status
+        return [*notes, note] if note else notes
 
     def _averaging(self, model: LatentVariableModel) -> Averaging | None:
         parameters = [] if model.shared_guide is None else list(model.shared_guide.parameters())

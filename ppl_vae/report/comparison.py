@@ -12,6 +12,7 @@ from ppl_vae.compare import Table
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.plots.mixture import raw
+from ppl_vae.records import writable
 from ppl_vae.report.cards import cells
 from ppl_vae.report.chains import chains_of
 from ppl_vae.report.components import places, responsibilities
@@ -45,6 +46,7 @@ def write_comparison(table: Table, path: str | os.PathLike[str], command: str | 
     command : str, optional
         What to type to get the same page.
     """
+    path = writable(path)
     first = next(iter(table.fits.values()))
     name = reference(table) or next((n for n, fit in table.fits.items() if not fit.is_point), next(iter(table.fits)))
     heads, rows = _parameters(table)
