@@ -84,15 +84,19 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
 
 def _compare_settings(path: str | os.PathLike[str], stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Warn of modules that were made with other numbers: shapes do not tell, and the answers are other ones."""
+    other = []
     for module, theirs in stored.items():
-        for name, value in theirs.items():
-            now = own.get(module, {}).get(name)
-            if now != value:
-                warnings.warn(
-                    f"{path} is a fit of a model whose {module}.{name} was {value!r}, and here it is {now!r}: build "
-                    "the model as it was fitted, or its answers are of another one",
-                    stacklevel=4,
-                )
+        here = own.get(module, {})
+        names = (
+            ["class"] if theirs.get("class") != here.get("class") else [k for k in theirs if theirs[k] != here.get(k)]
+        )
+        other += [f"{module}.{name} was {theirs.get(name)!r} and is {here.get(name)!r} here" for name in names]
+    if other:
+        warnings.warn(
+            f"{path} is a fit of another model: {', '.join(other)}; build the model as it was fitted, or its answers are "
+            "those of another one",
+            stacklevel=4,
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,15 +6,21 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae import given, latent, observed
 from ppl_vae.declare.observations import observe
+from ppl_vae.records import writable
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) + 6 * (torch.arange(40) > 19)[:, None]
 FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
 GMM = pv.models.GaussianMixture
 EM = pv.EM(progress=False)
+
+
+def bits_vae():
+    return pv.models.VAE(pv.nets.mlp_encoder(4, 8, 2), pv.nets.mlp_decoder(2, 8, 4))
 
 
 class ZeroInflated(pv.LatentVariableModel):
@@ -168,6 +174,21 @@ SLIPS = {
     ),
     "a decorator with a name": (a_name_for_a_method, pv.DeclarationError, "a node is a method, got 'z': write @latent"),
     "no super().__init__()": (Early, pv.DeclarationError, r"sets 'heights' too early: make super\(\).__init__\(\) its"),
+    "rows that are all missing": (
+        lambda: pv.SVI(1, progress=False).fit(bits_vae(), torch.full((5, 4), torch.nan)), pv.DataError,
+        "all 5 rows are missing altogether: there is nothing to fit",
+    ),
+    "a loader without a batch": (
+        lambda: pv.SVI(1, progress=False).fit(bits_vae(), DataLoader(TensorDataset(X), 99, drop_last=True)), pv.DataError,
+        r"there is no batch \(drop_last leaves out what does not fill a batch\)",
+    ),
+    "numbers whose squares are too large": (
+        lambda: EM.fit(GMM(2, 2), 1e160 * X.double()), pv.DataError, "feature 0 has .* float64 cannot hold: divide",
+    ),
+    "numbers whose squares are too small": (
+        lambda: EM.fit(GMM(2, 2), 1e-200 * X.double()), pv.DataError, "float64 cannot hold: divide the feature by its",
+    ),
+    "a report in a folder": (lambda: writable("."), pv.DataError, "is a folder; the name of a file is needed"),
     "no data to draw": (lambda: GMM(2, 2).sample(0), pv.DataError, "whole number and at least 1; got 0"),
     "a part of a datum": (lambda: EM.fit(GMM(2, 2), X).sample(2.5), pv.DataError, "at least 1; got 2.5"),
     "no self": (no_self, pv.DeclarationError, "'z' takes no argument; it is a method"),
@@ -316,3 +337,73 @@ def test_a_short_fit_is_held_against_its_program_too():
         engine = pv.SVI(3, compile="trace", optimizer=pv.adam(0.5), seed=seed, progress=False)
         fit = engine.fit(Detached(), {"t": X[:, 0], "y": X[:, 1]})
         assert "the traced graph differed from the model" in str(fit.status), seed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_for_keeping_data_not_for_computing(dtype):
+    x = (torch.rand(600, 4, generator=torch.Generator().manual_seed(0)) < 0.5).to(dtype)
+    fits = [pv.SVI(3, batch_size=64, progress=False).fit(seeded(), one) for one in (x, x.float())]
+    assert fits[0].model.like.dtype == torch.float32
+    assert torch.equal(fits[0].trace["bound"], fits[1].trace["bound"])
+
+
+def seeded():
+    torch.manual_seed(0)
+    return bits_vae()
+
+
+BACKWARDS = {
+    "rows": lambda x: x[::-1],
+    "columns": lambda x: x[:, ::-1],
+    "byte order": lambda x: x.astype(">f8"),
+    "long double": lambda x: x.astype(np.longdouble),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_arrays_are_taken_however_they_lie_in_memory(name):
+    x = np.ascontiguousarray(X.double().numpy())
+    found, plain = BACKWARDS[name](x), np.ascontiguousarray(BACKWARDS[name](x)).astype(float)
+    assert EM.fit(GMM(2, 2), found).trace["bound"][-1] == EM.fit(GMM(2, 2), plain).trace["bound"][-1]
+    if name != "long double":  # which scikit-learn refuses
+        own = [pv.sklearn.GaussianMixture(2, random_state=0).fit(one) for one in (found, plain)]
+        np.testing.assert_array_equal(own[0].predict(found), own[1].predict(plain))
+
+
+def test_free_parameters_are_counted_as_they_vary():
+    """K - 1 weights, K d means, and of each covariance d (d + 1) / 2, 1 for all, d, or 1."""
+    for form, each in {"full": 3 * 3, "tied": 3, "diagonal": 3 * 2, "spherical": 3}.items():
+        assert f"{2 + 3 * 2 + each} free parameters" in repr(GMM(3, 2, form))
+    assert "  0 free parameters" in repr(GMM(3, 2, prior="weak"))
+    own = bits_vae()
+    assert f"{sum(p.numel() for p in own.parameters())} free parameters" in repr(own)
+
+
+class Shifted(pv.LatentVariableModel):
+    """z ~ N(0, 1), x ~ N(loc + z, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(()))
+
+    @latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal((x - self.loc) / 2, 0.5**0.5)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(self.loc + z, 1.0)
+
+
+def test_a_bound_that_still_rises_or_that_fell_is_told_of_without_shared_latents_too():
+    x = 5 + torch.randn(200, generator=torch.Generator().manual_seed(0))
+    rises = pv.SVI(30, optimizer=pv.adam(1e-2), progress=False).fit(Shifted(), x)
+    assert any("the bound was still rising at the end, by" in note for note in rises.status.notes)
+    done = pv.SVI(200, optimizer=pv.adam(0.3), progress=False).fit(Shifted(), x)
+    assert not done.status.notes
+    fell = pv.SVI(12, optimizer=pv.sgd(10.0), progress=False).fit(Shifted(), x)
+    assert any("the bound ended at" in note and "smaller learning rate" in note for note in fell.status.notes)

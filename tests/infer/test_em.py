@@ -282,3 +282,56 @@ def test_the_declaration_is_left_as_it_was(faithful):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert len(pyro.get_param_store()) == 0
+
+
+class OwnLocations(pv.LatentVariableModel):
+    """A mixture whose locations belong to no family."""
+
+    def __init__(self, loc):
+        super().__init__()
+        self.mixing = pv.families.Categorical(3)
+        self.loc = torch.nn.Parameter(torch.tensor(loc))
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.loc[z], 1.0)
+
+
+def apart():
+    generator = torch.Generator().manual_seed(1)
+    return torch.cat([torch.randn(100, generator=generator, dtype=torch.float64) + m for m in (-12.0, 0.0, 12.0)])
+
+
+@pytest.mark.parametrize("loc", [[-12.0, 0.0, 12.0], [-13.0, -12.0, 6.0], [0.0, 0.0, 0.0]])
+def test_starts_are_for_parameters_of_no_family_too(loc):
+    x = apart()
+    best = pv.EM(progress=False).fit(OwnLocations([-12.0, 0.0, 12.0]), x).trace["bound"][-1]
+    found = pv.EM(n_init=5, progress=False).fit(OwnLocations(loc), x).trace["bound"][-1]
+    torch.testing.assert_close(found, best)
+
+
+def test_the_first_start_is_where_the_parameters_are_unless_components_are_alike_there():
+    x = apart()
+    near = pv.EM(max_iter=1, progress=False).fit(OwnLocations([-13.0, -12.0, 6.0]), x)
+    assert near.model.loc[0] < near.model.loc[1] < -5  # as they were, not one in each cluster
+    alike = pv.EM(progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x)
+    torch.testing.assert_close(alike.model.loc.sort().values.round(), torch.tensor([-12.0, 0.0, 12.0]).double())
+
+
+def test_a_fit_whose_components_do_not_differ_says_so():
+    x = apart()
+    start = {"mixing.probs": torch.tensor([0.2, 0.3, 0.5])}
+    fit = pv.EM(start=start, progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x)
+    assert any("every datum has the same responsibilities" in note for note in fit.status.notes)
+    assert not pv.EM(progress=False).fit(OwnLocations([-12.0, 0.0, 12.0]), x).status.notes
+
+
+def test_svi_starts_apart_as_well():
+    x = apart()
+    best = pv.EM(n_init=5, progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x).trace["bound"][-1] / len(x)
+    fit = pv.SVI(50, progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x)
+    assert fit.trace["bound"][-1] > best - 0.01

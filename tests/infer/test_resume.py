@@ -226,3 +226,61 @@ def test_other_data_are_refused(tmp_path):
     changed[77, 3] = 1.0 - changed[77, 3]
     with pytest.raises(pv.EngineError, match="data differs"):
         run(changed)
+
+
+class Constant(pv.LatentVariableModel):
+    """A mean whose datum's scale is a number that no parameter holds."""
+
+    def __init__(self, scale, activation):
+        super().__init__()
+        self.scale, self.activation = scale, activation
+        self.loc = torch.nn.Parameter(torch.zeros(()))
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal(0.5 * x, 1.0)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.loc + self.activation(z), self.scale)
+
+
+def with_a_node_that_squares():
+    class Constant(globals()["Constant"]):
+        @pv.observed
+        def x(self, z):
+            return dist.Normal(self.loc + z.square(), self.scale)
+
+    return Constant
+
+
+OTHERS = {
+    "scale": lambda: Constant(2.0, torch.nn.ReLU()),
+    "network": lambda: Constant(1.0, torch.nn.Tanh()),
+    "node": lambda: with_a_node_that_squares()(1.0, torch.nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_is_not_continued_by_another_model_of_the_same_shapes(name, tmp_path):
+    x = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    engine = pv.SVI(3, checkpoint=tmp_path, progress=False)
+    first = engine.fit(Constant(1.0, torch.nn.ReLU()), x)
+    again = engine.fit(Constant(1.0, torch.nn.ReLU()), x)
+    assert torch.equal(first.trace["bound"], again.trace["bound"])
+    with pytest.raises(pv.EngineError, match=r"checkpoint of another call: model\."):
+        engine.fit(OTHERS[name](), x)
+
+
+def test_a_fit_is_not_read_into_a_model_with_other_settings_without_a_word(tmp_path):
+    x = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    path = pv.SVI(1, progress=False).fit(Constant(1.0, torch.nn.ReLU()), x).save(tmp_path / "fit")
+    assert pv.Fit.load(path, Constant(1.0, torch.nn.ReLU())).status.ok
+    with pytest.warns(UserWarning, match=r"model\.scale was 1\.0 and is 2\.0 here"):
+        pv.Fit.load(path, OTHERS["scale"]())
+    with pytest.warns(UserWarning, match="activation.class was 'ReLU' and is 'Tanh' here"):
+        pv.Fit.load(path, OTHERS["network"]())
