@@ -87,14 +87,13 @@ def _compare_settings(path: str | os.PathLike[str], stored: Mapping[str, Any], o
     other = []
     for module, theirs in stored.items():
         here = own.get(module, {})
-        names = (
-            ["class"] if theirs.get("class") != here.get("class") else [k for k in theirs if theirs[k] != here.get(k)]
-        )
-        other += [f"{module}.{name} was {theirs.get(name)!r} and is {here.get(name)!r} here" for name in names]
+        moved = [name for name, value in theirs.items() if value != here.get(name)]
+        names = ["class"] if "class" in moved else moved
+        other += [f"{module}.{name} was {theirs[name]!r} and is {here.get(name)!r} here" for name in names]
     if other:
         warnings.warn(
-            f"{path} is a fit of another model: {', '.join(other)}; build the model as it was fitted, or its answers are "
-            "those of another one",
+            f"{path} is a fit of another model: {', '.join(other)}; build the model as it was fitted, or its answers "
+            "are those of another one",
             stacklevel=4,
         )
 

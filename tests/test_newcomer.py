@@ -179,7 +179,7 @@ SLIPS = {
         "all 5 rows are missing altogether: there is nothing to fit",
     ),
     "a loader without a batch": (
-        lambda: pv.SVI(1, progress=False).fit(bits_vae(), DataLoader(TensorDataset(X), 99, drop_last=True)), pv.DataError,
+        lambda: pv.SVI(1).fit(bits_vae(), DataLoader(TensorDataset(X), 99, drop_last=True)), pv.DataError,
         r"there is no batch \(drop_last leaves out what does not fill a batch\)",
     ),
     "numbers whose squares are too large": (
