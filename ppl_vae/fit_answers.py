@@ -176,7 +176,13 @@ class Answers:
         obs = self.model.check(data)
         finite = self.model.finite_latents(obs)
         if not finite or len(obs) > ROWS or self.model.draws_latents(obs):
-            return self._mean(lambda: self.model.responsibilities(obs))
+            each = self._each_draw(
+                obs,
+                self._some(),
+                lambda draws: self.model.responsibilities_of_draws(obs, draws),
+                lambda: self.model.responsibilities(obs),
+            )
+            return _mean(each)
         chosen = self._some()
         each = self._exact(obs, lambda: self.model.class_probabilities(obs, finite), chosen)
         found = {name: value.mean(0) for name, value in each.items()}
@@ -275,9 +281,9 @@ class Answers:
                     own = {name: value[start : start + m] for name, value in inputs.items()}
                     parts.append(self.model.sample(m, **own))
                 start += m
-            if isinstance(parts[0], dict):
-                return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
             order = torch.randperm(n) if not inputs else torch.arange(n)
+            if isinstance(parts[0], dict):
+                return {name: torch.cat([p[name] for p in parts])[order] for name in parts[0]}
             return torch.cat(parts)[order]
 
 

@@ -81,3 +81,19 @@ def test_global_random_state_is_as_it_was():
     before = torch.random.get_rng_state()
     fit.posterior(numbers(4))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_new_data_are_not_sorted_by_their_draw_of_theta():
+    """Of data grouped by draw the first hundred would be of the lowest draws alone."""
+    fits = [fit_of(model().double()) for model in (Nested, Classed)]
+    drawn = [fits[0].sample(600), fits[1].sample(600)["x"]]
+    for x in drawn:
+        # MU has the variance 2.5 over its draws; within a draw x has 2.
+        assert abs(x[:300].mean() - x[300:].mean()) < 4 * (2 * 4.5 / 300) ** 0.5
+
+
+def test_reconstructions_over_draws_are_those_of_each_draw():
+    fit, x = fit_of(Nested().double()), numbers(4)
+    # E[z | x, mu] = (mu + x) / 2; 20,000 draws of z with a variance of 1/2.
+    expected = (MU.mean() + x) / 2
+    torch.testing.assert_close(fit.reconstruct(x, 20_000), expected, atol=4 * (0.5 / 20_000) ** 0.5 + 5e-3, rtol=0)

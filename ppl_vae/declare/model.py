@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ppl_vae.declare.answers import class_probabilities, completed, expected_of, log_weights, reconstructed
 from ppl_vae.declare.checks import check, check_inputs
-from ppl_vae.declare.local import at_draws, each_draw, local_q
+from ppl_vae.declare.local import local_q
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
+from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
 from ppl_vae.declare.program import Placed, Scope
-from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import DataError, EngineError, check_count
-from ppl_vae.evidence import Evidence, exact, importance, log_mean_exp
-from ppl_vae.objectives import Elbo, Sites
+from ppl_vae.evidence import Evidence, exact, importance
+from ppl_vae.objectives import Elbo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,11 +40,7 @@ class NodeInfo:
     law: str
 
 
-Asked = Callable[[Sites, str, int, Tensor], Tensor]
-"""An answer about an observed node: factors, its name, draws of each datum, its value."""
-
-
-class LatentVariableModel(PyroPrograms):
+class LatentVariableModel(OfDraws):
     """Base class of declared models: nodes are methods that return distributions, their arguments are their parents.
 
     `model` and `guide` are ordinary Pyro programs; the engines EM, SVI and NUTS fit a copy. A model without priors
@@ -191,30 +187,6 @@ class LatentVariableModel(PyroPrograms):
         """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
         return self.evidence(data, num_particles).value
 
-    def log_prob_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100) -> Tensor:
-        """Log p(x_i | theta_s), [S, n] nats, at draws [S, ...] of theta, where a latent has no posterior."""
-        count = num_particles
-        return at_draws(
-            self, self.check(data), dict(draws), count, lambda obs, i: log_mean_exp(self.log_weights(obs, count, i))
-        )
-
-    def elbo_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1) -> Tensor:
-        """The bound L_i at each of the draws [S, ...] of theta, [S, n] nats, where a latent has no posterior."""
-        objective = Elbo(num_particles)
-        return at_draws(
-            self, self.check(data), dict(draws), num_particles, lambda obs, i: objective(self.sites(obs, i))
-        )
-
-    def posterior_of_draws(self, data: Any, draws: Mapping[str, Tensor]) -> list[dict[str, TorchDistribution]]:
-        """What q(z | x_i) of each continuous latent is at each of the draws [S, ...] of theta."""
-        obs = self.check(data)
-
-        def q() -> dict[str, TorchDistribution]:
-            sites = self.sites(obs)
-            return {name: law for name, law in sites.q.items() if name not in sites.enumerated}
-
-        return each_draw(self, obs, dict(draws), q)
-
     def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
 
@@ -259,15 +231,7 @@ class LatentVariableModel(PyroPrograms):
             Where x has no mean.
         """
         obs = self.check(data)
-        return _one_or_all(self._of_observed(obs, num_particles, self._observed_names(), reconstructed))
-
-    def reconstruct_of_draws(
-        self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1
-    ) -> list[Tensor | dict[str, Tensor]]:
-        """`reconstruct` at each of the draws [S, ...] of theta, where a latent has no posterior."""
-        obs = self.check(data)
-        each = self._of_observed_at_draws(obs, draws, num_particles, self._observed_names(), reconstructed)
-        return [_one_or_all(found) for found in each]
+        return one_or_all(self._of_observed(obs, num_particles, self._observed_names(), reconstructed))
 
     def impute(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
         """The data with E[x_missing | x_seen] in place of what is missing (NaN), [n, *event].
@@ -287,12 +251,6 @@ class LatentVariableModel(PyroPrograms):
         """E[x | x_seen] of each observed node with gaps, [n, numbers]: probabilities in place of categories."""
         return self._of_observed(obs, num_particles, self._gappy(obs), expected_of)
 
-    def expected_values_of_draws(
-        self, obs: Observations, draws: Mapping[str, Tensor], num_particles: int = 1
-    ) -> list[dict[str, Tensor]]:
-        """`expected_values` at each of the draws [S, ...] of theta, where a latent has no posterior."""
-        return self._of_observed_at_draws(obs, draws, num_particles, self._gappy(obs), expected_of)
-
     def _of_observed(self, obs: Observations, particles: int, names: list[str], answer: Asked) -> dict[str, Tensor]:
         """An answer about these observed nodes, by rows of the data."""
         count = particles if self.draws_latents(obs) else 1
@@ -303,35 +261,17 @@ class LatentVariableModel(PyroPrograms):
         with torch.no_grad():
             return {name: rows(name) for name in names}
 
-    def _of_observed_at_draws(
-        self, obs: Observations, draws: Mapping[str, Tensor], particles: int, names: list[str], answer: Asked
-    ) -> list[dict[str, Tensor]]:
-        repeated = obs.repeat(particles)
-        index = torch.arange(len(obs), device=self.like.device).repeat(particles)
-
-        def answers() -> dict[str, Tensor]:
-            sites = self.sites(repeated, index)
-            return {name: answer(sites, name, particles, repeated.values[name]) for name in names}
-
-        return each_draw(self, obs, dict(draws), answers)
-
-    def _gappy(self, obs: Observations) -> list[str]:
-        return [name for name in self._observed_names() if name in obs.missing]
-
     def completed(self, obs: Observations, expected: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """The data with these values of `expected_values` where they are missing."""
         laws, found = self.prototypes(obs), {name: obs.values[name] for name in self._observed_names()}
         for name, mean in expected.items():
             found[name] = completed(laws[name], name, mean, obs.values[name], obs.missing[name])
-        return _one_or_all(found)
-
-    def _observed_names(self) -> list[str]:
-        return [node.name for node in self.local_nodes() if node.kind == "observed"]
+        return one_or_all(found)
 
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """N new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
-        return _one_or_all({name: drawn[name] for name in self._observed_names()})
+        return one_or_all({name: drawn[name] for name in self._observed_names()})
 
     def given_inputs(self, n: int, inputs: Mapping[str, Any]) -> Observations:
         """What the n data to be drawn are given, [n, ...] each, checked."""
@@ -438,11 +378,6 @@ class LatentVariableModel(PyroPrograms):
                 index = torch.arange(len(rows), device=self.like.device).repeat(particles)
                 parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
         return torch.cat(parts, dim)
-
-
-def _one_or_all(found: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """Answers about observed nodes; one alone is not named."""
-    return next(iter(found.values())) if len(found) == 1 else found
 
 
 def _formula(node: Term) -> str:
