@@ -97,7 +97,8 @@ class Answers:
         alone: Callable[[], Any],
     ) -> list[Any]:
         """An answer at each of these draws of theta: many at once where a latent has a q for every datum and draw."""
-        if 2 * PER_DATUM * len(obs) <= ELEMENTS_AT_ONCE and self.model.draws_without_posterior(obs):
+        few = self.draws and 2 * PER_DATUM * len(obs) <= ELEMENTS_AT_ONCE
+        if few and self.model.draws_without_posterior(obs):
             with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
                 return [one for part in self._in_parts(chosen, len(obs)) for one in together(part)]
         return list(self._asked(alone, chosen))

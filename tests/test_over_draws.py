@@ -94,6 +94,6 @@ def test_new_data_are_not_sorted_by_their_draw_of_theta():
 
 def test_reconstructions_over_draws_are_those_of_each_draw():
     fit, x = fit_of(Nested().double()), numbers(4)
-    # E[z | x, mu] = (mu + x) / 2; 20,000 draws of z with a variance of 1/2.
+    # E[z | x, mu] = (mu + x) / 2; 6,000 draws of z with a variance of 1/2.
     expected = (MU.mean() + x) / 2
-    torch.testing.assert_close(fit.reconstruct(x, 20_000), expected, atol=4 * (0.5 / 20_000) ** 0.5 + 5e-3, rtol=0)
+    torch.testing.assert_close(fit.reconstruct(x, 6_000), expected, atol=4 * (0.5 / 6_000) ** 0.5 + 5e-3, rtol=0)
