@@ -243,6 +243,14 @@ class LatentVariableModel(OfDraws):
         ------
         EngineError
             Where a missing value has no mean.
+
+        Examples
+        --------
+        >>> import ppl_vae as pv
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.1], [3.0, 5.9], [2.5, 5.0]])
+        >>> fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(1, 2), x)
+        >>> fit.impute(torch.tensor([[1.5, torch.nan]])).round(decimals=1).tolist()
+        [[1.5, 3.0]]
         """
         obs = self.check(data)
         return self.completed(obs, self.expected_values(obs, num_particles))
