@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Climb", "Run"]
 
-ALIKE = 1e-9
-"""Difference of responsibilities that rounding makes."""
+ALIKE = 1e-6
+"""Difference of responsibilities that rounding, and gradients that were not followed to their end, make."""
 UNTOLD = (
     "every datum has the same responsibilities: the components do not differ, or one has all the data; try other "
     "starts, n_init=10"
