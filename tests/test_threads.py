@@ -8,6 +8,8 @@ import torch
 import ppl_vae as pv
 
 X = pv.data.faithful().values
+# Made before the threads: a model's constants take the default dtype, which is another one while a fit runs.
+MODEL = pv.models.GaussianMixture(2, 2, prior="weak")
 ENGINES = {
     "EM": pv.EM(max_iter=5, tol=0, progress=False),
     "VB": pv.VB(max_iter=5, progress=False),
@@ -20,7 +22,7 @@ ENGINES = {
 
 def ends(engine):
     """Parameters and answers of a fit."""
-    fit = engine.fit(pv.models.GaussianMixture(2, 2, prior="weak"), X)
+    fit = engine.fit(MODEL, X)
     return torch.cat(
         [value.flatten().double() for value in (*fit.draws.values(), fit.log_prob(X[:5]), fit.elbo(X[:5]))]
     )
