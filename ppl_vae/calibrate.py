@@ -15,9 +15,10 @@ from torch import Tensor
 from ppl_vae.align import symmetries
 from ppl_vae.calibration import Calibration
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer import NUTS
-from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.identity import described
 from ppl_vae.infer.progress import progress as progress_bar
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.shared_nuts import shared

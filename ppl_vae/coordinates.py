@@ -124,9 +124,5 @@ def coordinates(model: LatentVariableModel, frozen: Collection[str] = ()) -> Coo
 
 def _networks(model: LatentVariableModel) -> dict[str, Tensor]:
     """Parameters of p that no family owns, by their name in the module."""
-    owned = {id(p) for family in model.families().values() for p in family.parameters()}
-    return {
-        name: p.detach()
-        for name, p in model.named_parameters()
-        if id(p) not in owned and not name.startswith(POSTERIORS)
-    }
+    named = dict(model.named_parameters())
+    return {name: named[name].detach() for name in model.free_parameters() if not name.startswith(POSTERIORS)}

@@ -13,12 +13,13 @@ from torch import Tensor
 from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.answers import log_weights
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, RunningWeights
 from ppl_vae.fit import Fit
-from ppl_vae.infer.identity import differences, fingerprint
+from ppl_vae.infer.identity import differences
 from ppl_vae.infer.progress import progress as shown
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.step import choose

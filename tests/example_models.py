@@ -240,6 +240,39 @@ class NormalMean(pv.LatentVariableModel):
         return dist.Normal(mu, 1.0)
 
 
+class FamilyMixture(pv.LatentVariableModel):
+    """p(z) = Categorical(pi), p(x | z) = component z of a family."""
+
+    def __init__(self, components):
+        super().__init__()
+        self.mixing = pv.families.Categorical(components.batch)
+        self.components = components
+
+    @latent
+    def z(self):
+        return self.mixing()
+
+    @observed
+    def x(self, z):
+        return self.components(z)
+
+
+class Nested(pv.LatentVariableModel):
+    """mu ~ N(0, 3^2), z ~ N(mu, 1), x ~ N(z, 1): given mu, z is N((mu + x) / 2, 1/2)."""
+
+    @latent(shared=True)
+    def mu(self):
+        return dist.Normal(0.0, 3.0)
+
+    @latent
+    def z(self, mu):
+        return dist.Normal(mu, 1.0)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
 class PoissonLatent(pv.LatentVariableModel):
     """p(z) = Poisson(2), p(x | z) = N(z, 1), q(z | x) = Poisson(exp(a + b x)): no reparameterised draw."""
 

@@ -1,11 +1,10 @@
 """What is reported of weighted data is that of the data repeated."""
 
-import pyro.distributions as dist
 import pytest
 import torch
+from example_models import Nested
 
 import ppl_vae as pv
-from ppl_vae.declare import LatentVariableModel, latent, observed
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +35,9 @@ def test_the_training_data_have_the_weights_they_were_fitted_with(vae):
     assert fit.evaluate(x).log_prob != fit.evaluate(x, weights=torch.ones(30)).log_prob
 
 
-class Centred(LatentVariableModel):
-    @latent(shared=True)
-    def mu(self):
-        return dist.Normal(0.0, 1.0)
-
-    @latent
-    def z(self, mu):
-        return dist.Normal(mu, 1.0)
-
-    @observed
-    def x(self, z):
-        return dist.Normal(z, 1.0)
-
-
 def test_a_latent_that_is_drawn_is_not_said_to_be_exact():
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    fit = pv.SVI(5, num_draws=3, progress=False).fit(Centred(), x)
+    fit = pv.SVI(5, num_draws=3, progress=False).fit(Nested(), x)
     found = fit.evaluate(x, num_particles=5)
     assert found.method == "importance"
     assert found.min_ess != found.min_ess

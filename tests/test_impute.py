@@ -3,29 +3,12 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from example_models import numbers
+from example_models import FamilyMixture, numbers
 
 import ppl_vae as pv
 from ppl_vae import families, latent, observed
 
 NAN = torch.nan
-
-
-class Mixture(pv.LatentVariableModel):
-    """Two components of a family of two features."""
-
-    def __init__(self, family):
-        super().__init__()
-        self.mixing = families.Categorical(2)
-        self.components = family
-
-    @latent
-    def z(self):
-        return self.mixing()
-
-    @observed
-    def x(self, z):
-        return self.components(z)
 
 
 FAMILIES = {
@@ -43,7 +26,7 @@ def fitted(name):
     z = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.4
     x = numbers(200, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]]).double() + 3 * z[:, None] * torch.tensor([1.0, -1.0])
     x = x.exp() if name == "exponentials" else x
-    return pv.EM(max_iter=20, tol=0, progress=False).fit(Mixture(FAMILIES[name]()).double(), x), x
+    return pv.EM(max_iter=20, tol=0, progress=False).fit(FamilyMixture(FAMILIES[name]()).double(), x), x
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -88,7 +71,7 @@ def table():
 
 def answered():
     blocks = {"number": families.Normal(1, batch=2), "answers": families.CategoricalVector(3, 2, batch=2)}
-    return Mixture(families.Product(blocks)).double()
+    return FamilyMixture(families.Product(blocks)).double()
 
 
 def test_a_missing_category_is_the_most_probable_one():
@@ -134,7 +117,7 @@ def test_over_draws_it_is_the_mean_of_probabilities_not_of_codes():
 
 def test_categories_of_a_mixture_are_reconstructed_as_probabilities():
     x = table()[:, 1].long()
-    model = Mixture(families.Categorical(3, batch=2))
+    model = FamilyMixture(families.Categorical(3, batch=2))
     fit = pv.EM(max_iter=5, progress=False).fit(model, x)
     expected = fit.responsibilities(x) @ fit.parameters["components.probs"]
     torch.testing.assert_close(fit.reconstruct(x), expected.to(fit.reconstruct(x)))

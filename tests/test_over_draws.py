@@ -2,28 +2,12 @@
 
 import pyro.distributions as dist
 import torch
-from example_models import numbers
+from example_models import Nested, numbers
 from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae import latent, observed
 from ppl_vae.over_draws import OverDraws
-
-
-class Nested(pv.LatentVariableModel):
-    """mu ~ N(0, 3), z ~ N(mu, 1), x ~ N(z, 1): given mu, z is N((mu + x) / 2, 1/2)."""
-
-    @latent(shared=True)
-    def mu(self):
-        return dist.Normal(0.0, 3.0)
-
-    @latent
-    def z(self, mu):
-        return dist.Normal(mu, 1.0)
-
-    @observed
-    def x(self, z):
-        return dist.Normal(z, 1.0)
 
 
 class Classed(Nested):

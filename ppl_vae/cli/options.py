@@ -118,9 +118,7 @@ def prepare(options: Common) -> None:
         raise DataError(f"--warmup must not be negative, got {getattr(options, 'warmup')}")  # noqa: B009
     if not getattr(options, "learning_rate", 1.0) > 0:
         raise DataError(f"--learning-rate must be positive, got {getattr(options, 'learning_rate')}")  # noqa: B009
-    if not options.output.is_dir():
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-    writable(options.output)
+    writable(options.output).parent.mkdir(parents=True, exist_ok=True)
     for handler in [h for h in logger.handlers if getattr(h, "of_the_command_line", False)]:
         logger.removeHandler(handler)
     if not options.quiet:

@@ -2,20 +2,24 @@
 
 import hashlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["code_of", "settings", "sources"]
+from ppl_vae.declare.observations import as_tensor
+
+__all__ = ["code_of", "fingerprint", "settings", "sources"]
 
 LIBRARIES = ("torch", "pyro", "ppl_vae", "builtins", "typing", "abc")
 """Whose code is known by its version."""
 FITTED = ("training", "shared_guide", "guide_name")
 """What engines set, beside the parameters of families."""
 UNKNOWN = object()
+SOME = 64
+"""Rows of which a fingerprint knows every number, and steps of a schedule that it knows."""
 
 
 def settings(model: nn.Module) -> dict[str, Any]:
@@ -53,6 +57,36 @@ def code_of(function: Callable[..., Any]) -> str:
     return hashlib.sha256(repr((_bytecode(code), kept, told)).encode()).hexdigest()
 
 
+def fingerprint(named: Mapping[str, Any]) -> str:
+    """What tells tensors from others: their names, dtypes, shapes, the sum of their bits and some rows.
+
+    Examples
+    --------
+    >>> x = torch.arange(6.0)
+    >>> fingerprint({"x": x}) == fingerprint({"x": x.clone()}) != fingerprint({"x": x.flip(0)})
+    True
+    """
+    digest = hashlib.sha256()
+    for name, value in named.items():
+        tensor = getattr(value, "probabilities", value)  # binary images that are drawn anew
+        if tensor is not None:
+            rows = (
+                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor)), dtype=torch.float64).round().long()
+                if tensor.dim()
+                else ...
+            )
+            bits = sum(int(_bits(part).sum(dtype=torch.int64)) for part in tensor.reshape(-1).split(1 << 22))
+            digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape), bits % (1 << 64))).encode())
+            digest.update(_bits(tensor[rows].reshape(-1)).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bits(flat: Tensor) -> Tensor:
+    """The numbers of a vector as integers: sums of those are exact, on every machine and in any order."""
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+    return flat.detach().contiguous().view(sizes[flat.element_size()])
+
+
 def _own(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules of the declaration; those of q are made by engines."""
     return [(path, m) for path, m in model.named_modules() if not path.startswith(("local_posteriors", "shared_"))]
@@ -77,10 +111,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, torch.dtype | torch.Size):
         return str(value)
-    if isinstance(value, Tensor | np.ndarray) and not isinstance(value, nn.Parameter):
-        array = np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
-        told = repr((str(array.dtype), array.shape)).encode()
-        return UNKNOWN if array.dtype.hasobject else hashlib.sha256(told + array.tobytes()).hexdigest()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = as_tensor(value)
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return fingerprint({"": value})
     if isinstance(value, list | tuple):
         parts = [_plain(one) for one in value]
         return UNKNOWN if any(one is UNKNOWN for one in parts) else parts

@@ -155,7 +155,8 @@ class SharedLatents(PyroModule):
 
     def count_free(self) -> int:
         """Number of free scalars: K - 1 of K weights, d (d + 1) / 2 of a covariance; none of what has a prior."""
-        found = sum(p.numel() for name, p in self.named_parameters() if name in self.free_parameters())
+        free = set(self.free_parameters())
+        found = sum(p.numel() for name, p in self.named_parameters() if name in free)
         for family in self.families().values():
             for name, value in {} if family.prior is not None else family.values().items():
                 found += biject_to(family.parameter_constraint(name)).inverse_shape(value.shape).numel()

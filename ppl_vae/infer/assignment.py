@@ -10,12 +10,25 @@ from torch import Tensor
 from ppl_vae.families.workspace import out
 from ppl_vae.infer.parts import Chunk
 
-__all__ = ["ASSIGNMENTS", "Assign", "Assigned", "hard", "posterior", "soft", "stirred", "stochastic", "tempered"]
+__all__ = [
+    "ASSIGNMENTS",
+    "Assign",
+    "Assigned",
+    "alike",
+    "hard",
+    "posterior",
+    "soft",
+    "stirred",
+    "stochastic",
+    "tempered",
+]
 
 NOTHING = 1e-290
 """Responsibility that counts as zero."""
 LOWEST = -690.0
 """Log responsibility, relative to the largest, below which none is computed."""
+ALIKE = 1e-6
+"""Difference of responsibilities that rounding, and gradients that were not followed to their end, make."""
 STIR = 0.1
 """Standard deviation of the noise in log responsibilities while a schedule cools."""
 
@@ -66,6 +79,11 @@ def posterior(joint: Tensor) -> Assigned:
     r = torch.softmax(held, 0, out=out(joint, *joint.shape))
     share = torch.amax(r, 0, out=out(joint, n))
     return Assigned(torch.threshold_(r, NOTHING, 0.0), best, share)
+
+
+def alike(r: Tensor) -> bool:
+    """Whether responsibilities [C, n] are the same for all data, of two values and two data or more."""
+    return min(r.shape) > 1 and bool((r.amax(1) - r.amin(1)).max() < ALIKE)
 
 
 def soft(joint: Tensor, chunk: Chunk) -> Assigned:

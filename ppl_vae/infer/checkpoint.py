@@ -13,13 +13,12 @@ from typing import Any, Self
 import torch
 
 from ppl_vae.errors import EngineError
-from ppl_vae.infer.identity import described, fingerprint
 from ppl_vae.infer.interrupts import Interrupt, interrupts
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.step_files import StepFiles, Written
 from ppl_vae.records import unpacked
 
-__all__ = ["Checkpoint", "Checkpoints", "checkpoints", "described", "fingerprint"]
+__all__ = ["Checkpoint", "Checkpoints", "checkpoints"]
 
 PART = 0.05
 """Of a fit's time that goes into writing at most, where the clock says when to write."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.alone import unvalidated
 from ppl_vae.families import Sums
 from ppl_vae.fit import Status
-from ppl_vae.infer.assignment import ASSIGNMENTS, Assign, soft
+from ppl_vae.infer.assignment import ASSIGNMENTS, Assign, alike, soft
 from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.candidates import Candidates
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Climb", "Run"]
 
-ALIKE = 1e-6
-"""Difference of responsibilities that rounding, and gradients that were not followed to their end, make."""
 UNTOLD = (
     "every datum has the same responsibilities: the components do not differ, or one has all the data; try other "
     "starts, n_init=10"
@@ -287,12 +285,11 @@ class Climb:
 
     def _alike(self, values: Values, e: Expectation) -> bool:
         """Whether some data have the responsibilities that all data have together."""
-        together = (e.table / self.total).flatten()
-        if len(together) < 2 or len(self.few) < 2:
+        if len(self.few) < 2:
             return False
         with self.model.bind(values), torch.no_grad():
             (r,) = self.maximizer.posteriors(Held(self.model, self.few, None))
-        return bool((r.flatten(0, -2) - together[:, None]).abs().max() < ALIKE)
+        return alike(torch.cat([r.flatten(0, -2), (e.table / self.total).reshape(-1, 1)], 1))
 
     def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:
         """New values with each lost component restarted, as long as repairs are left."""

@@ -1,6 +1,5 @@
 """What a call and its data were, in JSON: what must be the same for a checkpoint to go on, and in every process."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -8,13 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.declare.identity import code_of
+from ppl_vae.declare.identity import SOME, code_of, fingerprint
 from ppl_vae.fit import Fit
 
-__all__ = ["described", "differences", "fingerprint"]
-
-SOME = 64
-"""Rows of which a fingerprint knows every number, and steps of a schedule that it knows."""
+__all__ = ["described", "differences"]
 
 
 def described(value: Any) -> Any:
@@ -52,36 +48,6 @@ def _of_function(value: Callable[..., Any]) -> Any:
     inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
     enclosed = [one if isinstance(one, str | int | float) else type(one).__qualname__ for one in inside]
     return {name: [code_of(value), enclosed]}
-
-
-def fingerprint(named: Mapping[str, Any]) -> str:
-    """What tells tensors from others: their names, dtypes, shapes, the sum of their bits and some rows.
-
-    Examples
-    --------
-    >>> x = torch.arange(6.0)
-    >>> fingerprint({"x": x}) == fingerprint({"x": x.clone()}) != fingerprint({"x": x.flip(0)})
-    True
-    """
-    digest = hashlib.sha256()
-    for name, value in named.items():
-        tensor = getattr(value, "probabilities", value)  # binary images that are drawn anew
-        if tensor is not None:
-            rows = (
-                torch.linspace(0, max(len(tensor) - 1, 0), min(SOME, len(tensor)), dtype=torch.float64).round().long()
-                if tensor.dim()
-                else ...
-            )
-            bits = sum(int(_bits(part).sum(dtype=torch.int64)) for part in tensor.reshape(-1).split(1 << 22))
-            digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape), bits % (1 << 64))).encode())
-            digest.update(_bits(tensor[rows].reshape(-1)).cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _bits(flat: Tensor) -> Tensor:
-    """The numbers of a vector as integers: sums of those are exact, on every machine and in any order."""
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return flat.detach().contiguous().view(sizes[flat.element_size()])
 
 
 def differences(stored: Any, now: Any, name: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.families.supports import of_entries
 from ppl_vae.fit import Fit
+from ppl_vae.infer.assignment import alike
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.starts import given_values, take_networks
 
@@ -20,8 +21,6 @@ __all__ = ["initial_values"]
 
 ROWS = 2000
 """Data of the start of a model whose M-step takes gradients, at most."""
-ALIKE = 1e-6
-"""Difference of responsibilities that rounding makes in single precision."""
 NEXT_TO_NOTHING = 1e-3
 """Part of its expectation below which a probability or a rate counts as zero."""
 
@@ -118,8 +117,7 @@ def all_alike(model: LatentVariableModel, obs: Observations) -> bool:
     if not model.finite_latents(obs) or model.penalties or model.draws_latents(obs) or model.shared_laws():
         return False
     r = model.responsibilities(obs.rows(obs.spaced(ROWS)))
-    each = [one.amax(0) - one.amin(0) for one in (r.values() if isinstance(r, dict) else [r])]
-    return len(obs) > 1 and bool(torch.cat(each).max() < ALIKE)
+    return all(alike(one.mT) for one in (r.values() if isinstance(r, dict) else [r]))
 
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:

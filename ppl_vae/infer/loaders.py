@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from ppl_vae.data.readers import only_once
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.batch import Batch, Intake, Recipe, ahead, order_of, seed_of, shared_rows, taken
-from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.weights import check_weights
 
 __all__ = ["Indexed", "Loaded", "Pieces", "begun", "named", "place"]

@@ -80,12 +80,10 @@ class Maximizer:
     @cached_property
     def free(self) -> tuple[list[torch.nn.Parameter], list[str]]:
         """Parameters of the module, and shared latents declared by hand, that take gradient steps."""
-        families = self.families
-        owned = {id(p) for family in families.values() for p in family.parameters()}
-        named = self.model.named_parameters()
-        parameters = [p for name, p in named if id(p) not in owned and p.requires_grad and name not in self.frozen]
-        by_hand = [name for name in self.model.shared_laws() if not any(name.startswith(f"{p}.") for p in families)]
-        return parameters, [name for name in by_hand if name not in self.frozen]
+        named = dict(self.model.named_parameters())
+        parameters = [named[name] for name in self.model.free_parameters() if name not in self.frozen]
+        by_hand = [name for name in self.model.shared_by_hand() if name not in self.frozen]
+        return [p for p in parameters if p.requires_grad], by_hand
 
     def gradient_step(self, parts: Parts, values: Values) -> Values:
         """Quasi-Newton steps on Q(theta) at the posterior under `values`; undone should they not raise it."""

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_vae.alone import alone, forked_rng
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callbacks, Run
 from ppl_vae.infer.checkpoint import Checkpoint
-from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.identity import described
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import build
 from ppl_vae.infer.pair_step import PairObjective, PairStep

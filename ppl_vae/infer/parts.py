@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_vae.data import Block, Stream, stream
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
-from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights
 

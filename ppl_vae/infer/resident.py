@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.infer.batch import Batch, Recipe, order_of, shared_rows, taken
-from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.weights import check_weights
 
 __all__ = ["Resident"]

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Status
+from ppl_vae.infer.assignment import alike
 from ppl_vae.infer.callbacks import STOPPED, Callbacks
 from ppl_vae.infer.callbacks import Run as Told
 from ppl_vae.infer.checkpoint import Checkpoint
-from ppl_vae.infer.climb import ALIKE, Climb, Run
+from ppl_vae.infer.climb import Climb, Run
 from ppl_vae.infer.expectation import Plan, Replace, added
-from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
 from ppl_vae.infer.parts import Held, Parts
@@ -181,8 +182,7 @@ class Starts:
     def _alike(self, values: Values, held: Held) -> bool:
         """Whether these data all have the same responsibilities."""
         with self.model.bind(values), torch.no_grad():
-            r = torch.cat([each.flatten(0, -2) for each in self.maximizer.posteriors(held)], 1)
-        return len(r) > 1 and bool((r.amax(1) - r.amin(1)).max() < ALIKE)
+            return alike(torch.cat([each.flatten(0, -2) for each in self.maximizer.posteriors(held)], 1))
 
 
 def _taken_from(r: Tensor) -> Replace:

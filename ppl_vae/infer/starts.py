@@ -49,12 +49,9 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
     """
     if not isinstance(start, Fit):
         return
-    theirs = dict(start.model.named_parameters())
-    owned = {id(p) for family in model.families().values() for p in family.parameters()}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in owned:
-            continue
-        value = theirs.get(name)
+    theirs, own = dict(start.model.named_parameters()), dict(model.named_parameters())
+    for name in model.free_parameters():
+        value, parameter = theirs.get(name), own[name]
         if value is None or value.shape != parameter.shape:
             found = "no such parameter" if value is None else f"shape {tuple(value.shape)}"
             raise DataError(f"the fit to start from has {found} for {name}; the model's has {tuple(parameter.shape)}")

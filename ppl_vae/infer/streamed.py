@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ppl_vae.data import Block, Stream
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.batch import Batch, Recipe, order_of, shared_rows
-from ppl_vae.infer.identity import fingerprint
 from ppl_vae.infer.loaders import Pieces, place
 from ppl_vae.infer.weights import check_weights
 

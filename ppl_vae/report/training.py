@@ -13,6 +13,7 @@ from ppl_vae.diagnose import Diagnosis
 from ppl_vae.diagnostics import Evaluation, plus_minus
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.records import writable
 from ppl_vae.report.comparison import FEATURES, foot
 from ppl_vae.report.figures import drawing, new_figure, svg
 from ppl_vae.report.methods import training_methods
@@ -52,6 +53,7 @@ def write_training(
     labels : Tensor, optional
         [n] classes of the held-out data, those of the image set by default.
     """
+    path = writable(path)
     pictured = isinstance(data, ImageSet)
     test = data.test if pictured else data
     if labels is None and pictured:

@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 
 import ppl_vae as pv
+from ppl_vae.declare.identity import fingerprint
 from ppl_vae.infer import runs
 from ppl_vae.infer.checkpoint import Checkpoint
-from ppl_vae.infer.identity import described, fingerprint
+from ppl_vae.infer.identity import described
 from ppl_vae.records import write_record
 
 

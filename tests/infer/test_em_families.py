@@ -5,28 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from example_models import FamilyMixture
 
 import ppl_vae as pv
 from ppl_vae import families, given, latent, observed
 
 N = 1200
-
-
-class Mixture(pv.LatentVariableModel):
-    """p(z) = Categorical(pi), p(x | z) = component z."""
-
-    def __init__(self, components):
-        super().__init__()
-        self.mixing = families.Categorical(components.batch)
-        self.components = components
-
-    @latent
-    def z(self):
-        return self.mixing()
-
-    @observed
-    def x(self, z):
-        return self.components(z)
 
 
 class Experts(pv.LatentVariableModel):
@@ -114,7 +98,7 @@ PLAIN = [name for name in MIXTURES if "regression" not in name]
 
 
 def model_of(name):
-    kind = Mixture if name in PLAIN else Experts
+    kind = FamilyMixture if name in PLAIN else Experts
     return kind(MIXTURES[name][0]())
 
 
@@ -278,7 +262,7 @@ def test_blocks_with_priors_are_shared_latents():
         "answers": families.CategoricalVector(3, 2, batch=2, prior=families.DirichletPrior(2.0)),
     }
     x = drawn("product", 200)[1][:, [0, 2, 3]]
-    fit = pv.EM(progress=False).fit(Mixture(families.Product(blocks)), x)
+    fit = pv.EM(progress=False).fit(FamilyMixture(families.Product(blocks)), x)
     assert set(fit.draws) == {"components.size.loc", "components.size.covariance", "components.answers.probs"}
     assert never_falls(fit)
     values = fit.draw(0)
@@ -316,9 +300,11 @@ def test_a_t_on_few_data_is_named_with_their_number(form, few, df):
         r = torch.zeros(200 + few, 2).double()
         r[:200, 0], r[200:, 1] = 1.0, 1.0
         x = torch.cat([rest, points + 60])
-        fit = pv.EM(start=r, progress=False).fit(Mixture(families.StudentT(3, batch=2, form=form, df=df)), x)
+        fit = pv.EM(start=r, progress=False).fit(FamilyMixture(families.StudentT(3, batch=2, form=form, df=df)), x)
         assert [f"components[1] has collapsed onto {few} of the data" in note for note in fit.status.notes] == [True]
-        alone = pv.EM(tol=1e-12, progress=False).fit(Mixture(families.StudentT(3, batch=1, form=form, df=4.0)), points)
+        alone = pv.EM(tol=1e-12, progress=False).fit(
+            FamilyMixture(families.StudentT(3, batch=1, form=form, df=4.0)), points
+        )
         if form == "full":
             size = torch.linalg.slogdet(torch.cat([points, torch.ones(few, 1)], 1)).logabsdet
         else:
@@ -374,6 +360,6 @@ def test_covariates_of_another_shape_are_named():
 def test_a_column_that_nobody_saw_does_not_stop_the_others(start):
     x = torch.poisson(torch.full((40, 2), 3.0, dtype=torch.float64), generator=torch.Generator().manual_seed(0))
     x[:, 1] = torch.nan
-    fit = pv.EM(start=start, progress=False).fit(Mixture(families.Poisson(2, batch=2)), x)
+    fit = pv.EM(start=start, progress=False).fit(FamilyMixture(families.Poisson(2, batch=2)), x)
     assert fit.status.ok
     assert bool(fit.log_prob(x).isfinite().all())
