@@ -89,6 +89,16 @@ MISTAKES = {
     "a schedule by name": (
         lambda: pv.BufferSchedules(temperature="linear"), "temperature must be a number that is not negative, or a",
     ),
+    "a schedule that ends without a number": (
+        lambda: pv.SVI(20, beta=lambda epoch: 1.0 if epoch < 9 else None), "negative at every epoch; at 9 it is None",
+    ),
+    "a schedule that cools to nothing": (
+        lambda: pv.EM(temperature=lambda i: 1 - i / 5), "a positive number at every epoch; at 5 it is 0.0",
+    ),
+    "iterations in exponents": (lambda: pv.EM(max_iter=1e3), "whole numbers, at least 1"),
+    "a stream where data are asked for": (
+        lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "are for EM, VB and SVI; to everything else pass one",
+    ),
     "logits of other categories": (
         lambda: pv.models.CategoricalVAE(NET(4, 4, 3), NET(5, 4, 4), 5), "encoder with 5 outputs and a decoder with 5",
     ),

@@ -326,3 +326,31 @@ def test_fits_of_other_data_and_exchanged_models_are_told():
     assert any("few was fitted to other data than all (100 rows, 272)" in said for said in table.warnings)
     with pytest.raises(pv.EngineError, match="are they exchanged"):
         pv.likelihood_ratio_test(two, one, x, num_samples=3, progress=False)
+
+
+class OfAnyWidth(pv.LatentVariableModel):
+    """A decoder that learns from its first call how wide its input is."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.LazyLinear(3)
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.decoder(z), 1.0).to_event(1)
+
+
+def test_a_lazy_network_finds_its_width_in_the_first_data_and_is_trained():
+    x = torch.randn(40, 3, generator=draws()) + 5
+    fits = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        fits.append(pv.SVI(30, optimizer=pv.adam(0.1), progress=False).fit(OfAnyWidth(), x))
+    first, second = (fit.model.decoder for fit in fits)
+    assert first.weight.shape == (3, 2)
+    assert torch.equal(first.weight, second.weight)
+    assert fits[0].trace["bound"][-1] > fits[0].trace["bound"][0] + 1

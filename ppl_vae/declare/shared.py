@@ -12,6 +12,7 @@ from pyro.infer.autoguide import init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.alone import alone, forked_rng
 from ppl_vae.declare.counted import Counted, Units
@@ -81,7 +82,7 @@ class SharedLatents(PyroModule):
     def like(self) -> Tensor:
         """An empty tensor with the dtype and device that the nodes compute in."""
         for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.is_floating_point() and tensor is not self._blank:
+            if tensor.is_floating_point() and tensor is not self._blank and not is_lazy(tensor):
                 return tensor.new_empty(0)
         return self._blank.new_empty(0)
 

@@ -24,6 +24,7 @@ from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
 from ppl_vae.infer.runs import Starts
+from ppl_vae.infer.schedules import within
 from ppl_vae.infer.squarem import ACCELERATIONS
 from ppl_vae.infer.starts import trained_copy
 
@@ -124,16 +125,18 @@ class EM:
             raise EngineError(f'EM: estimate must be "map" or "ml", got {self.estimate!r}')
         if self.assignment not in ASSIGNMENTS:
             raise EngineError(f"EM: assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
-        if self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
-            raise EngineError(f"EM: n_init and max_iter must be at least 1 and tol at least 0, got {self}")
+        if not isinstance(self.max_iter, Integral) or self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
+            raise EngineError(
+                f"EM: n_init and max_iter must be whole numbers, at least 1, and tol at least 0; got {self.n_init!r}, "
+                f"{self.max_iter!r} and {self.tol!r}"
+            )
         self._check_steps()
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
 
     def _check_steps(self) -> None:
         if self.assignment != "soft" and self.temperature != 1:
             raise EngineError(f"EM: temperature is for soft assignments, {self.assignment} ones have none")
-        if not callable(self.temperature) and not self.temperature > 0:
-            raise EngineError(f"EM: temperature must be positive, got {self.temperature}")
+        within(self.temperature, self.max_iter, lambda T: T > 0, "EM: temperature must be a positive number")
         if self.accelerate not in ACCELERATIONS:
             raise EngineError(f'EM: accelerate must be None or "squarem", got {self.accelerate!r}')
         if self.accelerate is not None and (self.assignment != "soft" or self.batch_size is not None):

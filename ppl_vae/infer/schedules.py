@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ppl_vae.errors import EngineError
 
-__all__ = ["Constant", "Cyclical", "Linear", "Schedule", "constant", "cyclical", "linear", "schedule"]
+__all__ = ["Constant", "Cyclical", "Linear", "Schedule", "constant", "cyclical", "linear", "schedule", "within"]
 
 Schedule = Callable[[float], float]
 """The value at an epoch, fractions allowed."""
@@ -157,3 +158,29 @@ def schedule(value: float | Schedule, name: str = "beta") -> Schedule:
     if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
         return constant(value)
     raise EngineError(f"{name} must be a number that is not negative, or a function of the epoch; got {value!r}")
+
+
+def within(value: Any, last: int, holds: Callable[[float], bool], words: str) -> None:
+    """Refuse a setting, or a function of the epoch, that is not a number for which `holds` at all epochs to the last.
+
+    Raises
+    ------
+    EngineError
+        With `words` that say what the setting must be.
+
+    Examples
+    --------
+    >>> within(lambda epoch: 1 - epoch, 3, lambda T: T > 0, "T must be positive")
+    Traceback (most recent call last):
+        ...
+    ppl_vae.errors.EngineError: T must be positive at every epoch; at 1 it is 0
+    """
+    for epoch in range(last + 1 if callable(value) else 1):
+        found = value(epoch) if callable(value) else value
+        try:
+            good = math.isfinite(found) and holds(float(found))
+        except TypeError:
+            good = False
+        if not good:
+            said = f" at every epoch; at {epoch} it is {found!r}" if callable(value) else f"; got {found!r}"
+            raise EngineError(words + said)

@@ -32,7 +32,7 @@ from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, rising
-from ppl_vae.infer.schedules import schedule
+from ppl_vae.infer.schedules import within
 from ppl_vae.infer.settled import settled
 from ppl_vae.infer.starts import trained_copy
 from ppl_vae.infer.step import Step, choose
@@ -134,13 +134,13 @@ class SVI:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "callbacks", checked(self.callbacks))
-        schedule(self.beta)
         counts = (self.epochs, 1 if self.batch_size is None else self.batch_size, self.accumulate)
         if not all(isinstance(count, Integral) and count >= 1 for count in counts):
             raise EngineError(
                 f"SVI: epochs, batch_size and accumulate must be whole numbers, at least 1; got {self.epochs!r}, "
                 f"{self.batch_size!r} and {self.accumulate!r}"
             )
+        within(self.beta, self.epochs, lambda beta: beta >= 0, "SVI: beta must be a number that is not negative")
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")
         if not isinstance(self.alternate, Alternate | Lagging | None):
