@@ -15,8 +15,8 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
-from ppl_vae.infer.progress import progress as progress_bar
 from ppl_vae.infer.weights import check_weights
+from ppl_vae.progress import progress as progress_bar
 
 __all__ = ["bootstrap", "from_model", "from_rows"]
 

@@ -19,10 +19,10 @@ from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer import NUTS
 from ppl_vae.infer.identity import described
-from ppl_vae.infer.progress import progress as progress_bar
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.shared_nuts import shared
 from ppl_vae.invariants import invariants, over_draws
+from ppl_vae.progress import progress as progress_bar
 from ppl_vae.records import read_record, write_record
 
 __all__ = ["calibrate"]

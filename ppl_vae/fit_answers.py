@@ -12,6 +12,7 @@ from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.errors import EngineError, check_count
 from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.over_draws import OverDraws
+from ppl_vae.progress import progress
 
 __all__ = ["Answers"]
 
@@ -22,6 +23,8 @@ ROWS = 1 << 16
 """Data for which all draws of theta may be taken at once."""
 DRAWS = 200
 """Draws, evenly spaced, that answers other than the predictive density are means over, at most."""
+DRAWN = "draws of theta"
+"""What of such an answer is counted while it is worked on."""
 
 
 class Answers:
@@ -59,10 +62,13 @@ class Answers:
 
     def _asked(self, ask: Callable[[], Any], chosen: list[int] | None = None) -> Iterator[Any]:
         """An answer at each of these draws, at most `DRAWS` evenly spaced ones by default."""
-        for s in self._some() if chosen is None else chosen:
-            with self.model.bind(self.draw(s)):
-                answer = ask()
-            yield answer
+        chosen = self._some() if chosen is None else chosen
+        with progress(DRAWN, len(chosen), len(chosen) > 1) as update:
+            for number, s in enumerate(chosen):
+                update(number, type(self.model).__name__)
+                with self.model.bind(self.draw(s)):
+                    answer = ask()
+                yield answer
 
     def _mean(self, ask: Callable[[], Any]) -> Any:
         """Mean of an answer over those draws."""
@@ -99,8 +105,13 @@ class Answers:
         """An answer at each of these draws of theta: many at once where a latent has a q for every datum and draw."""
         few = self.draws and 2 * PER_DATUM * len(obs) <= ELEMENTS_AT_ONCE
         if few and self.model.draws_without_posterior(obs):
-            with suppress(RuntimeError):  # a model whose operations depend on values goes draw by draw
-                return [one for part in self._in_parts(chosen, len(obs)) for one in together(part)]
+            found: list[Any] = []
+            # A model whose operations depend on values goes draw by draw.
+            with suppress(RuntimeError), progress(DRAWN, len(chosen)) as update:
+                for part in self._in_parts(chosen, len(obs)):
+                    update(len(found), f"{len(obs)} data")
+                    found += together(part)
+                return found
         return list(self._asked(alone, chosen))
 
     def _in_parts(self, chosen: list[int], n: int) -> list[dict[str, Tensor]]:

@@ -20,10 +20,10 @@ from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, RunningWeights
 from ppl_vae.fit import Fit
 from ppl_vae.infer.identity import differences
-from ppl_vae.infer.progress import progress as shown
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.step import choose
 from ppl_vae.infer.tracing import Traced
+from ppl_vae.progress import progress as shown
 from ppl_vae.records import read_record, write_record
 
 __all__ = ["log_evidence"]

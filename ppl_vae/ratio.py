@@ -16,7 +16,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
-from ppl_vae.infer.progress import progress as progress_bar
+from ppl_vae.progress import progress as progress_bar
 from ppl_vae.sweep import NOTHING, Sweep
 
 __all__ = ["LikelihoodRatio", "likelihood_ratio_test"]

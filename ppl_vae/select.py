@@ -19,7 +19,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DeclarationError, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import EM
-from ppl_vae.infer.progress import progress as progress_bar
+from ppl_vae.progress import progress as progress_bar
 from ppl_vae.sweep import Sweep
 
 if TYPE_CHECKING:

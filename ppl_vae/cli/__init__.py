@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
 from ppl_vae.cli.inputs import Parts, complete_rows, read, training_data
-from ppl_vae.cli.options import Common, Compare, Train, arguments, prepare, save_settings, say
+from ppl_vae.cli.options import Common, Compare, Train, arguments, prepare, save_settings, say, shown
 from ppl_vae.cli.outputs import (
     compare_document,
     failed_fits,
@@ -99,7 +99,7 @@ def compare(options: Annotated[Compare | None, Parameter(name="*")] = None) -> i
     from ppl_vae.compare import compare as make_table
 
     data, dropped = complete_rows(read(options))
-    with _threads(1 if data.values.numel() * options.components < SMALL else None):
+    with _threads(1 if data.values.numel() * options.components < SMALL else None), shown(options):
         fits = _mixture_fits(options, data)
         say(options, "comparing")
         table = make_table(fits)
@@ -138,13 +138,14 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
         progress=not options.quiet,
     )
     say(options, f"training on {len(data.train)} data, {len(data.validation)} for validation")
-    fit = engine.fit(_vae(options, data), data.train)
-    say(options, f"evaluating on {len(data.test)} held-out data")
-    found = fit.evaluate(data.test, num_particles=options.particles)
-    failed = failed_training(fit, found)
-    say(options, "writing the report")
-    command = shlex.join(["ppl-vae", "train", *arguments(options)])
-    write_training(fit, found, data.shown, options.output, command)
+    with shown(options):
+        fit = engine.fit(_vae(options, data), data.train)
+        say(options, f"evaluating on {len(data.test)} held-out data")
+        found = fit.evaluate(data.test, num_particles=options.particles)
+        failed = failed_training(fit, found)
+        say(options, "writing the report")
+        command = shlex.join(["ppl-vae", "train", *arguments(options)])
+        write_training(fit, found, data.shown, options.output, command)
     save_settings(options)
     if options.json:
         print_json(train_document(options, fit, found, data, failed))

@@ -3,13 +3,14 @@
 import json
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-__all__ = ["Common", "Compare", "Train", "arguments", "prepare", "save_settings", "say"]
+__all__ = ["Common", "Compare", "Train", "arguments", "prepare", "save_settings", "say", "shown"]
 
 logger = logging.getLogger("ppl_vae")
 
@@ -127,6 +128,13 @@ def prepare(options: Common) -> None:
         handler.of_the_command_line = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def shown(options: Common) -> AbstractContextManager[None]:
+    """A block that shows how far its work has come, unless quiet."""
+    from ppl_vae.progress import silent
+
+    return silent() if options.quiet else nullcontext()
 
 
 def say(options: Common, message: str) -> None:

@@ -20,10 +20,10 @@ from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Values
 from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Held, Parts
-from ppl_vae.infer.progress import Update
 from ppl_vae.infer.repair import given_away, worst_rows
 from ppl_vae.infer.squarem import ACCELERATIONS
 from ppl_vae.infer.vanishing import vanishing
+from ppl_vae.progress import Update
 
 if TYPE_CHECKING:
     from ppl_vae.infer.runs import Starts

@@ -17,11 +17,11 @@ from ppl_vae.infer.callbacks import Callbacks
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
 from ppl_vae.infer.interrupts import INTERRUPTED
-from ppl_vae.infer.progress import Update
 from ppl_vae.infer.random_state import random_state, restore_random_state
 from ppl_vae.infer.step import NO_FACTOR, Step, StepResult
 from ppl_vae.infer.stepper import Stepper
 from ppl_vae.infer.turns import Turns
+from ppl_vae.progress import Update
 
 __all__ = ["History", "Loop"]
 

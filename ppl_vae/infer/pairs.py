@@ -24,12 +24,12 @@ from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import build
 from ppl_vae.infer.pair_step import PairObjective, PairStep
 from ppl_vae.infer.processes import Share, joined
-from ppl_vae.infer.progress import progress
 from ppl_vae.infer.pyro_losses import own_copy
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.stepper import Stepper
 from ppl_vae.objectives import max_plate_nesting, trace_sites
+from ppl_vae.progress import progress
 
 if TYPE_CHECKING:
     from ppl_vae.infer.em import EM

@@ -22,8 +22,8 @@ from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
 from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.processes import LostError
-from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values, take_networks
+from ppl_vae.progress import Update, progress
 
 if TYPE_CHECKING:
     from ppl_vae.infer.em import EM

@@ -16,9 +16,9 @@ from torch import Tensor
 from ppl_vae.alone import lent
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.parallel import threads
-from ppl_vae.infer.progress import Ration, progress
 from ppl_vae.infer.target import JITTER, Target
 from ppl_vae.infer.watch import Chains, Plan, Watch, complete
+from ppl_vae.progress import Ration, progress
 
 __all__ = ["SAMPLERS"]
 

@@ -14,8 +14,8 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.local import POLISH, SEARCH, LocalPosterior, Values, best_q, middle
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.potential import Potential
-from ppl_vae.infer.progress import progress
 from ppl_vae.infer.target import make_target, with_gradient
+from ppl_vae.progress import progress
 
 __all__ = ["Settled", "climbed", "settled"]
 

@@ -29,7 +29,6 @@ from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import unseen
 from ppl_vae.infer.processes import LostError, Share, joined
-from ppl_vae.infer.progress import progress
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, rising
 from ppl_vae.infer.schedules import within
@@ -39,6 +38,7 @@ from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
 from ppl_vae.objectives import Objective, elbo
+from ppl_vae.progress import progress
 from ppl_vae.relabel import relabel
 
 __all__ = ["SVI"]

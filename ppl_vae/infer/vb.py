@@ -20,8 +20,8 @@ from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, ref
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
-from ppl_vae.infer.progress import Update, progress
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values
+from ppl_vae.progress import Update, progress
 from ppl_vae.relabel import relabel
 
 __all__ = ["VB"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Status
 from ppl_vae.infer.callbacks import Callbacks
-from ppl_vae.infer.progress import Update
+from ppl_vae.progress import Update
 
 __all__ = ["Chains", "Plan", "Watch", "complete"]
 

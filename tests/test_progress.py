@@ -6,10 +6,14 @@ import time
 from itertools import pairwise
 
 import pytest
+import torch
+from example_models import Nested
 from rich.console import Console
 
-from ppl_vae.infer import progress as module
-from ppl_vae.infer.progress import SHARE, Ration, progress
+import ppl_vae as pv
+from ppl_vae import fit_answers
+from ppl_vae import progress as module
+from ppl_vae.progress import SHARE, Ration, progress, silent
 
 
 @pytest.fixture
@@ -106,3 +110,34 @@ def test_elsewhere_a_line_is_logged_now_and_then(clock, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"SVI: {step} of 1000, bound -3.2" for step in (239, 479, 719, 959)
     ]
+
+
+def test_what_runs_within_shows_no_progress_of_its_own(screen, clock):
+    with progress("outer", 2) as outer, progress("inner", 2) as inner:
+        clock[0] += 10
+        inner(1, "")
+        outer(1, "")
+    assert "outer" in screen.getvalue()
+    assert "inner" not in screen.getvalue()
+    with silent(), progress("quiet", 2) as update:
+        clock[0] += 10
+        update(1, "")
+    assert "quiet" not in screen.getvalue()
+
+
+def test_an_answer_over_draws_says_how_far_it_has_come(screen, clock, monkeypatch):
+    x = torch.arange(6.0)
+    fit = pv.SVI(1, num_draws=8, progress=False).fit(Nested(), x)
+    screen.truncate(0)
+    take = Nested.log_prob_of_draws
+
+    def slow(self, *args):
+        clock[0] += 10
+        return take(self, *args)
+
+    monkeypatch.setattr(fit_answers, "ELEMENTS_AT_ONCE", 2 * 64 * len(x))
+    monkeypatch.setattr(Nested, "log_prob_of_draws", slow)
+    assert fit.log_predictive(x, num_particles=2).shape == (6,)
+    assert "draws of theta" in screen.getvalue()
+    assert "2/8" in screen.getvalue()
+    assert "6 data" in screen.getvalue()

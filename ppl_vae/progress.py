@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Ration", "progress"]
+__all__ = ["Ration", "progress", "silent"]
 
 logger = logging.getLogger("ppl_vae")
 
@@ -20,6 +21,7 @@ SHARE = 0.01
 """Of the time, that goes into showing how far things are, at most."""
 
 Update = Callable[[int, str], None]
+_within: ContextVar[bool] = ContextVar("within a progress", default=False)
 
 
 class Ration:
@@ -66,18 +68,30 @@ class Ration:
 def progress(description: str, total: int, enabled: bool = True) -> Iterator[Update]:
     """Give a function (done, text) to call as often as one likes; drawing is rationed.
 
+    What runs within the block shows no progress of its own.
+
     Examples
     --------
     >>> with progress("EM", 10, enabled=False) as update:
     ...     update(1, "bound -3.2")
     """
-    if not enabled:
+    if not enabled or _within.get():
         yield lambda done, text: None
         return
     console = Console(stderr=True)
     draw = _bar(console, description, total) if console.is_terminal or console.is_jupyter else _log(description, total)
-    with draw as update:
+    with draw as update, silent():
         yield update
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block no progress is shown."""
+    token = _within.set(True)
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
 @contextmanager
