@@ -181,18 +181,22 @@ class Answers:
         )
         return torch.stack(each).mean(0)
 
-    def responsibilities(self, data: Any) -> Any:
-        """p(z = k | x_i), mean over draws, [n, K]; a dictionary when several latents are finite."""
+    def responsibilities(self, data: Any, num_particles: int = 100) -> Any:
+        """p(z = k | x_i), mean over draws of theta, [n, K]; a dictionary when several latents are finite.
+
+        See LatentVariableModel.responsibilities; `num_particles` is the number of draws of the other latents over all
+        draws of theta together.
+        """
+        obs, few = self.model.check(data), self._each(num_particles)
         if self.is_point:
-            return self._mean(lambda: self.model.responsibilities(data))
-        obs = self.model.check(data)
+            return self._mean(lambda: self.model.responsibilities(obs, few))
         finite = self.model.finite_latents(obs)
         if not finite or len(obs) > ROWS or self.model.draws_latents(obs):
             each = self._each_draw(
                 obs,
                 self._some(),
-                lambda draws: self.model.responsibilities_of_draws(obs, draws),
-                lambda: self.model.responsibilities(obs),
+                lambda draws: self.model.responsibilities_of_draws(obs, draws, few),
+                lambda: self.model.responsibilities(obs, few),
             )
             return _mean(each)
         chosen = self._some()
@@ -200,9 +204,9 @@ class Answers:
         found = {name: value.mean(0) for name, value in each.items()}
         return found if len(found) > 1 else next(iter(found.values()))
 
-    def labels(self, data: Any) -> Tensor:
+    def labels(self, data: Any, num_particles: int = 100) -> Tensor:
         """The most probable component of each datum, [n] (004 s.7.2)."""
-        r = self.responsibilities(data)
+        r = self.responsibilities(data, num_particles)
         if isinstance(r, dict):
             raise EngineError(f"labels needs one finite latent, this model has {', '.join(r)}; use responsibilities")
         return r.argmax(-1)

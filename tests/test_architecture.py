@@ -20,6 +20,7 @@ ROOMS = {
     "evidence": 0,
     "fit_answers": 0,
     "over_draws": 0,
+    "over_classes": 0,
     "families": 1,
     "nets": 1,
     "fit_files": 1,

@@ -12,8 +12,17 @@ from ppl_vae.errors import EngineError
 from ppl_vae.families.product import Blocks
 from ppl_vae.missing import Incomplete, conditional_mean
 from ppl_vae.objectives import Sites
+from ppl_vae.objectives.sites import total
 
-__all__ = ["class_probabilities", "completed", "expected_of", "log_weights", "reconstructed"]
+__all__ = [
+    "class_probabilities",
+    "completed",
+    "expected_of",
+    "finite_posterior",
+    "log_classes",
+    "log_weights",
+    "reconstructed",
+]
 
 
 def log_weights(sites: Sites, count: int) -> Tensor:
@@ -32,14 +41,36 @@ def _weights(sites: Sites) -> Tensor:
     return total
 
 
-def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
-    """p(z = k | x) from the joint over all finite latents, the others by importance weights, [n, K]."""
+def finite_posterior(sites: Sites) -> Tensor:
+    """Probability of every combination of finite values given x, [*enumerated, n]: exact where no latent was drawn.
+
+    Beside drawn latents, those with a declared posterior have that, and the others are exact given the draws.
+    """
     joint = _weights(sites)
+    if sites.log_q.keys() <= sites.enumerated.keys():
+        return torch.softmax(joint.flatten(0, -2), 0).view(joint.shape) if joint.dim() > 1 else torch.ones_like(joint)
+    log_q = total(sites.log_q[name] for name in sites.enumerated)
+    joint, log_q = torch.broadcast_tensors(joint, torch.as_tensor(log_q, dtype=joint.dtype, device=joint.device))
+    # What q holds impossible may be so under p too.
+    return torch.where(log_q == -torch.inf, 0.0, (joint - sites.marginal(joint) + log_q).exp())
+
+
+def log_classes(sites: Sites, name: str, count: int) -> Tensor:
+    """What each draw says of a finite latent, [count, n, K], whose sum over draws is in proportion to its posterior.
+
+    Beside drawn latents y it is log q(z = k | x) where z has a declared posterior, else log p(x, z = k, y) - log q(y).
+    """
+    given = name in sites.enumerated and sites.log_q.keys() > sites.enumerated.keys()
+    joint = finite_posterior(sites).log() if given else _weights(sites)
     dim = {**sites.enumerated, **sites.summed}[name]
     others = [d for d in range(-joint.dim(), -1) if d != dim]
     marginal = torch.logsumexp(joint, others, keepdim=True) if others else joint
-    log_k = marginal.movedim(dim, -1).reshape(-1, marginal.shape[dim])
-    return torch.softmax(torch.logsumexp(log_k.reshape(count, -1, marginal.shape[dim]), 0), -1)
+    return marginal.movedim(dim, -1).reshape(count, -1, marginal.shape[dim])
+
+
+def class_probabilities(sites: Sites, name: str, count: int) -> Tensor:
+    """The posterior of a finite latent by `count` draws of the others, [n, K]."""
+    return torch.softmax(torch.logsumexp(log_classes(sites, name, count), 0), -1)
 
 
 def reconstructed(sites: Sites, name: str, count: int, value: Tensor) -> Tensor:
@@ -99,13 +130,12 @@ def _columns(d: TorchDistribution, *values: Tensor) -> list[tuple[Any, ...]]:
 
 def _averaged(sites: Sites, each: Tensor, count: int, event_dim: int) -> Tensor:
     """Mean of [*enumerated, n, *event] under the posterior of the finite latents, and over draws, [n, *event]."""
-    joint = _weights(sites)
-    event = each.shape[each.dim() - event_dim :]
-    if joint.dim() == 1:
-        mean = each.expand(len(joint), *event)
+    r, event = finite_posterior(sites), each.shape[each.dim() - event_dim :]
+    if r.dim() == 1:
+        mean = each.expand(len(r), *event)
     else:
-        weight = torch.softmax(joint.flatten(0, -2), 0).reshape(*joint.shape, *[1] * event_dim)
-        mean = (weight * each.expand(joint.shape + event)).flatten(0, joint.dim() - 2).sum(0)
+        weight = r.reshape(*r.shape, *[1] * event_dim)
+        mean = (weight * each.expand(r.shape + event)).flatten(0, r.dim() - 2).sum(0)
     return mean.reshape(count, -1, *event).mean(0)
 
 

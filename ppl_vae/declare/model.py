@@ -9,7 +9,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.answers import class_probabilities, completed, expected_of, log_weights, reconstructed
+from ppl_vae.declare.answers import (
+    class_probabilities,
+    completed,
+    expected_of,
+    finite_posterior,
+    log_weights,
+    reconstructed,
+)
 from ppl_vae.declare.checks import check, check_inputs
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.nodes import Term
@@ -19,6 +26,7 @@ from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.errors import DataError, EngineError, check_count
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo
+from ppl_vae.over_classes import OverClasses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,8 +195,18 @@ class LatentVariableModel(OfDraws):
         """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
         return self.evidence(data, num_particles).value
 
-    def responsibilities(self, data: Any, num_particles: int = 10) -> Tensor | dict[str, Tensor]:
+    def responsibilities(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
         """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
+
+        Exact where all latents are finite. Beside continuous ones it is q(z = k | x_i) of a latent that has a declared
+        posterior, and of the others an estimate by importance weights.
+
+        Parameters
+        ----------
+        data : Tensor or mapping
+            Observed values, n rows.
+        num_particles : int
+            Draws of q per datum, where the other latents are continuous.
 
         Raises
         ------
@@ -209,11 +227,17 @@ class LatentVariableModel(OfDraws):
         return next(iter(found.values())) if len(found) == 1 else found
 
     def posterior(self, data: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z | x_i) of each latent, exact for finite ones: a distribution, or a dictionary when there are several."""
+        """q(z | x_i) of each latent: a distribution, or a dictionary when there are several, batch shape [n].
+
+        Finite latents have their `responsibilities`. A q that depends on such a one is a mixture over its values.
+        """
         obs = self.check(data)
         with torch.no_grad(), self.numeric(), local_q(self, obs):
             sites = self.sites(obs)
-            found = {name: q for name, q in sites.q.items() if name not in sites.enumerated}
+            drawn = {name: q for name, q in sites.q.items() if name not in sites.enumerated}
+            by_class = any(len(q.batch_shape) > 1 for q in drawn.values())
+            shares = finite_posterior(sites) if by_class else torch.ones(())
+            found = {name: OverClasses(q, shares) if len(q.batch_shape) > 1 else q for name, q in drawn.items()}
         if sites.summed or sites.enumerated:
             r = self.responsibilities(obs)
             by_name = r if isinstance(r, dict) else {next(iter({**sites.enumerated, **sites.summed})): r}

@@ -52,7 +52,7 @@ class OfDraws(PyroPrograms):
         return each_draw(self, obs, dict(draws), q)
 
     def responsibilities_of_draws(
-        self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 10
+        self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100
     ) -> list[Tensor | dict[str, Tensor]]:
         """`responsibilities` at each of the draws [S, ...] of theta, where a latent has no posterior."""
         obs = self.check(data)

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae.declare.answers import class_probabilities, log_weights
+from ppl_vae.declare.answers import log_classes, log_weights
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites
@@ -132,14 +132,17 @@ class PyroPair:
         """Log p(x_i), [n] nats."""
         return self.evidence(data, num_particles).value
 
-    def responsibilities(self, data: Any) -> Tensor:
-        """p(z = k | x_i) of the one finite latent, [n, K]."""
+    def responsibilities(self, data: Any, num_particles: int = 100) -> Tensor:
+        """p(z = k | x_i) of the one finite latent, [n, K]; see LatentVariableModel.responsibilities."""
         with torch.no_grad():
             sites = self.sites(data)
-        finite = {**sites.enumerated, **sites.summed}
-        if len(finite) != 1:
-            raise EngineError(f"responsibilities need one enumerated site, this pair has {list(finite) or 'none'}")
-        return class_probabilities(sites, next(iter(finite)), 1)
+            finite = {**sites.enumerated, **sites.summed}
+            if len(finite) != 1:
+                raise EngineError(f"responsibilities need one enumerated site, this pair has {list(finite) or 'none'}")
+            more = num_particles - 1 if self.draws_latents(data) else 0
+            each = [sites, *(self.sites(data) for _ in range(more))]
+            each_draw = torch.cat([log_classes(one, next(iter(finite)), 1) for one in each])
+        return torch.softmax(torch.logsumexp(each_draw, 0), -1)
 
     def posterior(self, data: Any) -> Any:
         """Distributions of the guide's sites for each datum."""
