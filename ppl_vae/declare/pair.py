@@ -56,7 +56,6 @@ class PyroPair:
         check_program(model)
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
-        self.reached: list[Tensor] | None = None
         self.buffers: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
@@ -74,16 +73,23 @@ class PyroPair:
             return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
     def free(self) -> list[Tensor]:
-        """Unconstrained parameters, for an optimiser: of `pyro.param`, `pyro.module` and of PyroModules."""
-        return [p for p in self.store["params"].values() if p.requires_grad]
+        """Unconstrained parameters, for an optimiser: of `pyro.param`, `pyro.module` and of PyroModules.
 
-    def first_run(self, run: Callable[[], Any]) -> None:
-        """Run the programs once with their gradient: it makes the parameters and shows which of them it reaches."""
+        One that has several names, as where both programs register a network, comes once.
+        """
+        return list({id(p): p for p in self.store["params"].values() if p.requires_grad}.values())
+
+    def first_run(self, run: Callable[[], Any]) -> list[Tensor]:
+        """Run the programs once with their gradient: it makes the parameters, and gives those that it reaches."""
+        before = [(p, p.grad) for p in self.free()]
+        for p, _ in before:
+            p.grad = None
         with self.statistics_kept(), self.parameters_in_place():
             run()
-        self.reached = [p for p in self.free() if p.grad is not None]
-        for p in self.reached:
-            p.grad = None
+        reached = [p for p in self.free() if p.grad is not None]
+        for p, gradient in [*((p, None) for p in reached), *before]:
+            p.grad = gradient
+        return reached
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:

@@ -63,8 +63,15 @@ class PairObjective:
     ) -> None:
         self.pair, self.loss = pair, loss
         self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
-        if pair.reached is None:
-            pair.first_run(lambda: loss.loss_and_grads(pair.program, pair.guide, *args, **(kwargs or {})))
+        before = set(pair.store["params"])
+        seen = own_copy(loss) if before else loss  # what a loss remembers of a step, it remembers of the first one
+        self.reached = pair.first_run(lambda: seen.loss_and_grads(pair.program, pair.guide, *args, **(kwargs or {})))
+        new = sorted(set(pair.store["params"]) - before)
+        if before and new:
+            raise EngineError(
+                f"with these arguments the programs have parameters that they did not have before, {', '.join(new)}: "
+                "make all parameters in every run, as one tensor that the argument indexes"
+            )
         self.dense = pair.free()
         if not self.dense:
             raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
@@ -88,7 +95,7 @@ class PairObjective:
         args, kwargs = self._arguments(inputs)
         given = list(zip([*self.dense, *pair.buffers], [*leaves, *buffers], strict=True))
         with pair.parameters_in_place():
-            value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, pair.reached or ())
+            value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, self.reached)
             self._check_store()
         return value, value.detach()
 

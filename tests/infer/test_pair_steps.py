@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoIAFNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
@@ -72,6 +72,40 @@ def bayesian_regression():
     return model, guide, [*model.parameters(), *guide.parameters()]
 
 
+def shared_network():
+    """One network under two names, as Pyro moves it: once."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 3)
+
+    def model(x):
+        pyro.module("decoder", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 0.5).to_event(1))
+
+    return model, guide, list(net.parameters())
+
+
+def autoregressive():
+    """Pyro's automatic guide that registers one of its layers' tensors twice."""
+    torch.manual_seed(0)
+
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ slope, 1.0), obs=x.sum(-1))
+
+    guide = AutoIAFNormal(model, hidden_dim=[6], num_transforms=1)
+    with pyro.get_param_store().scope():
+        guide(torch.zeros(2, 3))
+    return model, guide, list(guide.parameters())
+
+
 def branching():
     """What is computed depends on a drawn value."""
 
@@ -129,6 +163,8 @@ TRACED = {
     "autoencoder": (autoencoder, Trace_ELBO()),
     "autoencoder, own loss": (autoencoder, OwnLoss(num_particles=2)),
     "PyroModule": (bayesian_regression, Trace_ELBO()),
+    "a network under two names": (shared_network, Trace_ELBO()),
+    "a tensor under two names": (autoregressive, Trace_ELBO()),
 }
 EAGER = {
     "branching": (branching, Trace_ELBO(), 'z.mean() > 0 else 2.0"'),
@@ -308,6 +344,29 @@ def test_a_parameter_that_comes_late_is_refused():
 
     with pytest.raises(pv.EngineError, match="late appeared after the first run"):
         pv.svi_step((model, lambda x: None), sgd, compile="off")(X)
+
+
+def test_an_argument_may_choose_among_the_parameters():
+    def model(x, k):
+        loc = [pyro.param(f"loc{j}", torch.tensor(0.5)) for j in range(2)][k]
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x.mean())
+
+    step = pv.svi_step((model, lambda x, k: None), sgd)
+    for k in (0, 1, 1):
+        step(X, k)
+    gain = (X.mean() - 0.5) * RATE
+    torch.testing.assert_close(step.pair.values["loc0"], 0.5 + gain)
+    torch.testing.assert_close(step.pair.values["loc1"], 0.5 + gain * (2 - RATE))
+
+
+def test_parameters_that_other_arguments_bring_are_refused_by_name():
+    def model(x, k):
+        pyro.sample("x", dist.Normal(pyro.param(f"loc{k}", torch.tensor(0.5)), 1.0), obs=x.mean())
+
+    step = pv.svi_step((model, lambda x, k: None), sgd)
+    step(X, 0)
+    with pytest.raises(pv.EngineError, match="did not have before, loc1: make all parameters in every run"):
+        step(X, 1)
 
 
 def test_indices_of_a_subsampled_plate_are_drawn_at_every_step():
