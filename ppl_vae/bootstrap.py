@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.align import matched, symmetries
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import NO_DATA, DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
 from ppl_vae.infer.weights import check_weights
@@ -134,7 +134,7 @@ def _check(fit: Fit) -> None:
             f"parameters ({min(networks)}), which draws of a Fit do not hold: use standard_errors"
         )
     if fit.data is None:
-        raise EngineError("this fit holds no data (it was loaded from a file, or made from a stream): set fit.data")
+        raise EngineError(f"{NO_DATA}: set fit.data")
 
 
 def _engine(fit: Fit) -> EM:

@@ -11,7 +11,7 @@ from ppl_vae.alone import forked_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.pair import PyroPair
 from ppl_vae.dims import OBS_ID, dims_and_coords
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import NO_DATA, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.from_pyro import Group, assemble, describe, pair_tree
 from ppl_vae.infer.each import each
@@ -121,7 +121,7 @@ def observed_names(fit: Fit) -> list[str]:
 def data_of(fit: Fit, data: Any) -> Any:
     """The data given, else those the fit was trained on."""
     if data is None and fit.data is None:
-        raise EngineError("this fit was loaded from a file, which holds no data: pass the data")
+        raise EngineError(f"{NO_DATA}: pass the data")
     return fit.data if data is None else fit.model.check(data)
 
 

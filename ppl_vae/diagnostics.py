@@ -17,7 +17,7 @@ from ppl_vae.datatree import data_of, seeded
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
 from ppl_vae.infer.weights import check_weights, own_weights
-from ppl_vae.objectives import Sites, has_analytic_kl
+from ppl_vae.objectives import Sites, analytic_kl, has_analytic_kl
 
 __all__ = [
     "Convergence",
@@ -34,6 +34,8 @@ ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
 PARTICLES = 10
 """Draws of q per datum for the bound at a point estimate."""
+FEW = 10
+"""Draws on which the weights of every datum should rest."""
 EQUAL = 0.99
 """Share of the draws from which on the effective sample size says that weights are as good as equal."""
 LEAST = 25
@@ -57,7 +59,7 @@ class Evaluation:
         Smallest effective sample size of a datum's importance weights; infinite when exact, NaN over many draws of
         theta, each of which has weights of its own.
     method : str
-        "exact" or "importance".
+        "exact", "importance", or "bound" where log_prob is the bound itself, as of a VQ-VAE.
     kl_per_unit : Tensor or None
         Mean KL(q(z_j | x) || p(z_j)) of each latent unit, [units]; None unless one θ, one continuous latent with a
         posterior, and independent units are all there is.
@@ -75,12 +77,25 @@ class Evaluation:
     kl_per_unit: Tensor | None
     active_units: int | None
 
+    @property
+    def doubt(self) -> str:
+        """Why log_prob is not to be relied on, if it is not."""
+        if not self.min_ess < FEW:
+            return ""
+        return (
+            f"The importance weights of at least one datum rest on {self.min_ess:.1f} draws: its log p(x) is probably "
+            "too low; take more particles."
+        )
+
     def __str__(self) -> str:
         lines = [
             f"{'held-out ELBO':<28}{plus_minus(self.elbo, self.elbo_se, 4, 10)} nats per datum",
             f"{'log p(x), ' + self.method:<28}{plus_minus(self.log_prob, self.log_prob_se, 4, 10)} nats per datum",
             f"{'gap':<28}{self.log_prob - self.elbo:10.4f}",
         ]
+        if math.isfinite(self.min_ess):
+            lines.append(f"{'smallest ESS of a datum':<28}{self.min_ess:10.1f} draws")
+        lines += [f"! {self.doubt}"] if self.doubt else []
         if self.kl_per_unit is None:
             lines.append(f"{'KL per unit':<28}defined for one θ and one posterior of independent units")
         else:
@@ -156,7 +171,7 @@ def _units(fit: Fit, obs: Any, w: Tensor) -> tuple[Tensor | None, int | None]:
         return None, None
     q, p = factors
     share = (w / w.sum())[:, None]
-    kl, mean = (share * dist.kl.kl_divergence(q, p)).sum(0), q.mean.double()
+    kl, mean = (share * analytic_kl(q, p)).sum(0), q.mean.double()
     variance = (share * (mean - (share * mean).sum(0)) ** 2).sum(0) * w.sum() / (w.sum() - 1).clamp_min(1)
     return kl, int((variance >= ACTIVE).sum())
 

@@ -3,7 +3,10 @@
 from numbers import Integral
 from typing import Any
 
-__all__ = ["DataError", "DeclarationError", "EngineError", "check_count"]
+__all__ = ["NO_DATA", "DataError", "DeclarationError", "EngineError", "check_count"]
+
+NO_DATA = "this fit holds no data (it was loaded from a file, or made from a stream or a loader)"
+"""What an error says before it says how to pass them."""
 
 
 class DeclarationError(TypeError):

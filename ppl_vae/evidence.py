@@ -32,10 +32,11 @@ class Evidence:
     effective_sample_size : Tensor
         [n]: (sum w)^2 / sum w^2 of the importance weights; infinite when exact.
     method : str
-        "exact" or "importance".
+        "exact"; "importance"; "annealed", by annealed importance sampling; or "bound", where `value` is the bound
+        itself, as of a VQ-VAE, whose standard error of 0 does not make it log p(x).
     k_hat : Tensor, optional
-        [n]: shape of the generalised Pareto law of the largest weights (see `pareto_k_hat`). Above 0.7 value and
-        standard error are not to be relied on, unless the weights hardly vary (see `hardly_vary`).
+        [n], of `pv.log_evidence`: shape of the generalised Pareto law of the largest weights (see `pareto_k_hat`).
+        Above 0.7 value and standard error are not to be relied on, unless the weights hardly vary (see `hardly_vary`).
     """
 
     value: Tensor

@@ -13,7 +13,7 @@ from ppl_vae.alone import unvalidated
 from ppl_vae.coordinates import coordinates
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import NO_DATA, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.weights import check_weights
 from ppl_vae.information import check_boundary, derivatives, invert
@@ -157,9 +157,7 @@ def _check(fit: Fit, data: Any) -> None:
             f"{type(fit.model).__name__}; the spread of fit.draws is the uncertainty of a fit with draws"
         )
     if data is None and fit.data is None:
-        raise EngineError(
-            "this fit holds no data (it was loaded from a file, or made from a stream): standard_errors(fit, data)"
-        )
+        raise EngineError(f"{NO_DATA}: standard_errors(fit, data)")
 
 
 def _batches(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Observations, Tensor]]:

@@ -41,3 +41,16 @@ def test_a_latent_that_is_drawn_is_not_said_to_be_exact():
     found = fit.evaluate(x, num_particles=5)
     assert found.method == "importance"
     assert found.min_ess != found.min_ess
+
+
+def test_what_rests_on_few_draws_says_so():
+    x = 4 + torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    model = pv.models.VAE(
+        pv.nets.mlp_encoder(3, 4, 2), pv.nets.mlp_decoder(2, 4, 3), likelihood=pv.likelihoods.Gaussian(0.05)
+    )
+    found = pv.SVI(1, progress=False).fit(model, x).evaluate(x)
+    assert found.min_ess < 10
+    assert f"rest on {found.min_ess:.1f} draws" in str(found)
+    exact = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 3, prior="weak"), x).evaluate(x)
+    assert "ESS" not in str(exact)
+    assert not exact.doubt

@@ -1,15 +1,18 @@
 """Posterior collapse: what the latent units carry about their data (T22)."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from ppl_vae.diagnose.aggregate import DRAWS, Aggregate
 from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
+from ppl_vae.families.supports import of_entries
 from ppl_vae.objectives import Elbo
 
 __all__ = ["ACTIVE", "Collapse", "collapse", "mutual_information", "sensitivity"]
@@ -147,7 +150,7 @@ def sensitivity(codes: Codes) -> Tensor:
 
     The root of the mean over data of sum_d (s_d dm_j / dx_d)^2 / sd_p(z_j)^2, s_d the standard deviation of input d
     over the data: what m_j would move at random if each input did, to first order. It is found by finite differences
-    along random directions. A unit that ignores its input has 0.
+    along random directions, which turn back where the data could not go on. A unit that ignores its input has 0.
 
     Raises
     ------
@@ -158,24 +161,36 @@ def sensitivity(codes: Codes) -> Tensor:
         raise UndefinedError("q has parameters of its own for each datum, there is no encoder")
     spread = flat(codes.draw_prior(4096)).std(0)
     total = torch.zeros_like(spread)
+    movable, here = _movable(codes), _moments(codes, codes.obs.values)
     for _ in range(DIRECTIONS):
-        direction = {name: torch.randn_like(v) * v.std(0) for name, v in _movable(codes).items()}
-        ahead, behind = (_moved(codes, direction, sign * STEP) for sign in (1, -1))
-        total += ((ahead - behind) / (2 * STEP)).square().mean(0)
+        moved = {name: within(x + STEP * x.std(0) * torch.randn_like(x)) for name, (x, within) in movable.items()}
+        total += ((_moments(codes, {**codes.obs.values, **moved}) - here) / STEP).square().mean(0)
     return (total / DIRECTIONS).sqrt() / spread
 
 
-def _movable(codes: Codes) -> dict[str, Tensor]:
+def _movable(codes: Codes) -> dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """Observed numbers by node, and how they are brought back into the node's support."""
+    laws = codes.model.prototypes(codes.obs)
     observed = [node.name for node in codes.model.local_nodes() if node.kind == "observed"]
     found = {name: codes.obs.values[name] for name in observed if codes.obs.values[name].is_floating_point()}
     if not found or codes.n == 1:
         raise UndefinedError("it takes two data of real numbers at least")
-    return found
+    return {name: (value, _turned_back(laws[name].support)) for name, value in found.items()}
 
 
-def _moved(codes: Codes, direction: dict[str, Tensor], by: float) -> Tensor:
-    values = {name: codes.obs.values[name] + by * d for name, d in direction.items()}
-    moved = Codes(codes.model, replace(codes.obs, values={**codes.obs.values, **values}))
+def _turned_back(support: Constraint) -> Callable[[Tensor], Tensor]:
+    entry = of_entries(support)
+    low, high = getattr(entry, "lower_bound", -torch.inf), getattr(entry, "upper_bound", torch.inf)
+
+    def within(x: Tensor) -> Tensor:
+        x = torch.where(x < low, 2 * low - x, x)
+        return torch.where(x > high, 2 * high - x, x)
+
+    return within
+
+
+def _moments(codes: Codes, values: Mapping[str, Any]) -> Tensor:
+    moved = Codes(codes.model, replace(codes.obs, values=values))
     with codes.model.aside(seed=0):  # means by draws take the same ones on both sides
         return moved.moments()[0]
 

@@ -15,7 +15,7 @@ from ppl_vae.diagnose.collapse import Collapse, collapse
 from ppl_vae.diagnose.hole import Hole, hole
 from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import NO_DATA, DataError, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.weights import own_weights
 
@@ -174,7 +174,7 @@ def diagnose(
     if not isinstance(fit, Fit):
         raise EngineError(f"diagnose takes a Fit, got a {type(fit).__name__}: fit the model first")
     if data is None and fit.data is None:
-        raise DataError("this fit was loaded from a file, which holds no data: pass the data")
+        raise DataError(f"{NO_DATA}: pass the data")
     _check(1, size=size, num_particles=num_particles)
     _check(0, gap_data=gap_data, ais_data=ais_data)
     model = fit.model

@@ -163,10 +163,12 @@ def least_scale(codes: Codes) -> Quantity:
     name, part = "smallest decoder scale", PART
     meaning = "smallest standard deviation of p(x | z), over the root of the mean variance of the inputs"
     observed = [n.name for n in codes.model.local_nodes() if n.kind == "observed"]
+    if len(observed) != 1:
+        return undefined(name, part, meaning, f"there are {len(observed)} observed nodes")
     with torch.no_grad(), codes.model.numeric():
         p = codes.model.sites(codes.obs).p[observed[0]]
     law = getattr(p, "base", p)
-    if len(observed) != 1 or not isinstance(getattr(law, "base_dist", law), torch.distributions.Normal):
+    if not isinstance(getattr(law, "base_dist", law), torch.distributions.Normal):
         return undefined(name, part, meaning, "p(x | z) is not normal")
     unit = codes.obs.values[observed[0]].double().var(0, correction=0).mean().sqrt()
     ratio = law.stddev.min().double() / unit

@@ -44,10 +44,11 @@ class History:
     penalties: dict[str, list[float]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The columns that were filled."""
-        columns = {name: column for name, column in vars(self).items() if isinstance(column, list)}
+        """Every column, [epochs]; that of held-out data only if there were any."""
+        columns = {"bound": self.bound, "objective": self.objective, "seconds": self.seconds}
+        columns |= {"validation": self.validation} if self.validation else {}
         columns |= {f"penalty: {name}": column for name, column in self.penalties.items()}
-        return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items() if column}
+        return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
 
 
 @dataclass

@@ -7,7 +7,7 @@ make them directly, `trace_sites` makes them from an ordinary Pyro pair.
 from ppl_vae.objectives.bound import Elbo, Objective, elbo
 from ppl_vae.objectives.discrepancy import InfoVae, discrepancy, infovae
 from ppl_vae.objectives.importance import Iwae, iwae
-from ppl_vae.objectives.sites import Sites, has_analytic_kl
+from ppl_vae.objectives.sites import Sites, analytic_kl, has_analytic_kl
 from ppl_vae.objectives.total_correlation import TcElbo, TcTerms, tc_elbo
 from ppl_vae.objectives.tracing import max_plate_nesting, trace_sites
 
@@ -19,6 +19,7 @@ __all__ = [
     "Sites",
     "TcElbo",
     "TcTerms",
+    "analytic_kl",
     "discrepancy",
     "elbo",
     "has_analytic_kl",

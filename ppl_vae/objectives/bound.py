@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
-from ppl_vae.objectives.sites import Sites, has_analytic_kl, score, total
+from ppl_vae.objectives.sites import Sites, analytic_kl, has_analytic_kl, score, total
 
 __all__ = ["Elbo", "Objective", "elbo"]
 
@@ -88,7 +88,7 @@ class Elbo:
             return -sites.expect(self.divergence(sites, name))[:, None]
         q, p = q.base_dist, p.base_dist
         known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
-        each = dist.kl.kl_divergence(q, p) if known else q.log_prob(z) - p.log_prob(z)
+        each = analytic_kl(q, p) if known else q.log_prob(z) - p.log_prob(z)
         return each.expand(z.shape).flatten(1)
 
     def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
@@ -109,7 +109,7 @@ class Elbo:
         # A sum over another latent lies between E_q and log p: the mean of a log-sum is not the log-sum of means.
         known = known and not sites.branches(name)
         if known and q is not None and p is not None and has_analytic_kl(q, p):
-            return -dist.kl.kl_divergence(q, p)
+            return -analytic_kl(q, p)
         # Pyro's automatic guides also draw auxiliary values, which the model does not have.
         log_p, log_q = sites.log_p.get(name, 0.0), sites.log_q[name]
         if name not in sites.enumerated:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["Sites", "by_datum", "has_analytic_kl", "score", "total"]
+__all__ = ["Sites", "analytic_kl", "by_datum", "has_analytic_kl", "score", "total"]
 
 
 @dataclass
@@ -88,10 +88,28 @@ def total(terms: Iterable[Any]) -> Tensor:
     return found
 
 
+def analytic_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
+    """KL(q || p) in closed form, [...] nats.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is not known.
+    """
+    entries: Any = q
+    while isinstance(entries, dist.Independent):
+        entries = entries.base_dist
+    if entries.has_enumerate_support:  # torch's of Bernoulli laws does not broadcast
+        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+        q, p = q.expand(shape), p.expand(shape)
+    kl: Tensor = dist.kl.kl_divergence(q, p)
+    return kl
+
+
 def has_analytic_kl(q: TorchDistribution, p: TorchDistribution) -> bool:
     """Whether KL(q || p) is known in closed form."""
     try:
-        dist.kl.kl_divergence(q, p)
+        analytic_kl(q, p)
     except NotImplementedError:
         return False
     return True

@@ -8,6 +8,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_vae.errors import NO_DATA
+
 __all__ = ["BIG", "GREY", "PALETTE", "array", "blend", "color", "new_axes", "values_of"]
 
 PALETTE = ("#4477AA", "#EE6677", "#228833", "#B23A80", "#BF8900", "#379CB9", "#8C6BB1", "#B35806", "#7A8B00", "#9E6B5A")
@@ -63,7 +65,7 @@ def values_of(fit: Any, data: Any, name: str | None = None) -> tuple[Any, str, t
         Observed node; the first by default.
     """
     if data is None and fit.data is None:
-        raise ValueError("this fit holds no data (it was loaded from a file): pass data=")
+        raise ValueError(f"{NO_DATA}: pass data=")
     obs = fit.data if data is None else fit.model.check(data)
     name = name or next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
     width = obs.values[name].shape[-1] if len(obs.values[name].shape) > 1 else 1

@@ -116,11 +116,7 @@ def training_summary(fit: Fit, found: Evaluation) -> list[str]:
 def training_warnings(fit: Fit, found: Evaluation) -> list[str]:
     """Say what the reader should know before believing the evaluation."""
     warnings = [] if fit.status.ok else [f"The fit did not end well: {fit.status}."]
-    if found.method == "importance" and found.min_ess < 10:
-        warnings.append(
-            f"The importance weights of at least one datum rest on {found.min_ess:.1f} draws: its log p(x) is "
-            f"probably too low; take more particles."
-        )
+    warnings += [found.doubt] if found.doubt else []
     if found.active_units == 0:
         warnings.append("No latent unit is active: the posterior has collapsed onto the prior.")
     held_out = fit.trace.get("validation")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from example_models import MODELS, make
@@ -196,3 +197,68 @@ def test_a_divergence_that_is_no_number_is_not_called_zero():
     codes = SimpleNamespace(n=2, log_prior=lambda z: torch.full((2,), math.nan))
     found = SimpleNamespace(codes=codes, draws=[{}], mixed=torch.zeros(1, 2), others=torch.zeros(1, 2))
     assert [row.why for row in _divergence(found)] == ["the estimate is not a number"] * 2
+
+
+class OfCounts(pv.LatentVariableModel):
+    """Counts, of which the encoder may take logarithms: it has no answer below -1."""
+
+    def __init__(self, taken):
+        super().__init__()
+        self.encoder, self.decoder, self.taken = torch.nn.Linear(3, 1), torch.nn.Linear(1, 3), taken
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal(self.encoder(self.taken(x)), 0.5).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Poisson(torch.nn.functional.softplus(self.decoder(z))).to_event(1)
+
+
+COUNTS = (torch.tensor([1.0, 1.0, 600.0]).double() * torch.linspace(0, 1, 400)[:, None]).round()
+
+
+@pytest.mark.parametrize("taken", [torch.log1p, torch.positive])
+def test_inputs_are_moved_within_their_support(taken):
+    torch.manual_seed(0)
+    fit = pv.SVI(1, progress=False).fit(OfCounts(taken).double(), COUNTS)
+    found = fit.diagnose(COUNTS, gap_data=0)["encoder sensitivity"].value
+    assert math.isfinite(found)
+    assert found > 0
+    if taken is torch.positive:  # then it is the size of the linear map; of eight directions the root of chi^2 / 8
+        truth = (fit.model.encoder.weight[0] * COUNTS.std(0)).norm().item()
+        assert found == pytest.approx(truth, rel=0.15)
+
+
+class Switches(pv.LatentVariableModel):
+    """Six Bernoulli units with a prior of no batch shape, which torch's divergence does not spread over data."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(8, 6), torch.nn.Linear(6, 8)
+
+    @pv.latent
+    def c(self):
+        return dist.Bernoulli(0.3 * torch.ones(6)).to_event(1)
+
+    @c.posterior
+    def q_c(self, x):
+        return dist.Bernoulli(logits=self.encoder(x)).to_event(1)
+
+    @pv.observed
+    def x(self, c):
+        return dist.Bernoulli(logits=self.decoder(c)).to_event(1)
+
+
+def test_units_of_two_values_have_their_divergence():
+    torch.manual_seed(0)
+    x = (torch.rand(50, 8) < 0.5).double()
+    fit = pv.SVI(1, progress=False).fit(Switches().double(), x)
+    q = fit.model.encoder(x).sigmoid()
+    truth = (q * (q / 0.3).log() + (1 - q) * ((1 - q) / 0.7).log()).mean(0)
+    torch.testing.assert_close(fit.evaluate(x).kl_per_unit, truth.detach())
+    assert fit.diagnose(x, gap_data=0)["KL"].value == pytest.approx(truth.sum().item(), rel=0.2)
