@@ -153,12 +153,14 @@ def gaps(tmp_path):
     return tmp_path / "gaps.npy"
 
 
-def test_rows_with_nan_are_counted_and_left_out(gaps, tmp_path, capsys):
+def test_rows_with_nan_are_counted_and_taken_as_missing(gaps, tmp_path, capsys):
     code = main(["compare", "--data", str(gaps), "--strict", "--output", str(tmp_path / "r.html"), *FEW])
     out, err = capsys.readouterr()
-    assert "2 of 272 rows hold NaN and are left out" in err
-    assert "270 data" in out
-    assert "maximum of the log-likelihood" in out
+    assert "2 of 272 rows hold NaN, taken as missing" in err
+    assert "272 data" in out
+    x = pv.data.read_table(gaps).values
+    best = pv.EM(n_init=5, progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    assert f"maximum of the log-likelihood: {best.log_prob(x).sum():.3f}" in out
     assert "NUTS 90% interval" in out
     # So few draws cannot pass.
     assert code == 3

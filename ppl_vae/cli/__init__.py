@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
-from ppl_vae.cli.inputs import Parts, complete_rows, read, training_data
+from ppl_vae.cli.inputs import Parts, read, tell_missing, training_data
 from ppl_vae.cli.options import Common, Compare, Train, arguments, prepare, save_settings, say, shown
 from ppl_vae.cli.outputs import (
     compare_document,
@@ -98,7 +98,8 @@ def compare(options: Annotated[Compare | None, Parameter(name="*")] = None) -> i
     prepare(options)
     from ppl_vae.compare import compare as make_table
 
-    data, dropped = complete_rows(read(options))
+    data = read(options)
+    tell_missing(data)
     with _threads(1 if data.values.numel() * options.components < SMALL else None), shown(options):
         fits = _mixture_fits(options, data)
         say(options, "comparing")
@@ -109,7 +110,7 @@ def compare(options: Annotated[Compare | None, Parameter(name="*")] = None) -> i
         table.report(options.output, command)
     save_settings(options)
     if options.json:
-        print_json(compare_document(options, table, data, dropped, failed))
+        print_json(compare_document(options, table, data, failed))
     elif not options.quiet:
         print_comparison(options, table, data)
     return _verdict(options, failed)

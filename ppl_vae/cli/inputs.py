@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ppl_vae.data import ImageSet, Table
 
-__all__ = ["Parts", "complete_rows", "read", "training_data"]
+__all__ = ["Parts", "read", "tell_missing", "training_data"]
 
 logger = logging.getLogger("ppl_vae")
 
@@ -67,19 +67,10 @@ def _select(table: "Table", columns: list[str] | None) -> "Table":
     return replace(chosen, source=table.source)
 
 
-def complete_rows(table: "Table") -> tuple["Table", int]:
-    """Leave out rows with NaN, which EM's closed forms do not take, and count them."""
-    from ppl_vae.errors import DataError
-
-    if not table.missing_rows:
-        return table, 0
-    values = table.values[~table.values.isnan().any(1)]
-    if len(values) < 2:
-        raise DataError(
-            f"{table.source}: {table.missing_rows} of {len(table)} rows hold NaN, so fewer than 2 are whole"
-        )
-    logger.warning("%s: %d of %d rows hold NaN and are left out", table.source, table.missing_rows, len(table))
-    return replace(table, values=values, missing_rows=0), table.missing_rows
+def tell_missing(table: "Table") -> None:
+    """Log how many rows have gaps."""
+    if table.missing_rows:
+        logger.warning("%s: %d of %d rows hold NaN, taken as missing", table.source, table.missing_rows, len(table))
 
 
 @dataclass
@@ -130,8 +121,7 @@ def _table_parts(options: Train) -> Parts:
     held = max(1, round(0.15 * n))
     if n - 2 * held < 2:
         raise DataError(f"{table.source}: {n} rows are too few to train on; at least 4 are needed, far more to learn")
-    if table.missing_rows:
-        logger.warning("%s: %d of %d rows hold NaN, taken as missing", table.source, table.missing_rows, n)
+    tell_missing(table)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(options.seed))
     values = table.values[order].float()
     likelihood = options.likelihood or "gaussian-learned"

@@ -70,15 +70,18 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def compare_document(
-    options: Compare, table: "Comparison", data: "Table", dropped: int, failed: list[str]
-) -> dict[str, Any]:
+def compare_document(options: Compare, table: "Comparison", data: "Table", failed: list[str]) -> dict[str, Any]:
     """Everything that the tables and the report say, for programs."""
     return {
         "command": "compare",
         "version": __version__,
         "seed": options.seed,
-        "data": {"source": data.source, "rows": len(data), "rows_left_out": dropped, "columns": data.columns},
+        "data": {
+            "source": data.source,
+            "rows": len(data),
+            "rows_with_missing": data.missing_rows,
+            "columns": data.columns,
+        },
         "fits": table.to_frame().to_dict("index"),
         "parameters": table.parameters().to_dict("index"),
         "warnings": table.warnings,

@@ -117,7 +117,8 @@ def unseen(model: LatentVariableModel, obs: Observations) -> list[str]:
     empty = int(torch.stack(absent).all(0).sum()) if absent and len(absent) == len(nodes) else 0
     if empty == len(obs):
         raise DataError(f"all {empty} rows are missing altogether: there is nothing to fit")
-    return [f"{empty} rows are missing altogether and tell nothing"] if empty else []
+    said = "1 row is missing altogether and tells" if empty == 1 else f"{empty} rows are missing altogether and tell"
+    return [f"{said} nothing"] if empty else []
 
 
 class Held(Parts):
