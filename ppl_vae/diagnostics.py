@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,19 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ppl_vae.alone import forked_rng
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.counted import counted_elpd, counted_mean, counts_of
 from ppl_vae.datatree import data_of, seeded
+from ppl_vae.declare import LatentVariableModel
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
+from ppl_vae.infer.batches import in_memory, make_batches
 from ppl_vae.infer.weights import check_weights, own_weights
 from ppl_vae.objectives import Sites, analytic_kl, has_analytic_kl
+from ppl_vae.progress import progress
 
 __all__ = [
     "Convergence",
@@ -32,6 +37,8 @@ __all__ = [
 
 ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
+ROWS = 1000
+"""Rows of a Dataset that are looked at together."""
 PARTICLES = 10
 """Draws of q per datum for the bound at a point estimate."""
 FEW = 10
@@ -123,57 +130,116 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     ----------
     fit : Fit
         Any fit.
-    data : Tensor, array, data frame or mapping
-        n rows.
+    data : Tensor, array, data frame or mapping, or a DataLoader, Dataset, Stream or iterable of batches
+        n rows; of a declared model they may come in batches, as to SVI.
     num_particles : int
         Draws of q per datum for log p(x), where it is not exact.
     seed : int
         Seed of those draws.
     weights : Tensor, optional
-        [n], datum i counts w_i times; those of the fit where the data are its training data.
+        [n], datum i counts w_i times; those of the fit where the data are its training data. Not for loaders and
+        iterables.
+
+    Returns
+    -------
+    Evaluation
+        In nats per datum.
+
+    Raises
+    ------
+    DataError
+        If the data do not fit the model, or are none at all.
+
+    Examples
+    --------
+    >>> import torch, ppl_vae as pv
+    >>> x = torch.arange(8.0)
+    >>> fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(1, 1), x)
+    >>> whole, parts = fit.evaluate(x), fit.evaluate(torch.utils.data.DataLoader(x, batch_size=3))
+    >>> whole.n == parts.n == 8, round(whole.log_prob - parts.log_prob, 5)
+    (True, 0.0)
     """
     with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        obs = fit.model.check(data)
-        w = check_weights(own_weights(fit, obs, weights), len(obs)).to(fit.model.like.device)
-        bound = fit.elbo(obs, PARTICLES if fit.is_point else 1).double()
-        if fit.is_point:
-            evidence = fit.evidence(obs, num_particles)
-            value, error = evidence.value.double(), evidence.standard_error.double()
-            ess, method = evidence.effective_sample_size.min().item(), evidence.method
-        else:
-            value = fit.log_predictive(obs, num_particles).double()
-            drawn = bool(fit.model.draws_latents(obs))
-            error, ess, method = torch.zeros_like(value), *((math.nan, "importance") if drawn else (math.inf, "exact"))
-        kl, active = _units(fit, obs, w) if fit.is_point else (None, None)
+        looks = [_looked(fit, obs, w, num_particles) for obs, w in _parts(fit, data, weights)]
+    w, bound, value, error = (torch.cat([getattr(look, name) for look in looks]) for name in _COLUMNS)
     (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound, w), counted_mean(value, w)
+    kl, active = _carried([look.units for look in looks], w)
     return Evaluation(
-        n=len(obs),
+        n=len(w),
         elbo=elbo,
         elbo_se=elbo_se,
         log_prob=log_prob,
         log_prob_se=float(np.hypot(own_se, ((w * error).square().sum().sqrt() / w.sum()).item())),
-        min_ess=ess,
-        method=method,
+        min_ess=min(look.ess for look in looks),
+        method=looks[0].method,
         kl_per_unit=kl,
         active_units=active,
     )
 
 
-def _units(fit: Fit, obs: Any, w: Tensor) -> tuple[Tensor | None, int | None]:
-    """Mean KL of each unit of the one continuous latent, and how many units are active."""
+@dataclass(frozen=True)
+class _Look:
+    """What a fit says of each of some data: their weights, bound, log p(x) and its error, KL and mean of each unit."""
+
+    w: Tensor
+    bound: Tensor
+    value: Tensor
+    error: Tensor
+    ess: float
+    method: str
+    units: tuple[Tensor, Tensor] | None
+
+
+_COLUMNS = ("w", "bound", "value", "error")
+
+
+def _parts(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Any, Tensor]]:
+    """The data with their weights, at once or in the batches that they come in."""
+    model, device = fit.model, fit.model.like.device
+    if in_memory(data) or not isinstance(model, LatentVariableModel):
+        obs = model.check(data)
+        yield obs, check_weights(own_weights(fit, obs, weights), len(obs)).to(device)
+        return
+    batches = make_batches(model, data, weights, ROWS if isinstance(data, Dataset) else None, shuffle=False)
+    with progress("evaluate", batches.steps or 0, batches.steps is not None) as update:
+        for number, batch in enumerate(batches.epoch(0)):
+            update(number, "batches")
+            yield batch.obs.rows(torch.arange(batch.real, device=device)), batch.weights[: batch.real].double()
+
+
+def _looked(fit: Fit, obs: Any, w: Tensor, num_particles: int) -> _Look:
+    bound = fit.elbo(obs, PARTICLES if fit.is_point else 1).double()
+    if fit.is_point:
+        evidence = fit.evidence(obs, num_particles)
+        value, error = evidence.value.double(), evidence.standard_error.double()
+        ess, method = evidence.effective_sample_size.min().item(), evidence.method
+    else:
+        value = fit.log_predictive(obs, num_particles).double()
+        drawn = bool(fit.model.draws_latents(obs))
+        error, ess, method = torch.zeros_like(value), *((math.nan, "importance") if drawn else (math.inf, "exact"))
+    return _Look(w, bound, value, error, ess, method, _units(fit, obs) if fit.is_point else None)
+
+
+def _units(fit: Fit, obs: Any) -> tuple[Tensor, Tensor] | None:
+    """KL and posterior mean of each unit of the one continuous latent, [n, units]."""
     with fit.model.bind(fit.draw(0)), fit.model.numeric():
         if fit.model.draws_without_posterior(obs):
-            return None, None
+            return None
         sites = fit.model.sites(obs)
     factors = _factors(sites)
-    if factors is None:
+    return None if factors is None else (analytic_kl(*factors), factors[0].mean.double())
+
+
+def _carried(units: list[tuple[Tensor, Tensor] | None], w: Tensor) -> tuple[Tensor | None, int | None]:
+    """Mean KL of each unit, and how many units are active."""
+    known = [each for each in units if each is not None]
+    if len(known) < len(units):
         return None, None
-    q, p = factors
+    kl, mean = (torch.cat(column) for column in zip(*known, strict=True))
     share = (w / w.sum())[:, None]
-    kl, mean = (share * analytic_kl(q, p)).sum(0), q.mean.double()
     variance = (share * (mean - (share * mean).sum(0)) ** 2).sum(0) * w.sum() / (w.sum() - 1).clamp_min(1)
-    return kl, int((variance >= ACTIVE).sum())
+    return (share * kl).sum(0), int((variance >= ACTIVE).sum())
 
 
 def _factors(sites: Sites) -> tuple[Any, Any] | None:

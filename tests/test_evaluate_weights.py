@@ -54,3 +54,36 @@ def test_what_rests_on_few_draws_says_so():
     exact = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 3, prior="weak"), x).evaluate(x)
     assert "ESS" not in str(exact)
     assert not exact.doubt
+
+
+BATCHES = {
+    "a loader": lambda x: torch.utils.data.DataLoader(x, batch_size=7),
+    "a Dataset": lambda x: torch.utils.data.TensorDataset(x),
+    "a stream": lambda x: pv.data.stream(x, rows=8),
+    "batches": lambda x: [x[:11], x[11:]],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_data_in_batches_are_evaluated_as_the_same_data_at_once(kind, vae):
+    x, fit = vae
+    mixture = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 3, prior="weak"), x)
+    whole, parts = mixture.evaluate(x), mixture.evaluate(BATCHES[kind](x))
+    assert parts.method == "exact"
+    assert (parts.n, parts.log_prob) == (30, pytest.approx(whole.log_prob, abs=1e-5))
+    assert parts.log_prob_se == pytest.approx(whole.log_prob_se, abs=1e-5)
+    whole, parts = fit.evaluate(x, 2000), fit.evaluate(BATCHES[kind](x), 2000)
+    torch.testing.assert_close(parts.kl_per_unit, whole.kl_per_unit, rtol=1e-5, atol=1e-7)
+    assert parts.active_units == whole.active_units
+    # Other draws of q: the weights' own error is what the two do not share, less than that over the data.
+    assert parts.log_prob == pytest.approx(whole.log_prob, abs=whole.log_prob_se / 4)
+
+
+def test_batches_without_numbers_of_rows_have_no_weights(vae):
+    x, fit = vae
+    with pytest.raises(pv.DataError, match="weights"):
+        fit.evaluate(BATCHES["a loader"](x), weights=torch.ones(30))
+    w = torch.arange(30.0)
+    mixture = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 3, prior="weak"), x)
+    found = mixture.evaluate(BATCHES["a Dataset"](x), weights=w).log_prob
+    assert found == pytest.approx(mixture.evaluate(x, weights=w).log_prob, abs=1e-5)

@@ -17,7 +17,7 @@ from ppl_vae.infer.processes import Share
 from ppl_vae.infer.resident import Resident
 from ppl_vae.infer.streamed import Streamed
 
-__all__ = ["Batch", "Batches", "example", "index_needed", "make_batches", "size_needed"]
+__all__ = ["Batch", "Batches", "example", "in_memory", "index_needed", "make_batches", "size_needed"]
 
 ALONE = Share()
 
@@ -81,6 +81,18 @@ def make_batches(
     if batch_size is not None and batch_size < 1:
         raise DataError(f"batch_size={batch_size} was given; a batch has at least 1 row")
     return _maker(data)(model, data, weights, Recipe(batch_size, seed, share, shuffle))
+
+
+def in_memory(data: Any) -> bool:
+    """Whether these are all rows at once, and no loader, stream, Dataset or iterable of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> in_memory(torch.zeros(2, 3)), in_memory([torch.zeros(2, 3)])
+    (True, False)
+    """
+    return _maker(data) is Resident
 
 
 def example(data: Any) -> Any:

@@ -59,7 +59,11 @@ REPORTED = {
         "converged",
         "do not spread in 1 of 4",
     ),
-    "an all-missing row": (lambda: fit(replaced(5, math.nan)), "converged", "1 row is missing altogether and tells nothing"),
+    "an all-missing row": (
+        lambda: fit(replaced(5, math.nan)),
+        "converged",
+        "1 row is missing altogether and tells nothing",
+    ),
     "one feature": (lambda: fit(X[:, :1]), "converged", "gain below"),
     "one datum of one feature": (lambda: fit(X[:1, :1], K=1), "degenerate", "has no bound"),
     "a component that loses its data": (
