@@ -60,7 +60,7 @@ BATCHES = {
     "a loader": lambda x: torch.utils.data.DataLoader(x, batch_size=7),
     "a Dataset": lambda x: torch.utils.data.TensorDataset(x),
     "a stream": lambda x: pv.data.stream(x, rows=8),
-    "batches": lambda x: [x[:11], x[11:]],
+    "batches": lambda x: [x[:19], x[19:]],
 }
 
 
