@@ -131,7 +131,7 @@ def _check(fit: Fit) -> None:
     if networks := coordinates(fit.model).networks:
         raise EngineError(
             f"bootstrap keeps draws of families and shared latents; {type(fit.model).__name__} also has free network "
-            f"parameters ({min(networks)}), which draws of a Fit do not hold: use standard_errors"
+            f"parameters ({', '.join(sorted(networks)[:3])}), which draws of a Fit do not hold: use standard_errors"
         )
     if fit.data is None:
         raise EngineError(f"{NO_DATA}: set fit.data")

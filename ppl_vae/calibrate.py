@@ -82,6 +82,12 @@ def calibrate(
     progress : bool
         Show progress, with the time left.
 
+    Returns
+    -------
+    Calibration
+        `u` are the smoothed ranks, [simulation, quantity]; simulations whose fit failed are left out, and `failures`
+        says why.
+
     Raises
     ------
     EngineError

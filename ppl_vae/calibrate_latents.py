@@ -33,6 +33,11 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
     **inputs : Tensor
         Values [n, ...] of the model's inputs.
 
+    Returns
+    -------
+    Calibration
+        `u` are the probabilities that q gives to values below z, [n, unit]; `names` are the units', such as z[0].
+
     Raises
     ------
     EngineError

@@ -24,6 +24,8 @@ class Cell:
         Number of free scalars: K - 1 for K weights, d (d + 1) / 2 for a covariance matrix.
     count : float
         Number of data, or the sum of their weights.
+    status : Status
+        How the best fit ended, or why there is none.
     fit : Fit or None
         The best of the engine's own starts and those from neighbours; None where no start gave a fit.
     start : str
@@ -34,6 +36,8 @@ class Cell:
         - sum_i w_i sum_k r_ik log r_ik of the responsibilities, total, nats; NaN where components is None.
     held_out : float
         Mean log p(x) of the validation data, nats per datum; NaN without any.
+    seconds : float
+        Wall-clock time of all its starts.
     """
 
     settings: dict[str, Any]

@@ -33,8 +33,9 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     posterior                draws of shared latents, a point estimate as one chain of one draw
     log_likelihood           log p(x_i | theta_s) with the latents of datum i integrated out
     log_prior                log p(theta_s) of each shared latent
-    posterior_predictive     new data under the inputs and gaps of the data, from each draw
-    prior, prior_predictive  500 draws, where the parameters have priors
+    posterior_predictive     new data under the inputs and gaps of the data, from each draw, or evenly spaced ones
+                             beyond 20 million numbers
+    prior, prior_predictive  at most 500 draws, where the parameters have priors
     sample_stats             diverging, energy, tree_depth, step_size, acceptance_rate, lp, where the engine
                              records them; log_q of a variational fit
     observed_data            the data, NaN where missing
@@ -52,6 +53,11 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
         Observed values; by default the training data, which a loaded Fit no longer has.
     seed : int
         Seed of predictions and of importance weights.
+
+    Returns
+    -------
+    xarray.DataTree
+        The groups above, of which those are left out that this fit has nothing for.
 
     Raises
     ------

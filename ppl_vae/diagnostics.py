@@ -265,6 +265,15 @@ def log_densities(fit: Fit, pointwise: Tensor | None = None) -> tuple[Tensor, Te
         Of SVI or VB, with its training data.
     pointwise : Tensor, optional
         Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
+    >>> fit = pv.VB(num_draws=50, progress=False).fit(gmm, pv.data.faithful())
+    >>> log_p, log_q = log_densities(fit)
+    >>> log_p.shape, log_q.shape
+    (torch.Size([1, 50]), torch.Size([1, 50]))
     """
     if fit.is_point or "log_q" not in fit.sample_stats or fit.data is None:
         return None
@@ -289,6 +298,14 @@ def khat(fit: Fit, pointwise: Tensor | None = None) -> float | None:
     References
     ----------
     Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work?: Evaluating variational inference".
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
+    >>> fit = pv.VB(num_draws=200, progress=False).fit(gmm, pv.data.faithful())
+    >>> khat(fit) < 0.7
+    True
     """
     if fit.num_draws < LEAST or (densities := log_densities(fit, pointwise)) is None:
         return None
@@ -316,6 +333,14 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
         The training data, for a fit that was loaded from a file.
     pointwise : Tensor, optional
         Log p(x_i | theta_s) of those data, [chain, draw, n], where it is known already.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
+    >>> fit = pv.VB(num_draws=50, progress=False).fit(gmm, pv.data.faithful())
+    >>> print(round(leave_one_out(fit).elpd, -1))  # total nats
+    -1140.0
     """
     if fit.is_point or fit.engine == "bootstrap" or fit.num_draws < LEAST:
         return None
@@ -357,6 +382,15 @@ def elbo_total(fit: Fit, pointwise: Tensor | None = None) -> tuple[float, float,
     ----------
     fit, pointwise
         As of `log_densities`.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
+    >>> fit = pv.VB(num_draws=50, progress=False).fit(gmm, pv.data.faithful())
+    >>> bound, log_evidence, ess = elbo_total(fit)
+    >>> round(bound, 3), bound < log_evidence
+    (-1168.908, True)
     """
     if (densities := log_densities(fit, pointwise)) is None:
         return None

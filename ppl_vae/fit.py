@@ -82,11 +82,15 @@ class Fit(Answers):
     seed : int
         Seed that repeats it.
     settings : dict
-        The engine's arguments.
+        Most of the engine's arguments.
     data : Observations, optional
         The training data; not saved.
+    weights : Tensor, optional
+        [n], of the training data; not saved.
     sample_stats : dict of Tensor
         Sampler's record, [chain, draw].
+    versions : dict of str
+        Of ppl_vae, python, torch and pyro, with which it was made.
     history : dict of Tensor
         EM's parameters at some of its iterations, [iterations kept, *event], and under "iteration" which these are.
     q : dict
@@ -141,7 +145,7 @@ class Fit(Answers):
         return diagnose(self, data, **options)
 
     def to_datatree(self, data: Any = None) -> "xr.DataTree":
-        """For ArviZ: posterior, log_likelihood, posterior_predictive, observed_data, sample_stats."""
+        """Everything that ArviZ reads, as one tree of named arrays: see ppl_vae.datatree.to_datatree."""
         from ppl_vae.datatree import to_datatree
 
         return to_datatree(self, data)

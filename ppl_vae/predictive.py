@@ -222,6 +222,11 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
     seed : int
         Seed of the predictive draws.
 
+    Returns
+    -------
+    dict of array
+        Probabilities [n, *event] by observed node, NaN where x_ij is missing.
+
     Raises
     ------
     EngineError

@@ -157,6 +157,13 @@ class Flow(nn.Module):
 def real_nvp(size: int, layers: int = 4) -> Flow:
     """N(0, I) sent through affine coupling layers.
 
+    Parameters
+    ----------
+    size : int
+        k, the dimension of z, at least 2.
+    layers : int
+        How many.
+
     Examples
     --------
     >>> real_nvp(4)().event_shape

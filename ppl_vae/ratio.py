@@ -98,6 +98,11 @@ def likelihood_ratio_test(
     progress : bool
         Show progress.
 
+    Returns
+    -------
+    LikelihoodRatio
+        The statistic with its p-value and its replicates, and the fits of both declarations to the data.
+
     Raises
     ------
     EngineError

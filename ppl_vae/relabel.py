@@ -121,6 +121,15 @@ class Ordering:
     ------
     EngineError
         If there is no such parameter or number, or it carries no components.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> gmm = pv.models.GaussianMixture(2, 2, prior="weak")
+    >>> fit = pv.VB(num_draws=20, progress=False).fit(gmm, pv.data.faithful())
+    >>> loc = pv.relabel(fit, pv.Ordering("components.loc", index=1)).draws["components.loc"]
+    >>> bool((loc[..., 0, 1] < loc[..., 1, 1]).all())
+    True
     """
 
     parameter: str
@@ -164,6 +173,11 @@ def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:
         `Stephens()` by default.
     data : optional
         The training data, for a fit that was loaded from a file.
+
+    Returns
+    -------
+    Fit
+        With its draws in the new order, and a status that judges them so.
 
     Raises
     ------

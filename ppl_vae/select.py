@@ -176,6 +176,11 @@ def select(
         Keywords of the declaration. A list, tuple or range is swept; a single value that is itself a tuple goes in a
         list. `n_features`, where it is needed and not given, is the width of the data.
 
+    Returns
+    -------
+    Selection
+        A cell for each setting, in the order of the grid, with its fit, criteria and status; `best` is the fit chosen.
+
     Raises
     ------
     DeclarationError

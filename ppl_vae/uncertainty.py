@@ -106,6 +106,11 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
         for a model that is only close to the truth, and takes each datum for one independent draw however much it
         weighs (survey or importance weights).
 
+    Returns
+    -------
+    StandardErrors
+        One for each scalar of every estimated parameter, in the parameter's own shape, with their covariance [D, D].
+
     Raises
     ------
     EngineError

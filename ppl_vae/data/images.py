@@ -130,7 +130,7 @@ def images(name: str, root: str | Path | None = None, binarize: str | None = Non
         training images is the validation set.
     root : path-like, optional
         The folder of the IDX files (raw or .gz), or the root of torchvision's layout. Without it the folders `data`
-        and `/usr/share/datasets` are searched.
+        and `/usr/share/datasets`, that of Debian's package dataset-fashion-mnist, are searched.
     binarize : str, optional
         None: grey pixels in [0, 1]. "threshold": p >= 1/2. "fixed": one draw x ~ Bernoulli(p), always the same.
         "dynamic": the training images are drawn anew each time they are taken, the others are "fixed".

@@ -82,6 +82,14 @@ def latent(*, shared: bool = False) -> Callable[[NodeFunction], Node]: ...
 def latent(function: NodeFunction | None = None, *, shared: bool = False) -> Any:
     """Declare a latent variable: one draw per datum, or with shared=True one draw for the whole data set.
 
+    Parameters
+    ----------
+    function : method
+        Returns the distribution given its arguments, which name other nodes or inputs.
+    shared : bool
+        Whether it is drawn once, before the data: a parameter with a prior. It then depends on shared latents alone,
+        and has no posterior of its own: SVI gives it an automatic guide.
+
     Examples
     --------
     >>> import torch, ppl_vae as pv, pyro.distributions as dist

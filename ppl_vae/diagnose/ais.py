@@ -52,6 +52,15 @@ def annealed(
     ----------
     Neal (2001). Annealed importance sampling. Statistics and Computing. Wu, Burda, Salakhutdinov and Grosse (2017). On
     the quantitative analysis of decoder-based generative models. ICLR.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> vae = pv.models.VAE(pv.nets.linear_encoder(3, 1), pv.nets.linear_decoder(1, 3), "gaussian")
+    >>> codes = Codes(vae, vae.check(torch.zeros(4, 3)))
+    >>> found = annealed(codes, chains=4, temperatures=10)
+    >>> found.value.shape, found.method
+    (torch.Size([4]), 'annealed')
     """
     path = Path(codes, chains, compile)
     betas = sigmoid_schedule(temperatures)

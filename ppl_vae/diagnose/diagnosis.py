@@ -164,12 +164,26 @@ def diagnose(
     weights : Tensor, optional
         [n]; those of the fit by default, where the data are its own.
 
+    Returns
+    -------
+    Diagnosis
+        Named quantities, each with its unit, standard error, meaning and verdict; and advice on those that warn.
+
     Raises
     ------
     DataError
         Without data, for counts that are too small, or for weights that stand for less than one datum.
     EngineError
         If it is no fit, or draws no latent.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> vae = pv.models.VAE(pv.nets.linear_encoder(3, 1), pv.nets.linear_decoder(1, 3), "gaussian")
+    >>> fit = pv.SVI(1, progress=False).fit(vae, torch.zeros(4, 3))
+    >>> found = diagnose(fit, num_particles=50, gap_data=0)
+    >>> found.n, found["mutual information"].unit
+    (4, 'nats')
     """
     if not isinstance(fit, Fit):
         raise EngineError(f"diagnose takes a Fit, got a {type(fit).__name__}: fit the model first")

@@ -61,6 +61,15 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
     References
     ----------
     Cremer, Li and Duvenaud (2018). Inference suboptimality in variational autoencoders. ICML.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> vae = pv.models.VAE(pv.nets.linear_encoder(3, 1), pv.nets.linear_decoder(1, 3), "gaussian")
+    >>> codes = Codes(vae, vae.check(torch.zeros(4, 3)))
+    >>> found = local_bound(codes, steps=20)
+    >>> found.amortised.shape, found.local.shape
+    (torch.Size([4]), torch.Size([4]))
     """
     offsets = Offsets(codes.model, codes.obs)
     with torch.enable_grad(), codes.model.numeric():

@@ -17,7 +17,18 @@ __all__ = ["Categorical", "DirichletPrior"]
 
 @dataclass(frozen=True)
 class DirichletPrior:
-    """probs ~ Dirichlet(concentration, ..., concentration); 1 is uniform over the simplex."""
+    """probs ~ Dirichlet(concentration, ..., concentration); 1 is uniform over the simplex.
+
+    Parameters
+    ----------
+    concentration : float
+        The same for all K categories; positive.
+
+    Raises
+    ------
+    DeclarationError
+        If it is not positive.
+    """
 
     concentration: float = 1.0
 
@@ -42,6 +53,11 @@ class Categorical(Family):
         Number of such distributions, chosen by an index (a transition table). None: one, called without index.
     prior : DirichletPrior, "weak", optional
         "weak" is DirichletPrior(1).
+
+    Raises
+    ------
+    DeclarationError
+        n_categories below 1, or an unknown prior.
 
     Examples
     --------

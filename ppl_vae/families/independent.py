@@ -48,6 +48,11 @@ class IndependentFeatures(Family):
         Number of members K.
     prior : ScalarPrior, "weak", optional
         Conjugate prior of the parameter, in families that have one.
+
+    Raises
+    ------
+    DeclarationError
+        n_features or batch below 1; a prior that is unknown, of another kind, or of a family that has none.
     """
 
     domain: ClassVar[Constraint] = constraints.real

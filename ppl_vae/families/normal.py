@@ -30,6 +30,22 @@ class NormalInverseWishartPrior:
     each variance of the diagonal and spherical forms. What is None is taken from the data when the model is
     fitted: the data's mean, and the data's covariance over K^(2/d), with df = d + 2; that is the weak prior of
     Fraley and Raftery (2007, "Bayesian regularization for normal mixture estimation").
+
+    Parameters
+    ----------
+    mean : Tensor, optional
+        [d], the same for all members.
+    strength : float
+        How many data the prior counts as in each member's mean; positive.
+    df : float, optional
+        Degrees of freedom.
+    scale : Tensor, optional
+        [d, d] for full and tied covariances, [d] for diagonal, [] for spherical; the same for all members.
+
+    Raises
+    ------
+    DeclarationError
+        If strength is not positive.
     """
 
     mean: Tensor | None = None
@@ -75,6 +91,11 @@ class Normal(Family):
         Conjugate prior; "weak" takes its scale from the data.
     floor : float
         Smallest variance allowed relative to the data's.
+
+    Raises
+    ------
+    DeclarationError
+        An unknown covariance or prior, or n_features or batch below 1.
 
     Examples
     --------

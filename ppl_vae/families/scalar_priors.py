@@ -50,6 +50,16 @@ class ScalarPrior:
 class BetaPrior(ScalarPrior):
     """probs ~ Beta(a, b) for every member and feature; (1, 1) is uniform.
 
+    Parameters
+    ----------
+    a, b : float
+        The same for all probabilities, [K] or [K, d] of them; positive.
+
+    Raises
+    ------
+    DeclarationError
+        If one of them is not positive.
+
     Examples
     --------
     >>> BetaPrior(2.0, 2.0).mode(torch.tensor(5.0), torch.tensor(2.0)).item()
@@ -88,6 +98,18 @@ class GammaPrior(ScalarPrior):
 
     A `rate` of None is taken from the data when the model is fitted, such that the prior's mean is the rate of all data
     together; with concentration 1 that is the weak prior, worth one datum.
+
+    Parameters
+    ----------
+    concentration : float
+        The same for all rates, [K] or [K, d] of them; positive.
+    rate : float, optional
+        The same for all; positive. None takes it from the data, feature by feature.
+
+    Raises
+    ------
+    DeclarationError
+        If one of them is not positive.
 
     Examples
     --------

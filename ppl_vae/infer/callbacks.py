@@ -37,7 +37,7 @@ class Run:
     steps_per_epoch : int or None
         SVI's steps in a pass over the data, where known.
     settings : dict
-        The engine's arguments.
+        Most of the engine's arguments.
     first : int
         The next step's number when the callbacks are set up: above 0 in a fit that goes on from a checkpoint.
     share : Share

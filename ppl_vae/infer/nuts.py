@@ -109,6 +109,13 @@ class NUTS:
             Observed values, n rows; for a Pyro model its argument, or a tuple of arguments.
         weights : Tensor, optional
             [n], non-negative: datum i counts w_i times; for declared models.
+
+        Returns
+        -------
+        Fit
+            `draws` are of the shared latents, or a Pyro model's sites, [chain, draw, *event], and of continuous latents
+            of each datum without a posterior, [chain, draw, n, *event]; `sample_stats` has "diverging" and what else
+            the sampler records, [chain, draw]. `trace` is empty: there is no bound.
         """
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.nuts_pair import sample_pair

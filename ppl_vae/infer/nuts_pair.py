@@ -52,7 +52,8 @@ class PairPotential:
                 enumerated, args, max_plate_nesting=nesting, init_strategy=strategy
             )
         except (NotImplementedError, ValueError) as error:
-            raise EngineError(f"NUTS cannot start on this Pyro model: {error}") from error
+            said = str(error).partition("\n")[0]  # the rest is a table of shapes
+            raise EngineError(f"NUTS cannot start on this Pyro model: {said}{_gaps(args)}") from error
         finite = any(
             site["infer"].get("_enumerate_dim") is not None for site in trace.nodes.values() if "infer" in site
         )
@@ -104,6 +105,16 @@ def _refuse_parameters(model: Callable[..., Any], args: Arguments) -> None:
         names = sorted(pyro.get_param_store())
     if names:
         raise EngineError(f"NUTS samples what has a prior, and this Pyro model has free parameters: {', '.join(names)}")
+
+
+def _gaps(args: Arguments) -> str:
+    """What to do about NaN in the data, if there are any."""
+    if not any(isinstance(a, Tensor) and bool(a.isnan().any()) for a in args):
+        return ""
+    return (
+        "; the data have NaN, of which a Pyro program knows nothing: leave them out by poutine.mask, or declare the "
+        "model, which integrates them out"
+    )
 
 
 def _nothing(*args: Any) -> None:

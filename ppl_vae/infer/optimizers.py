@@ -144,6 +144,15 @@ class Scheduled:
 def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0) -> TorchFactory:
     """torch.optim.Adam, in its fused form.
 
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : (float, float)
+        Decay of the moments.
+    weight_decay : float
+        Times the parameter, added to the gradient.
+
     Examples
     --------
     >>> print(adam(1e-2))
@@ -155,6 +164,15 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_dec
 
 def adamw(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 1e-2) -> TorchFactory:
     """torch.optim.AdamW, in its fused form: decay beside the step, not inside the gradient.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : (float, float)
+        Decay of the moments.
+    weight_decay : float
+        Times `lr` and the parameter, subtracted from the parameter.
 
     Examples
     --------
@@ -168,6 +186,13 @@ def adamw(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_de
 def sgd(lr: float, momentum: float = 0.0) -> TorchFactory:
     """torch.optim.SGD.
 
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    momentum : float
+        Share of the last step's direction that is added to the gradient.
+
     Examples
     --------
     >>> print(sgd(0.1))
@@ -178,6 +203,15 @@ def sgd(lr: float, momentum: float = 0.0) -> TorchFactory:
 
 def rmsprop(lr: float = 1e-2, alpha: float = 0.99, momentum: float = 0.0) -> TorchFactory:
     """torch.optim.RMSprop.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    alpha : float
+        Decay of the mean square of the gradient.
+    momentum : float
+        Share of the last step's direction that is added to the scaled gradient.
 
     Examples
     --------

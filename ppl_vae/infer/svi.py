@@ -259,6 +259,7 @@ class SVI:
 
     def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
         climbed = self._climbed(model, batches)
+        began = [p.detach().clone() for p in climbed.dense]
         optimizer = build(self.optimizer, climbed.dense or [torch.zeros(1, device=model.like.device)])
         if climbed.sparse:
             climbed.rows_optimizer = optimizer.follow(climbed.sparse)
@@ -286,7 +287,9 @@ class SVI:
                 except LostError as error:
                     advice = checkpoint.advice(f"step {checkpoint.last_step}")
                     raise EngineError(f"SVI stopped after {loop.steps} steps: {error}; {advice}") from error
-                hooks.status = replace(status, notes=(*status.notes, *self._remarks(status, model, batches, history)))
+                notes = [*status.notes, *self._remarks(status, model, batches, history)]
+                notes += idle(climbed.names, climbed.dense, began) if status.code == "finished" else []
+                hooks.status = replace(status, notes=tuple(notes))
         return history, hooks.status, step.mode
 
     def _remarks(self, status: Status, model: LatentVariableModel, batches: Batches, history: History) -> list[str]:
@@ -373,6 +376,21 @@ HEADER = (
     "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
+
+
+def idle(names: Sequence[str], parameters: Sequence[Tensor], began: Sequence[Tensor]) -> list[str]:
+    """A remark if some parameters, and not all, are to the bit what they were: no gradient reached them.
+
+    Examples
+    --------
+    >>> idle(["a", "b"], [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
+    ['b did not move: no gradient reached it']
+    """
+    still = [name for name, p, before in zip(names, parameters, began, strict=True) if torch.equal(p, before)]
+    if not still or len(still) == len(names):
+        return []
+    named = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+    return [f"{named} did not move: no gradient reached {'it' if len(still) == 1 else 'them'}"]
 
 
 def held(batches: Batches) -> bool:

@@ -39,6 +39,11 @@ class GMVAE(DeepLatentVariableModel):
     posterior : Module, optional
         From ppl_vae.posteriors, a diagonal normal by default.
 
+    Raises
+    ------
+    DeclarationError
+        An unknown likelihood or covariance; n_components below 1; no latent_dim, and an encoder without output_size.
+
     References
     ----------
     Jiang, Zheng, Tan, Tang and Zhou (2017). Variational deep embedding. IJCAI.

@@ -25,6 +25,11 @@ class GaussianMixture(LatentVariableModel):
         Conjugate priors of the weights and of the components; "weak" takes its scale from the data
         (Fraley and Raftery 2007). With priors the parameters are shared latents.
 
+    Raises
+    ------
+    DeclarationError
+        An unknown covariance or prior, or n_components or n_features below 1.
+
     Examples
     --------
     >>> import torch

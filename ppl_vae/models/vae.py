@@ -103,6 +103,12 @@ class VAE(DeepLatentVariableModel):
     posterior : Module, optional
         From ppl_vae.posteriors, a diagonal normal by default.
 
+    Raises
+    ------
+    DeclarationError
+        An unknown likelihood; no latent_dim, and an encoder without output_size; when it is used, an encoder that
+        returns one tensor.
+
     Examples
     --------
     >>> import torch

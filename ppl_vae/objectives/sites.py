@@ -107,7 +107,20 @@ def analytic_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
 
 
 def has_analytic_kl(q: TorchDistribution, p: TorchDistribution) -> bool:
-    """Whether KL(q || p) is known in closed form."""
+    """Whether KL(q || p) is known in closed form.
+
+    Parameters
+    ----------
+    q, p : TorchDistribution
+        Batch shapes that broadcast, and one event shape.
+
+    Examples
+    --------
+    >>> has_analytic_kl(dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0))
+    True
+    >>> has_analytic_kl(dist.Normal(0.0, 1.0), dist.StudentT(3.0))
+    False
+    """
     try:
         analytic_kl(q, p)
     except NotImplementedError:

@@ -17,6 +17,18 @@ def trace_sites(
 ) -> Sites:
     """Sites of an ordinary Pyro pair whose data lie in one plate, minibatch scales removed.
 
+    Parameters
+    ----------
+    model, guide : callable
+        The pair.
+    args, kwargs : tuple, dict
+        What both are called with.
+
+    Returns
+    -------
+    Sites
+        Factors of one run of the pair, [*enumerated, n] nats; those outside the plate are summed.
+
     Raises
     ------
     EngineError
@@ -65,7 +77,24 @@ def _out_of_order(model: list[str], guide: list[str]) -> frozenset[str]:
 def max_plate_nesting(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None
 ) -> int:
-    """Number of vectorised plate dimensions that a Pyro pair uses, found by running it once."""
+    """Number of vectorised plate dimensions that a Pyro pair uses, found by running it once.
+
+    Parameters
+    ----------
+    model, guide : callable
+        The pair.
+    args, kwargs : tuple, dict
+        What both are called with.
+
+    Examples
+    --------
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+    >>> max_plate_nesting(model, lambda x: None, (torch.zeros(3),))
+    1
+    """
     kwargs = kwargs or {}
     with poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

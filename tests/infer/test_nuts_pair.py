@@ -142,3 +142,14 @@ def test_what_it_cannot_do_is_said(model, said):
     weights = torch.ones(4) if model is gaussian else None
     with pytest.raises(pv.EngineError, match=said):
         pv.NUTS(5, warmup=5, num_chains=1, progress=False).fit(model, x, weights=weights)
+
+
+def test_gaps_in_the_data_of_a_pyro_model_are_named():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    with pytest.raises(pv.EngineError, match="the data have NaN, of which a Pyro program knows nothing") as caught:
+        pv.NUTS(5, warmup=5, progress=False).fit(model, torch.tensor([0.0, torch.nan]))
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """SVI: weights, schedules, stopping, failure, one's own loop, and answers known in closed form."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 from example_models import NormalMean
@@ -69,12 +70,37 @@ def test_patience_keeps_the_best_state(digits):
 
 def test_a_failed_step_is_a_status_and_spoils_nothing(digits):
     def explosive(epoch):
-        return float("nan") if epoch >= 2 else 1.0
+        return float("nan") if 2 < epoch < 3 else 1.0  # at whole epochs it is a number
 
     fit = pv.SVI(5, batch_size=200, beta=explosive, progress=False).fit(small_vae(), digits.train)
     assert fit.status.code == "failed"
     assert "epoch 2" in fit.status.message
     assert all(torch.isfinite(p).all() for p in fit.model.parameters())
+
+
+class Detached(pv.LatentVariableModel):
+    """Its encoder has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(2, 1), torch.nn.Linear(1, 2)
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal(self.encoder(x).detach(), 1.0).to_event(1)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.decoder(z), 1.0).to_event(1)
+
+
+def test_parameters_that_no_gradient_reached_are_named():
+    fit = pv.SVI(2, progress=False).fit(Detached(), torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
+    assert fit.status.notes == ("encoder.weight, encoder.bias did not move: no gradient reached them",)
 
 
 def test_own_loop_equals_the_engine_s_first_step(digits):
