@@ -161,7 +161,10 @@ def _symmetry(
         order[i], order[j] = j, i
         wanted = [*before[:2], *(r[:, order] if name in latents else r for name, r in before[2].items())]
         for moves in tries:
-            after = ask(permute(values, moves, order))
+            try:
+                after = ask(permute(values, moves, order))
+            except torch.linalg.LinAlgError:  # rows of one covariance are no components
+                continue
             if _equal([*after[:2], *after[2].values()], wanted):
                 tries = [moves]
                 leader = [leader[i] if own == leader[j] else own for own in leader]

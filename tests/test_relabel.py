@@ -389,3 +389,15 @@ def test_a_model_that_branches_on_values_goes_draw_by_draw():
     torch.testing.assert_close(*(fit.pointwise(x) for fit in fits))
     one, other = (pv.compare({"NUTS": fit}) for fit in fits)
     assert one.rows["NUTS"].elpd_loo == pytest.approx(other.rows["NUTS"].elpd_loo)
+
+
+@pytest.mark.parametrize("engine", [pv.SVI(2, num_draws=20, progress=False), pv.VB(num_draws=20, progress=False)])
+def test_a_tied_covariance_of_as_many_features_as_components_is_no_component(engine):
+    """Its rows are told apart by nothing but their number, and exchanged they are no covariance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=generator, dtype=torch.float64) @ torch.tensor([[1.0, -0.8], [0.0, 0.6]]).double()
+    x[:20] += 6
+    fit = engine.fit(pv.models.GaussianMixture(2, 2, "tied", prior="weak"), x)
+    assert fit.draws["components.covariance"][..., 0, 1].mean() < 0
+    (symmetry,) = symmetries(fit.model, fit.data, fit.draw(0))
+    assert set(symmetry.moves) == {"mixing.probs", "components.loc"}

@@ -379,18 +379,18 @@ HEADER = (
 
 
 def idle(names: Sequence[str], parameters: Sequence[Tensor], began: Sequence[Tensor]) -> list[str]:
-    """A remark if some parameters, and not all, are to the bit what they were: no gradient reached them.
+    """A remark if some parameters, and not all, are to the bit what they were.
 
     Examples
     --------
     >>> idle(["a", "b"], [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
-    ['b did not move: no gradient reached it']
+    ['b did not move: the gradient was zero at every step']
     """
     still = [name for name, p, before in zip(names, parameters, began, strict=True) if torch.equal(p, before)]
     if not still or len(still) == len(names):
         return []
     named = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-    return [f"{named} did not move: no gradient reached {'it' if len(still) == 1 else 'them'}"]
+    return [f"{named} did not move: the gradient was zero at every step"]
 
 
 def held(batches: Batches) -> bool:
