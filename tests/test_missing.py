@@ -167,3 +167,35 @@ def test_a_positive_law_with_missing_entries_trains():
     pv.elbo()(sites).sum().backward()
     assert bool(model.log_shape.grad.isfinite().all())
     assert model.log_prob(x)[1].item() == pytest.approx(0.0, abs=1e-6)
+
+
+class Shares(pv.LatentVariableModel):
+    """Two kinds of rows of shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = pv.families.Categorical(2)
+        self.log_concentration = torch.nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.5]]))
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z):
+        return dist.Dirichlet(self.log_concentration[z].exp())
+
+
+def test_a_row_of_shares_may_be_missing_altogether_and_not_in_part():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(20, 3, generator=generator, dtype=torch.float64)
+    x = x / x.sum(1, keepdim=True)
+    gappy = torch.cat([x, torch.full((1, 3), torch.nan)])
+    model = Shares().double()
+    found = model.log_prob(gappy)
+    torch.testing.assert_close(found[:20], model.log_prob(x))
+    assert found[20] == 0
+    fits = [pv.EM(max_iter=3, progress=False).fit(model, data).parameters["mixing.probs"] for data in (x, gappy)]
+    torch.testing.assert_close(*fits, rtol=0.05, atol=0.02)
+    with pytest.raises(pv.DataError, match="1 rows are partly NaN"):
+        model.log_prob(gappy.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(torch.nan).double()))

@@ -139,8 +139,8 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
         inside = _entries_inside(d, value)
     except (NotImplementedError, RuntimeError):  # supports that depend on parameters of a single row
         return
-    if missing is not None and inside.shape == missing.shape:
-        inside = inside | missing
+    if missing is not None:  # of shares, say, a whole row is inside or not
+        inside = inside | (missing if inside.shape == missing.shape else missing.flatten(inside.dim()).all(-1))
     if bool(inside.all()):
         return
     where = (~inside).nonzero()[0].tolist()
