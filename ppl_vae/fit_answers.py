@@ -23,6 +23,8 @@ ROWS = 1 << 16
 """Data for which all draws of theta may be taken at once."""
 DRAWS = 200
 """Draws, evenly spaced, that answers other than the predictive density are means over, at most."""
+LEAST = 10
+"""Draws of a latent at each theta whose importance weights are held against each other, at least."""
 DRAWN = "draws of theta"
 """What of such an answer is counted while it is worked on."""
 
@@ -185,11 +187,12 @@ class Answers:
         """p(z = k | x_i), mean over draws of theta, [n, K]; a dictionary when several latents are finite.
 
         See LatentVariableModel.responsibilities; `num_particles` is the number of draws of the other latents over all
-        draws of theta together.
+        draws of theta together, of which each has ten at least.
         """
-        obs, few = self.model.check(data), self._each(num_particles)
+        obs = self.model.check(data)
         if self.is_point:
-            return self._mean(lambda: self.model.responsibilities(obs, few))
+            return self._mean(lambda: self.model.responsibilities(obs, num_particles))
+        few = max(LEAST, self._each(num_particles))
         finite = self.model.finite_latents(obs)
         if not finite or len(obs) > ROWS or self.model.draws_latents(obs):
             each = self._each_draw(
