@@ -63,7 +63,7 @@ def main(epochs=60, per_class=5):
 
     engine = pv.SVI(epochs, batch_size=128, optimizer=pv.adam(3e-3), compile="trace", progress=False)
     fit = engine.fit(SemiSupervisedVAE(), {"x": x, "y": partly, "labelled": labelled})
-    guessed = fit.model.classifier(digits.test).argmax(-1)
+    guessed = fit.labels({"x": digits.test, "labelled": torch.zeros(len(digits.test))})
     accuracy = (guessed == digits.labels["test"]).double().mean().item()
     few = LogisticRegression(max_iter=2000).fit(x[known].numpy(), y[known].numpy())
     baseline = few.score(digits.test.numpy(), digits.labels["test"].numpy())
