@@ -1,6 +1,6 @@
 """An ordinary Pyro model and guide, asked the questions that a declared model answers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites
 
-__all__ = ["Arguments", "PyroPair", "check_program"]
+__all__ = ["Arguments", "PyroPair", "check_program", "statistics_kept"]
 
 
 class Arguments(tuple):
@@ -56,7 +56,6 @@ class PyroPair:
         check_program(model)
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
-        self.buffers: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
     @contextmanager
@@ -79,36 +78,26 @@ class PyroPair:
         """
         return list({id(p): p for p in self.store["params"].values() if p.requires_grad}.values())
 
-    def first_run(self, run: Callable[[], Any]) -> list[Tensor]:
-        """Run the programs once with their gradient: it makes the parameters, and gives those that it reaches."""
+    def first_run(self, run: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the programs once with their gradient, which makes the parameters.
+
+        Gives the parameters that it reached, and the buffers that changed and were put back, as batch normalisation's.
+        """
         before = [(p, p.grad) for p in self.free()]
         for p, _ in before:
             p.grad = None
-        with self.statistics_kept(), self.parameters_in_place():
+        with statistics_kept() as buffers, self.parameters_in_place():
             run()
         reached = [p for p in self.free() if p.grad is not None]
         for p, gradient in [*((p, None) for p in reached), *before]:
             p.grad = gradient
-        return reached
+        return reached, buffers
 
-    @contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """Put back what modules change while they run, as batch normalisation its averages; `buffers` says which."""
-        before: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def look(module: nn.Module, _: Any) -> None:
-            for b in module.buffers(recurse=False):
-                before.setdefault(id(b), (b, b.clone()))
-
-        hook = nn.modules.module.register_module_forward_pre_hook(look)
-        try:
-            yield
-        finally:
-            hook.remove()
-            changed = [(b, value) for b, value in before.values() if not torch.equal(b, value)]
-            for b, value in changed:
-                b.copy_(value)
-        self.buffers = [b for b, _ in changed]
+    def forget(self, names: Iterable[str]) -> None:
+        """Take these parameters out of the store."""
+        for name in names:
+            for column in self.store.values():
+                column.pop(name, None)
 
     def parameters(self) -> list[Tensor]:
         """Unconstrained parameters, as of a module."""
@@ -234,3 +223,24 @@ def check_program(model: Any) -> None:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """The guide of a model that has nothing to draw."""
+
+
+@contextmanager
+def statistics_kept() -> Iterator[list[Tensor]]:
+    """Put back the buffers that modules change while they run; the list holds them afterwards."""
+    before: dict[int, tuple[Tensor, Tensor]] = {}
+    changed: list[Tensor] = []
+
+    def look(module: nn.Module, _: Any) -> None:
+        for b in module.buffers(recurse=False):
+            before.setdefault(id(b), (b, b.clone()))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield changed
+    finally:
+        hook.remove()
+        for b, value in before.values():
+            if not torch.equal(b, value):
+                b.copy_(value)
+                changed.append(b)

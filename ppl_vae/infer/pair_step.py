@@ -31,13 +31,16 @@ class PairObjective:
     Parameters
     ----------
     pair : PyroPair
-        If they have not yet, its programs run once, which makes their parameters.
+        Ordinary Pyro programs.
     loss : pyro.infer.ELBO
         Any Pyro loss; it changes itself as it does in Pyro.
     args, kwargs : sequence, mapping
         Arguments of the programs. Tensors in them may change from step to step, everything else stays.
     weight : float
         What the total is divided by for the optimiser.
+    look : bool
+        Run the programs once, which makes their parameters, and shows which of them and which buffers these arguments
+        use. Without it the steps are to be eager ones.
 
     Attributes
     ----------
@@ -60,22 +63,26 @@ class PairObjective:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         weight: float = 1.0,
+        look: bool = True,
     ) -> None:
         self.pair, self.loss = pair, loss
         self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
-        before = set(pair.store["params"])
-        seen = own_copy(loss) if before else loss  # what a loss remembers of a step, it remembers of the first one
-        self.reached = pair.first_run(lambda: seen.loss_and_grads(pair.program, pair.guide, *args, **(kwargs or {})))
-        new = sorted(set(pair.store["params"]) - before)
-        if before and new:
-            raise EngineError(
-                f"with these arguments the programs have parameters that they did not have before, {', '.join(new)}: "
-                "make all parameters in every run, as one tensor that the argument indexes"
-            )
+        self.reached: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        if look:
+            self._look(args, kwargs or {})
         self.dense = pair.free()
         if not self.dense:
             raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
         self.weight = torch.tensor(weight, dtype=self.dense[0].dtype, device=self.dense[0].device)
+
+    def _look(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Run the programs once, for what they have and use with these arguments."""
+        pair = self.pair
+        # What a loss remembers of a step, it remembers of the first one.
+        loss = own_copy(self.loss) if pair.store["params"] else self.loss
+        found = pair.first_run(lambda: loss.loss_and_grads(pair.program, pair.guide, *args, **kwargs))
+        self.reached, self.buffers = found
 
     def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = iter(tensors)
@@ -86,14 +93,13 @@ class PairObjective:
         """The tensors of a step; what one datum is only the programs know, so there is but one piece."""
         if count != 1:
             raise EngineError(f"the arguments of a Pyro pair cannot be cut into accumulate={count} pieces")
-        return [Pieces((), [*batch, *self.pair.buffers], self.weight)]
+        return [Pieces((), [*batch, *self.buffers], self.weight)]
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Minus the loss, total, in nats, at these parameters and tensor arguments; twice."""
-        pair = self.pair
-        inputs, buffers = rest[: len(rest) - len(pair.buffers)], rest[len(rest) - len(pair.buffers) :]
-        args, kwargs = self._arguments(inputs)
-        given = list(zip([*self.dense, *pair.buffers], [*leaves, *buffers], strict=True))
+        pair, first = self.pair, len(rest) - len(self.buffers)
+        args, kwargs = self._arguments(rest[:first])
+        given = list(zip([*self.dense, *self.buffers], [*leaves, *rest[first:]], strict=True))
         with pair.parameters_in_place():
             value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, self.reached)
             self._check_store()
@@ -215,15 +221,22 @@ class PairStep:
                 "where they cannot be compared, steps run eagerly",
                 stacklevel=4,
             )
-            return self._made(args, kwargs, "off")
+            return self._made(args, kwargs, "off", look=not self.pair.store["params"])
         return found
 
-    def _made(self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: str) -> Step:
+    def _made(self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: str, look: bool = True) -> Step:
         devices = sorted({a.device.index or 0 for a in tree_flatten(args)[0] if isinstance(a, Tensor) and a.is_cuda})
+        before = set(self.pair.store["params"])
         with forked_rng(devices):  # so that noise starts where pyro.infer.SVI's does
-            objective = PairObjective(self.pair, self.loss, args, kwargs)
+            objective = PairObjective(self.pair, self.loss, args, kwargs, look=look)
         if not isinstance(self.optimizer, Stepper):
             self.optimizer = _stepper(self.optimizer, self.pair)
+        elif new := sorted(set(self.pair.store["params"]) - before):
+            self.pair.forget(new)
+            raise EngineError(
+                f"with these arguments the programs have parameters that they did not have before, {', '.join(new)}: "
+                "make all parameters in every run, as one tensor that the argument indexes"
+            )
         return Step(objective, self.optimizer, mode)
 
     def _verify(self, step: Step, tensors: list[Tensor]) -> None:

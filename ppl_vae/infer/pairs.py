@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ppl_vae.alone import alone, forked_rng
 from ppl_vae.declare.identity import fingerprint
-from ppl_vae.declare.pair import Arguments, PyroPair
+from ppl_vae.declare.pair import Arguments, PyroPair, statistics_kept
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callbacks, Run
@@ -48,7 +48,7 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
     pair, args = PyroPair(model, guide), Arguments(data)
     n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
     with alone(), joined(torch.device("cpu")) as share, own_random(engine.seed, {a.device for a in tensors}):
-        with pair.statistics_kept(), pair.parameters_in_place():
+        with statistics_kept(), pair.parameters_in_place():
             loss = own_copy(pyro_loss(engine, model, guide, args))
         climbed = PairObjective(pair, loss, args, weight=float(n))
         optimizer = build(engine.optimizer, climbed.dense)

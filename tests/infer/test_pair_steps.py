@@ -365,8 +365,55 @@ def test_parameters_that_other_arguments_bring_are_refused_by_name():
 
     step = pv.svi_step((model, lambda x, k: None), sgd)
     step(X, 0)
-    with pytest.raises(pv.EngineError, match="did not have before, loc1: make all parameters in every run"):
-        step(X, 1)
+    for _ in range(2):
+        with pytest.raises(pv.EngineError, match="did not have before, loc1: make all parameters in every run"):
+            step(X, 1)
+    step(X, 0)
+    assert list(step.pair.values) == ["loc0"]
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_every_argument_has_the_statistics_of_the_network_it_chooses(mode):
+    def make():
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(2)]
+
+        def model(x, k):
+            for j in range(2):
+                pyro.module(f"net{j}", nets[j])
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(nets[k](x), 1.0).to_event(1), obs=x)
+
+        return nets, model
+
+    chosen = (0, 1, 0, 0, 1, 0)
+    ours, model = make()
+    step = pv.svi_step((model, lambda x, k: None), sgd, compile=mode)
+    theirs, same = make()
+    with pyro.get_param_store().scope():
+        svi = SVI(same, lambda x, k: None, pyro.optim.SGD({"lr": RATE}), Trace_ELBO())
+        for k in chosen:
+            step(X, k)
+            svi.step(X, k)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a[1].num_batches_tracked == b[1].num_batches_tracked
+        torch.testing.assert_close(a[1].running_mean, b[1].running_mean)
+        torch.testing.assert_close(a[0].weight, b[0].weight)
+
+
+def test_eager_steps_run_the_programs_once():
+    calls = []
+
+    def model(x, k):
+        calls.append(k)
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0), obs=x.mean() + k)
+
+    step = pv.svi_step((model, lambda x, k: None), sgd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for k in range(3 * module.MOST):
+            step(X, float(k))
+    assert [calls.count(k) for k in range(2 * module.MOST, 3 * module.MOST)] == [1] * module.MOST
 
 
 def test_indices_of_a_subsampled_plate_are_drawn_at_every_step():
