@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae.alone import forked_rng
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.counted import counted_elpd, counted_mean, counts_of
 from ppl_vae.datatree import data_of, seeded
 from ppl_vae.declare import LatentVariableModel
+from ppl_vae.errors import DataError
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.fit import Fit
 from ppl_vae.infer.batches import in_memory, make_batches
@@ -161,7 +163,8 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     """
     with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        looks = [_looked(fit, obs, w, num_particles) for obs, w in _parts(fit, data, weights)]
+        with closing(_parts(fit, data, weights)) as parts:
+            looks = [_looked(fit, obs, w, num_particles) for obs, w in parts]
     w, bound, value, error = (torch.cat([getattr(look, name) for look in looks]) for name in _COLUMNS)
     (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound, w), counted_mean(value, w)
     kl, active = _carried([look.units for look in looks], w)
@@ -194,12 +197,16 @@ class _Look:
 _COLUMNS = ("w", "bound", "value", "error")
 
 
-def _parts(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Any, Tensor]]:
+def _parts(fit: Fit, data: Any, weights: Any) -> Generator[tuple[Any, Tensor]]:
     """The data with their weights, at once or in the batches that they come in."""
     model, device = fit.model, fit.model.like.device
-    if in_memory(data) or not isinstance(model, LatentVariableModel):
+    pair = not isinstance(model, LatentVariableModel)
+    if pair and isinstance(data, DataLoader | Dataset):
+        raise DataError("a Pyro pair is evaluated on its arguments, tensors; a declared model takes loaders")
+    if pair or in_memory(data):
         obs = model.check(data)
-        yield obs, check_weights(own_weights(fit, obs, weights), len(obs)).to(device)
+        n = obs.count() if pair else len(obs)
+        yield obs, check_weights(own_weights(fit, obs, weights), n).to(device)
         return
     batches = make_batches(model, data, weights, ROWS if isinstance(data, Dataset) else None, shuffle=False)
     with progress("evaluate", batches.steps or 0, batches.steps is not None) as update:
@@ -213,7 +220,8 @@ def _looked(fit: Fit, obs: Any, w: Tensor, num_particles: int) -> _Look:
     if fit.is_point:
         evidence = fit.evidence(obs, num_particles)
         value, error = evidence.value.double(), evidence.standard_error.double()
-        ess, method = evidence.effective_sample_size.min().item(), evidence.method
+        counted = evidence.effective_sample_size[w > 0]
+        ess, method = min(counted.tolist(), default=math.inf), evidence.method
     else:
         value = fit.log_predictive(obs, num_particles).double()
         drawn = bool(fit.model.draws_latents(obs))

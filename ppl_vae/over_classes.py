@@ -43,6 +43,7 @@ class OverClasses(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, [..., n] nats."""
+        value = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
         dims = self.r.dim() - 1
         at = value.dim() - 1 - len(self.event_shape)
         each = self.law.log_prob(value.reshape(*value.shape[:at], *[1] * dims, *value.shape[at:]))

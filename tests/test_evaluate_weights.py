@@ -1,10 +1,15 @@
 """What is reported of weighted data is that of the data repeated."""
 
+import math
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from example_models import Nested
 
 import ppl_vae as pv
+from ppl_vae.progress import _within
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +92,47 @@ def test_batches_without_numbers_of_rows_have_no_weights(vae):
     mixture = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 3, prior="weak"), x)
     found = mixture.evaluate(BATCHES["a Dataset"](x), weights=w).log_prob
     assert found == pytest.approx(mixture.evaluate(x, weights=w).log_prob, abs=1e-5)
+
+
+def test_data_that_do_not_count_do_not_count_for_the_effective_sample_size(vae):
+    x, fit = vae
+    far = torch.cat([x, torch.full((1, 3), 30.0)])
+    w = torch.ones(31)
+    assert fit.evaluate(far).min_ess < fit.evaluate(x).min_ess
+    w[30] = 0.0
+    assert fit.evaluate(far, weights=w).min_ess > fit.evaluate(far).min_ess
+
+
+def test_an_interruption_leaves_progress_as_it_was(vae, monkeypatch):
+    x, fit = vae
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(fit), "elbo", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        fit.evaluate(BATCHES["a loader"](x))
+    assert kept.value.__traceback__ is not None
+    assert not _within.get()
+
+
+def test_a_pyro_pair_is_evaluated_on_its_arguments():
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+    fit = pv.SVI(1, optimizer=pv.adam(0.0), progress=False).fit((model, guide), x)
+    found = fit.evaluate(x)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).sum(1).mean().item()  # q is the posterior
+    assert found.log_prob == pytest.approx(exact, abs=1e-5)
+    torch.testing.assert_close(found.kl_per_unit.float(), ((x / 2) ** 2 / 2).mean(0) + 0.5 * (0.5 - 1 - math.log(0.5)))
+    with pytest.raises(pv.DataError, match="on its arguments"):
+        fit.evaluate(torch.utils.data.DataLoader(x))

@@ -124,9 +124,37 @@ def test_two_classes_and_a_draw_of_each_are_summed_over_both():
     law = dist.Normal(numbers(2, 3, 5), 1.0)
     r = torch.softmax(numbers(6, 5, seed=1), 0).reshape(2, 3, 5)
     q, x = OverClasses(law, r), numbers(5, seed=2)
+    torch.testing.assert_close(q.log_prob(x[0]), q.log_prob(x[:1].expand(5)))
     torch.testing.assert_close(q.log_prob(x), torch.logsumexp((law.log_prob(x) + r.log()).flatten(0, 1), 0))
     torch.testing.assert_close(q.mean, (r * law.mean).sum((0, 1)))
     assert q.sample((7, 2)).shape == (7, 2, 5)
+
+
+def test_a_posterior_that_knows_no_draw_is_asked_once():
+    rows = []
+
+    class Counting(Labelled):
+        @observed
+        def a(self, z, y):
+            rows.append(z.shape[-2])
+            return dist.Normal(z @ W.T + M[y.long()], S).to_event(1)
+
+    Counting().double().responsibilities(DATA)
+    assert max(rows) == N
+
+
+def test_a_class_that_p_excludes_and_q_does_not_is_no_nan():
+    class Excluded(Labelled):
+        @observed
+        def b(self, y):
+            return dist.Categorical(
+                logits=torch.where(y[..., None] == 1, torch.tensor([0.0, -torch.inf]), torch.zeros(2))
+            )
+
+    data = {"a": A, "b": torch.ones(N), "y": UNKNOWN}
+    model = Excluded().double()
+    torch.testing.assert_close(model.responsibilities(data), R)
+    assert not model.reconstruct(data, 2)["a"].isnan().any()
 
 
 @pytest.mark.parametrize("num_particles", [1, 400])
@@ -148,5 +176,6 @@ def test_classes_of_a_pair_with_drawn_latents_take_many_draws(num_particles):
     fit = pv.SVI(1, progress=False).fit((model, guide), x)
     pyro.clear_param_store()
     torch.manual_seed(0)
-    close = torch.allclose(fit.responsibilities(x, num_particles).float(), exact, atol=0.12)
+    # Weights of draws from the prior: 400 are worth about 100, so 0.05 is a standard error at most.
+    close = torch.allclose(fit.responsibilities(x, num_particles).float(), exact, atol=0.15)
     assert close == (num_particles == 400)

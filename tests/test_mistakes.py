@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "iterations in exponents": (lambda: pv.EM(max_iter=1e3), "whole numbers, at least 1"),
     "a stream where data are asked for": (
-        lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "are for EM, VB, SVI and evaluate; to everything",
+        lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "VB, SVI, evaluate and standard_errors; to everything",
     ),
     "logits of other categories": (
         lambda: pv.models.CategoricalVAE(NET(4, 4, 3), NET(5, 4, 4), 5), "encoder with 5 outputs and a decoder with 5",

@@ -136,7 +136,6 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
         checkpoint=options.checkpoint,
         compile=options.compile,
         seed=options.seed,
-        progress=not options.quiet,
     )
     say(options, f"training on {len(data.train)} data, {len(data.validation)} for validation")
     with shown(options):
@@ -185,7 +184,7 @@ def _mixture_fits(options: Compare, data: "Table") -> "dict[str, Fit]":
     from ppl_vae.models import GaussianMixture
 
     model = GaussianMixture(options.components, data.values.shape[1], options.covariance, prior="weak")
-    common: dict[str, Any] = {"seed": options.seed, "progress": not options.quiet}
+    common: dict[str, Any] = {"seed": options.seed}
     fits: dict[str, Fit] = {}
     say(options, f"EM on {len(data)} data from {data.source}")
     fits["EM (ML)"] = EM(n_init=10, estimate="ml", **common).fit(model, data)

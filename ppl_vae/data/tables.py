@@ -328,8 +328,8 @@ def frame_of(frame: Any, source: str) -> nw.DataFrame[Any]:
     except TypeError as error:
         raise DataError(
             f"{source}: this is not a table; a data frame, an array or a tensor [n, d] was expected (collect a lazy "
-            "frame first). Data in blocks, a stream's or a DataLoader's, are for EM, VB, SVI and evaluate; to "
-            "everything else pass one block at a time."
+            "frame first). Data in blocks, a stream's or a DataLoader's, are for EM, VB, SVI, evaluate and "
+            "standard_errors; to everything else pass one block at a time."
         ) from error
     return native.to_frame() if isinstance(native, nw.Series) else native
 

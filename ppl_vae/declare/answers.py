@@ -1,5 +1,6 @@
 """What a model's factors say of each datum: importance weights, classes, means."""
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -27,18 +28,14 @@ __all__ = [
 
 def log_weights(sites: Sites, count: int) -> Tensor:
     """Log p(x, z) - log q(z) at the drawn latents, finite ones summed out exactly, [count, n]."""
-    total = _weights(sites)
-    summed = torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
+    joint = _weights(sites)
+    summed = torch.logsumexp(joint.flatten(0, -2), 0) if joint.dim() > 1 else joint
     return summed.reshape(count, -1)
 
 
 def _weights(sites: Sites) -> Tensor:
     """Log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
-    total: Any = sites.joint()
-    for name, log_q in sites.log_q.items():
-        if name not in sites.enumerated:
-            total = total - log_q
-    return total
+    return sites.joint() - total(log_q for name, log_q in sites.log_q.items() if name not in sites.enumerated)
 
 
 def finite_posterior(sites: Sites) -> Tensor:
@@ -50,9 +47,10 @@ def finite_posterior(sites: Sites) -> Tensor:
     if sites.log_q.keys() <= sites.enumerated.keys():
         return torch.softmax(joint.flatten(0, -2), 0).view(joint.shape) if joint.dim() > 1 else torch.ones_like(joint)
     log_q = total(sites.log_q[name] for name in sites.enumerated)
-    joint, log_q = torch.broadcast_tensors(joint, torch.as_tensor(log_q, dtype=joint.dtype, device=joint.device))
-    # What q holds impossible may be so under p too.
-    return torch.where(log_q == -torch.inf, 0.0, (joint - sites.marginal(joint) + log_q).exp())
+    marginal = sites.marginal(joint)
+    # Where p excludes what q does not, nothing tells the values that are summed out apart.
+    given = torch.where(marginal == -torch.inf, -math.log(joint.numel() / marginal.numel()), joint - marginal)
+    return (given + log_q).exp()
 
 
 def log_classes(sites: Sites, name: str, count: int) -> Tensor:

@@ -22,6 +22,7 @@ from ppl_vae.declare.local import local_q
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
+from ppl_vae.declare.order import drawn_before
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.errors import DataError, EngineError, check_count
 from ppl_vae.evidence import Evidence, exact, importance
@@ -217,9 +218,10 @@ class LatentVariableModel(OfDraws):
         finite = self.finite_latents(obs)
         if not finite:
             raise EngineError(f"{type(self).__name__} has no finite latent to infer: use posterior(x)")
-        count = num_particles if self.draws_latents(obs) else 1
+        drawn, before = set(self.draws_latents(obs)), drawn_before(self._graph)
 
         def probabilities(name: str) -> Tensor:
+            count = num_particles if before.get(name, drawn) & drawn else 1
             return self._by_rows(obs, count, lambda o, i: class_probabilities(self.sites(o, i), name, count))
 
         with torch.no_grad():

@@ -21,9 +21,21 @@ def entangled(graph: Graph) -> frozenset[str]:
     >>> entangled(Graph())
     frozenset()
     """
-    before: dict[str, set[str]] = {}
-    for name, q in graph.posteriors.items():
-        before[name] = {other for p in q.parents if p in before for other in (p, *before[p])}
+    before = drawn_before(graph)
     return frozenset(
         name for name in before if any(name in before.get(parent, ()) for parent in graph.nodes[name].parents)
     )
+
+
+def drawn_before(graph: Graph) -> dict[str, set[str]]:
+    """Latents on whose draws the declared posterior of each latent depends, directly or by others.
+
+    Examples
+    --------
+    >>> drawn_before(Graph())
+    {}
+    """
+    before: dict[str, set[str]] = {}
+    for name, q in graph.posteriors.items():
+        before[name] = {other for p in q.parents if p in before for other in (p, *before[p])}
+    return before

@@ -163,6 +163,11 @@ class PyroPair:
         """The arguments, as they are."""
         return data if isinstance(data, Arguments) else Arguments(data)
 
+    @contextmanager
+    def numeric(self) -> Iterator[None]:
+        """A Pyro program makes its constants as it does."""
+        yield
+
     def families(self) -> dict[str, Any]:
         """A Pyro program owns no family."""
         return {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from ppl_vae.diagnose.aggregate import DRAWS, Aggregate
 from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
@@ -22,6 +22,7 @@ ACTIVE = 0.01
 """A unit is active when the variance over data of its posterior mean is at least this (Burda et al. 2016)."""
 INFORMED = 0.1
 """Nats below which a code says next to nothing about its datum."""
+NO_ANSWER = "the encoder has no answer where data are moved by a hundredth of their sd"
 STEP, DIRECTIONS = 0.01, 8
 """Of the finite differences along random directions, in standard deviations of the inputs."""
 
@@ -150,12 +151,12 @@ def sensitivity(codes: Codes) -> Tensor:
 
     The root of the mean over data of sum_d (s_d dm_j / dx_d)^2 / sd_p(z_j)^2, s_d the standard deviation of input d
     over the data: what m_j would move at random if each input did, to first order. It is found by finite differences
-    along random directions, which turn back where the data could not go on. A unit that ignores its input has 0.
+    along random directions, which turn back where an entry could not go on. A unit that ignores its input has 0.
 
     Raises
     ------
     UndefinedError
-        If there is no encoder, or nothing continuous to move.
+        If there is no encoder, nothing continuous to move, or no answer of the encoder for what was moved.
     """
     if not codes.amortised:
         raise UndefinedError("q has parameters of its own for each datum, there is no encoder")
@@ -164,7 +165,13 @@ def sensitivity(codes: Codes) -> Tensor:
     movable, here = _movable(codes), _moments(codes, codes.obs.values)
     for _ in range(DIRECTIONS):
         moved = {name: within(x + STEP * x.std(0) * torch.randn_like(x)) for name, (x, within) in movable.items()}
-        total += ((_moments(codes, {**codes.obs.values, **moved}) - here) / STEP).square().mean(0)
+        try:
+            there = _moments(codes, {**codes.obs.values, **moved})
+        except ValueError as error:  # a q whose parameters are no numbers
+            raise UndefinedError(NO_ANSWER) from error
+        total += ((there - here) / STEP).square().mean(0)
+    if not bool(total.isfinite().all()):
+        raise UndefinedError(NO_ANSWER)
     return (total / DIRECTIONS).sqrt() / spread
 
 
@@ -175,11 +182,14 @@ def _movable(codes: Codes) -> dict[str, tuple[Tensor, Callable[[Tensor], Tensor]
     found = {name: codes.obs.values[name] for name in observed if codes.obs.values[name].is_floating_point()}
     if not found or codes.n == 1:
         raise UndefinedError("it takes two data of real numbers at least")
-    return {name: (value, _turned_back(laws[name].support)) for name, value in found.items()}
+    return {name: (value, _turned_back(laws[name])) for name, value in found.items()}
 
 
-def _turned_back(support: Constraint) -> Callable[[Tensor], Tensor]:
-    entry = of_entries(support)
+def _turned_back(law: TorchDistribution) -> Callable[[Tensor], Tensor]:
+    try:
+        entry = of_entries(law.support)
+    except NotImplementedError:  # a law of one's own need not say
+        return lambda x: x
     low, high = getattr(entry, "lower_bound", -torch.inf), getattr(entry, "upper_bound", torch.inf)
 
     def within(x: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class SVI:
                 f"SVI: epochs, batch_size and accumulate must be whole numbers, at least 1; got {self.epochs!r}, "
                 f"{self.batch_size!r} and {self.accumulate!r}"
             )
-        within(self.beta, self.epochs, lambda beta: beta >= 0, "SVI: beta must be a number that is not negative")
+        within(self.beta, self.epochs - 1, lambda beta: beta >= 0, "SVI: beta must be a number that is not negative")
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")
         if not isinstance(self.alternate, Alternate | Lagging | None):
@@ -384,13 +384,14 @@ def idle(names: Sequence[str], parameters: Sequence[Tensor], began: Sequence[Ten
     Examples
     --------
     >>> idle(["a", "b"], [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
-    ['b did not move: the gradient was zero at every step']
+    ['b did not move: its gradient or its step was zero throughout']
     """
-    still = [name for name, p, before in zip(names, parameters, began, strict=True) if torch.equal(p, before)]
+    each = zip(names, parameters, began, strict=True)
+    still = [name for name, p, before in each if p.numel() and torch.equal(p, before)]
     if not still or len(still) == len(names):
         return []
     named = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-    return [f"{named} did not move: the gradient was zero at every step"]
+    return [f"{named} did not move: its gradient or its step was zero throughout"]
 
 
 def held(batches: Batches) -> bool:
