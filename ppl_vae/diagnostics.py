@@ -359,8 +359,9 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     from arviz_stats import loo, loo_approximate_posterior
 
     each = _pointwise(fit, data_of(fit, data)) if pointwise is None else pointwise
-    # A datum of which nothing was seen has the same density everywhere: it says nothing of the model.
-    seen = each.flatten(0, 1).max(0).values > each.flatten(0, 1).min(0).values
+    # A datum of which nothing was seen has the same density everywhere, but for rounding: it says nothing of the model.
+    spread = each.flatten(0, 1).max(0).values - each.flatten(0, 1).min(0).values
+    seen = spread > 100 * torch.finfo(each.dtype).eps
     if not bool(seen.any()):
         return None
     groups = {

@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any
 
-__all__ = ["NO_DATA", "DataError", "DeclarationError", "EngineError", "check_count"]
+__all__ = ["NO_DATA", "DataError", "DeclarationError", "EngineError", "check_count", "check_particles"]
 
 NO_DATA = "this fit holds no data (it was loaded from a file, or made from a stream or a loader)"
 """What an error says before it says how to pass them."""
@@ -25,3 +25,9 @@ def check_count(n: Any) -> None:
     """Refuse to draw fewer than one datum, or a part of one."""
     if not isinstance(n, Integral) or n < 1:
         raise DataError(f"sample(n) draws n data, a whole number and at least 1; got {n!r}")
+
+
+def check_particles(n: Any) -> None:
+    """Refuse fewer draws for a datum than one, or a part of one."""
+    if not isinstance(n, Integral) or n < 1:
+        raise EngineError(f"num_particles is how many draws each datum has, a whole number and at least 1; got {n!r}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.errors import EngineError, check_count
+from ppl_vae.errors import EngineError, check_count, check_particles
 from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.over_draws import OverDraws
 from ppl_vae.progress import progress
@@ -258,6 +258,7 @@ class Answers:
 
     def _each(self, num_particles: int) -> int:
         """How many of so many draws of z each of these draws of theta has."""
+        check_particles(num_particles)
         return -(-num_particles // min(DRAWS, self.num_draws))
 
     def posterior(self, data: Any) -> Any:

@@ -199,3 +199,14 @@ def test_a_row_of_shares_may_be_missing_altogether_and_not_in_part():
     torch.testing.assert_close(*fits, rtol=0.05, atol=0.02)
     with pytest.raises(pv.DataError, match="1 rows are partly NaN"):
         model.log_prob(gappy.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(torch.nan).double()))
+
+
+def test_leave_one_out_does_not_count_a_row_of_which_nothing_was_seen():
+    """Its log density is that of shares which add up to one, but for rounding, at every draw."""
+    x = torch.cat([pv.data.faithful().values, torch.full((1, 2), torch.nan)])
+    fit = pv.VB(num_draws=200, progress=False).fit(pv.models.GaussianMixture(2, 2, prior="weak"), x)
+    each = fit.pointwise(x)
+    each[..., -1] = 1e-16 * torch.arange(200)
+    found = pv.diagnostics.leave_one_out(fit, pointwise=each)
+    assert math.isfinite(found.elpd)
+    assert len(found.pareto_k) == 272

@@ -244,3 +244,20 @@ def test_palette_is_seen_on_light_and_dark(paper):
     for shade in PALETTE:
         a, b = sorted([luminance(to_rgb(shade)), luminance(paper)])
         assert (b + 0.05) / (a + 0.05) > 3.0, shade
+
+
+def test_missing_entries_are_not_drawn_as_zeros():
+    x = pv.data.faithful().values.clone()
+    x[:20, 0], x[20:30, 1] = torch.nan, torch.nan
+    fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    (points,) = plots.fit_ellipses(fit).collections
+    shown = torch.tensor(np.ma.filled(points.get_offsets(), np.nan))
+    whole = shown[~shown.isnan().any(1)]
+    torch.testing.assert_close(whole, x[30:])
+
+
+def test_draws_for_a_datum_are_a_whole_number_from_one_on():
+    model = pv.models.VAE(pv.nets.mlp_encoder(2, 4, 1), pv.nets.mlp_decoder(1, 4, 2), likelihood="gaussian")
+    for number in (0, -1, 2.5):
+        with pytest.raises(pv.EngineError, match=f"at least 1; got {number}"):
+            model.log_prob(torch.zeros(3, 2), number)

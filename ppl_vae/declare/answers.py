@@ -35,7 +35,7 @@ def log_weights(sites: Sites, count: int) -> Tensor:
 
 def _weights(sites: Sites) -> Tensor:
     """Log p(x, z) - log q of the latents that were drawn, every finite value in its own dimension, [*enumerated, n]."""
-    return sites.joint() - total(log_q for name, log_q in sites.log_q.items() if name not in sites.enumerated)
+    return sites.joint() - total(sites.log_q[name] for name in sites.drawn)
 
 
 def finite_posterior(sites: Sites) -> Tensor:
@@ -44,7 +44,7 @@ def finite_posterior(sites: Sites) -> Tensor:
     Beside drawn latents, those with a declared posterior have that, and the others are exact given the draws.
     """
     joint = _weights(sites)
-    if sites.log_q.keys() <= sites.enumerated.keys():
+    if not sites.drawn:
         return torch.softmax(joint.flatten(0, -2), 0).view(joint.shape) if joint.dim() > 1 else torch.ones_like(joint)
     log_q = total(sites.log_q[name] for name in sites.enumerated)
     marginal = sites.marginal(joint)
@@ -58,7 +58,7 @@ def log_classes(sites: Sites, name: str, count: int) -> Tensor:
 
     Beside drawn latents y it is log q(z = k | x) where z has a declared posterior, else log p(x, z = k, y) - log q(y).
     """
-    given = name in sites.enumerated and sites.log_q.keys() > sites.enumerated.keys()
+    given = name in sites.enumerated and bool(sites.drawn)
     joint = finite_posterior(sites).log() if given else _weights(sites)
     dim = {**sites.enumerated, **sites.summed}[name]
     others = [d for d in range(-joint.dim(), -1) if d != dim]

@@ -111,7 +111,9 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, torch.dtype | torch.Size):
         return str(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        if value.dtype.kind not in "biuf":
+            return hashlib.sha256(repr((str(value.dtype), value.shape)).encode() + value.tobytes()).hexdigest()
         value = as_tensor(value)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return fingerprint({"": value})

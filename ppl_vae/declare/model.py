@@ -24,7 +24,7 @@ from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
 from ppl_vae.declare.order import drawn_before
 from ppl_vae.declare.program import Placed, Scope
-from ppl_vae.errors import DataError, EngineError, check_count
+from ppl_vae.errors import DataError, EngineError, check_count, check_particles
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo
 from ppl_vae.over_classes import OverClasses
@@ -214,6 +214,7 @@ class LatentVariableModel(OfDraws):
         EngineError
             If no latent is finite.
         """
+        check_particles(num_particles)
         obs = self.check(data)
         finite = self.finite_latents(obs)
         if not finite:
@@ -236,7 +237,7 @@ class LatentVariableModel(OfDraws):
         obs = self.check(data)
         with torch.no_grad(), self.numeric(), local_q(self, obs):
             sites = self.sites(obs)
-            drawn = {name: q for name, q in sites.q.items() if name not in sites.enumerated}
+            drawn = {name: sites.q[name] for name in sites.drawn}
             by_class = any(len(q.batch_shape) > 1 for q in drawn.values())
             shares = finite_posterior(sites) if by_class else torch.ones(())
             found = {name: OverClasses(q, shares) if len(q.batch_shape) > 1 else q for name, q in drawn.items()}
@@ -403,6 +404,7 @@ class LatentVariableModel(OfDraws):
         self, data: Any, particles: int, function: Callable[[Observations, Tensor | None], Tensor], dim: int = 0
     ) -> Tensor:
         """Apply a function of repeated rows to bounded chunks of the data, and put the answers together."""
+        check_particles(particles)
         obs = self.check(data)
         at_once = max(1, ROWS_AT_ONCE // particles)
         parts = []

@@ -47,7 +47,7 @@ class OfDraws(PyroPrograms):
 
         def q() -> dict[str, TorchDistribution]:
             sites = self.sites(obs)
-            return {name: law for name, law in sites.q.items() if name not in sites.enumerated}
+            return {name: sites.q[name] for name in sites.drawn}
 
         return each_draw(self, obs, dict(draws), q)
 

@@ -134,7 +134,7 @@ class PyroPair:
             finite = {**sites.enumerated, **sites.summed}
             if len(finite) != 1:
                 raise EngineError(f"responsibilities need one enumerated site, this pair has {list(finite) or 'none'}")
-            more = num_particles - 1 if self.draws_latents(data) else 0
+            more = num_particles - 1 if sites.drawn else 0
             each = [sites, *(self.sites(data) for _ in range(more))]
             each_draw = torch.cat([log_classes(one, next(iter(finite)), 1) for one in each])
         return torch.softmax(torch.logsumexp(each_draw, 0), -1)
@@ -150,8 +150,7 @@ class PyroPair:
 
     def draws_latents(self, data: Any) -> list[str]:
         """Latents of each datum that the guide draws."""
-        sites = self.sites(data)
-        return [name for name in sites.log_q if name not in sites.enumerated]
+        return self.sites(data).drawn
 
     def draws_without_posterior(self, data: Any) -> list[str]:
         """Latents of each datum that the guide leaves out: none, it draws them all."""

@@ -167,8 +167,8 @@ def sensitivity(codes: Codes) -> Tensor:
         moved = {name: within(x + STEP * x.std(0) * torch.randn_like(x)) for name, (x, within) in movable.items()}
         try:
             there = _moments(codes, {**codes.obs.values, **moved})
-        except ValueError as error:  # a q whose parameters are no numbers
-            raise UndefinedError(NO_ANSWER) from error
+        except ValueError as refused:  # a q whose parameters are no numbers
+            raise UndefinedError(NO_ANSWER) from refused
         total += ((there - here) / STEP).square().mean(0)
     if not bool(total.isfinite().all()):
         raise UndefinedError(NO_ANSWER)

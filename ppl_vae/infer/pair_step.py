@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -81,8 +82,8 @@ class PairObjective:
         pair = self.pair
         # What a loss remembers of a step, it remembers of the first one.
         loss = own_copy(self.loss) if pair.store["params"] else self.loss
-        found = pair.first_run(lambda: loss.loss_and_grads(pair.program, pair.guide, *args, **kwargs))
-        self.reached, self.buffers = found
+        run = partial(loss.loss_and_grads, pair.program, pair.guide, *args, **kwargs)
+        self.reached, self.buffers = pair.first_run(run)
 
     def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = iter(tensors)

@@ -1,10 +1,13 @@
-"""Whether a bound was still on its way up when the training ended."""
+"""What a training left: a bound still on its way up, or fallen, and parameters that stood still."""
 
 import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["fallen", "rising"]
+import torch
+from torch import Tensor
+
+__all__ = ["fallen", "idle", "rising"]
 
 LEAST = 5
 """Epochs that each side of the comparison needs."""
@@ -68,3 +71,19 @@ def _gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float
     """Difference of two means, and its standard error."""
     variance = statistics.variance(before) / len(before) + statistics.variance(after) / len(after)
     return statistics.fmean(after) - statistics.fmean(before), math.sqrt(variance)
+
+
+def idle(names: Sequence[str], parameters: Sequence[Tensor], began: Sequence[Tensor]) -> list[str]:
+    """A remark if some parameters, and not all, are to the bit what they were.
+
+    Examples
+    --------
+    >>> idle(["a", "b"], [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
+    ['b did not move: its gradient or its step was zero throughout']
+    """
+    each = zip(names, parameters, began, strict=True)
+    still = [name for name, p, before in each if p.numel() and torch.equal(p, before)]
+    if not still or len(still) == len(names):
+        return []
+    named = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+    return [f"{named} did not move: its gradient or its step was zero throughout"]

@@ -30,7 +30,7 @@ from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import unseen
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.random_state import own_random
-from ppl_vae.infer.rising import fallen, rising
+from ppl_vae.infer.rising import fallen, idle, rising
 from ppl_vae.infer.schedules import within
 from ppl_vae.infer.settled import settled
 from ppl_vae.infer.starts import trained_copy
@@ -376,22 +376,6 @@ HEADER = (
     "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
-
-
-def idle(names: Sequence[str], parameters: Sequence[Tensor], began: Sequence[Tensor]) -> list[str]:
-    """A remark if some parameters, and not all, are to the bit what they were.
-
-    Examples
-    --------
-    >>> idle(["a", "b"], [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
-    ['b did not move: its gradient or its step was zero throughout']
-    """
-    each = zip(names, parameters, began, strict=True)
-    still = [name for name, p, before in each if p.numel() and torch.equal(p, before)]
-    if not still or len(still) == len(names):
-        return []
-    named = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-    return [f"{named} did not move: its gradient or its step was zero throughout"]
 
 
 def held(batches: Batches) -> bool:

@@ -174,7 +174,7 @@ def mutual_information(sites: Sites) -> Tensor:
     EngineError
         If no latent is drawn, or one for each value of a finite latent.
     """
-    drawn = [name for name in sites.log_q if name not in sites.enumerated]
+    drawn = sites.drawn
     if not drawn or any(sites.log_q[name].dim() > 1 for name in drawn):
         raise EngineError("the information of codes is measured on latents with one draw per datum; there is none here")
     total: Any = 0.0

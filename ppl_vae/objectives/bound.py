@@ -63,8 +63,7 @@ class Elbo:
 
     def floored(self, sites: Sites, beta: Tensor | float, weights: Tensor | None) -> Tensor:
         """The objective with free bits for every drawn latent, [n]."""
-        drawn = [name for name in sites.log_q if name not in sites.enumerated]
-        if branching := [name for name in drawn if sites.branches(name)]:
+        if branching := [name for name in sites.drawn if sites.branches(name)]:
             raise EngineError(
                 f"elbo: free_bits need the divergence of each latent by itself, and the prior of {branching[0]!r} "
                 f"depends on {', '.join(sites.summed)}, which is summed out; take free_bits=0, and warm up by beta="
@@ -72,7 +71,7 @@ class Elbo:
         rest = total(value for name, value in sites.log_p.items() if name not in sites.log_q)
         rest = rest + beta * total(self.divergence(sites, name) for name in sites.enumerated)
         value = sites.expect(sites.marginal(rest))
-        for name in drawn:
+        for name in sites.drawn:
             units = self.by_unit(sites, name)
             w = units.new_ones(len(units)) if weights is None else weights.repeat(self.num_particles)
             mean = (w / w.sum().clamp_min(torch.finfo(w.dtype).tiny)) @ units

@@ -51,7 +51,7 @@ def doubly_reparameterised(sites: Sites, log_w: Tensor, num_particles: int) -> T
     other, with d log w / dz_1 along every way from z_1, and a factor a in log w = ... - a log q(z) (beta, or the
     probability of an enumerated value) turns w~^2 into w~ (1 - a + a w~).
     """
-    names = [n for n in sites.log_q if n not in sites.enumerated and sites.values[n].requires_grad]
+    names = [n for n in sites.drawn if sites.values[n].requires_grad]
     names = [n for n in names if sites.log_q[n].requires_grad]  # a point mass has no score to leave out
     normalised = torch.softmax(log_w.detach().reshape(num_particles, -1), 0).flatten()
     values, logs = [sites.values[n] for n in names], [sites.log_q[n] for n in names]

@@ -51,6 +51,11 @@ class Sites:
     penalties: dict[str, Tensor] = field(default_factory=dict)
     sampled: frozenset[str] = frozenset()
 
+    @property
+    def drawn(self) -> list[str]:
+        """Latents of which q was drawn from, not enumerated."""
+        return [name for name in self.log_q if name not in self.enumerated]
+
     def joint(self) -> Tensor:
         """Log p(x, z) with every enumerated value of z in its own dimension, [*enumerated, n]."""
         return total(self.log_p.values())

@@ -65,7 +65,7 @@ def fit_ellipses(
     r = responsibilities(fit, obs, family.batch)[:, order]
     draw = _line if family.n_features == 1 else _plane
     ax = new_axes(ax)
-    draw(ax, fit, family, array(obs.values[name]), r, order, dims)
+    draw(ax, fit, family, array(obs.with_gaps(name)), r, order, dims)
     chosen = (0,) if family.n_features == 1 else dims
     ax.set_xlabel(columns[chosen[0]])
     ax.set_ylabel("density" if len(chosen) == 1 else columns[chosen[1]])

@@ -78,8 +78,7 @@ def em_steps(fit: Fit, data: Any, order: Sequence[int] | None = None) -> Steps |
         return None
     order = list(range(family.batch)) if order is None else list(order)
     _, _, columns = values_of(fit, raw(data), name)
-    x = array(few.values[name]).reshape(len(few), -1)
-    x = np.where(array(few.missing[name]).reshape(x.shape), np.nan, x) if name in few.missing else x
+    x = array(few.with_gaps(name)).reshape(len(few), -1)
     scene = (_Line if x.shape[1] == 1 else _Plane)(fit, family, x, values, [r[:, order] for r in shares], order)
     picture = scene.draw(columns)
     at = fit.history["iteration"][chosen].tolist()
