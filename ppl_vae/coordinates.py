@@ -124,5 +124,5 @@ def coordinates(model: LatentVariableModel, frozen: Collection[str] = ()) -> Coo
 
 def _networks(model: LatentVariableModel) -> dict[str, Tensor]:
     """Parameters of p that no family owns, by their name in the module."""
-    named = dict(model.named_parameters())
-    return {name: named[name].detach() for name in model.free_parameters() if not name.startswith(POSTERIORS)}
+    free = model.free_parameters()
+    return {name: parameter.detach() for name, parameter in free.items() if not name.startswith(POSTERIORS)}

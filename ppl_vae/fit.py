@@ -133,8 +133,8 @@ class Fit(Answers):
     # What the fit is worth, and how to keep it.
 
     def evaluate(self, data: Any, num_particles: int = 100, weights: Any = None) -> Any:
-        """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.diagnostics.evaluate."""
-        from ppl_vae.diagnostics import evaluate
+        """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.evaluation.evaluate."""
+        from ppl_vae.evaluation import evaluate
 
         return evaluate(self, data, num_particles, weights=weights)
 

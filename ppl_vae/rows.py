@@ -12,7 +12,8 @@ from ppl_vae.coordinates import coordinates
 from ppl_vae.counted import counted_mean, counts_of, same_data
 from ppl_vae.datatree import seeded
 from ppl_vae.declare import Observations
-from ppl_vae.diagnostics import elbo_total, evaluate, khat, leave_one_out
+from ppl_vae.diagnostics import elbo_total, khat, leave_one_out
+from ppl_vae.evaluation import evaluate
 from ppl_vae.evidence import EVEN, log_mean_exp
 from ppl_vae.fit import Fit
 from ppl_vae.infer.weights import own_weights

@@ -49,6 +49,7 @@ ROOMS = {
     "from_pyro": 5,
     "pointwise": 5,
     "diagnostics": 5,
+    "evaluation": 5,
     "predictive": 6,
     "quality": 5,
     "rows": 6,
@@ -101,7 +102,7 @@ NEIGHBOURS = {
 """Pairs of one number of which the first may import the second."""
 
 LOOK_UP = {
-    ("fit", "evaluate", "diagnostics"),
+    ("fit", "evaluate", "evaluation"),
     ("fit", "diagnose", "diagnose"),
     ("diagnose", "figures", "plots"),
     ("fit", "to_datatree", "datatree"),

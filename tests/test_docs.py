@@ -22,6 +22,7 @@ ROOMS = (
     "datatree",
     "diagnose",
     "diagnostics",
+    "evaluation",
     "evidence",
     "families",
     "flows",

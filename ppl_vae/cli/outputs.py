@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ppl_vae.compare import Table as Comparison
     from ppl_vae.data import Table
-    from ppl_vae.diagnostics import Evaluation
+    from ppl_vae.evaluation import Evaluation
     from ppl_vae.fit import Fit
 
 __all__ = [

@@ -145,10 +145,10 @@ class SharedLatents(PyroModule):
         """The shared latents that no family owns."""
         return [node.name for node in self._graph.of_kind("latent", shared=True)]
 
-    def free_parameters(self) -> list[str]:
-        """Names of networks' and other parameters that no family owns."""
+    def free_parameters(self) -> dict[str, nn.Parameter]:
+        """Networks' and other parameters that no family owns, by name."""
         owned = {id(p) for family in self.families().values() for p in family.parameters()}
-        return [name for name, p in self.named_parameters() if id(p) not in owned]
+        return {name: p for name, p in self.named_parameters() if id(p) not in owned}
 
     def _identity(self) -> dict[str, Any]:
         """What the model is beside its parameters and buffers, in JSON: settings of its modules, and their code."""
@@ -156,8 +156,7 @@ class SharedLatents(PyroModule):
 
     def count_free(self) -> int:
         """Number of free scalars: K - 1 of K weights, d (d + 1) / 2 of a covariance; none of what has a prior."""
-        free = set(self.free_parameters())
-        found = sum(p.numel() for name, p in self.named_parameters() if name in free)
+        found = sum(p.numel() for p in self.free_parameters().values())
         for family in self.families().values():
             for name, value in {} if family.prior is not None else family.values().items():
                 found += biject_to(family.parameter_constraint(name)).inverse_shape(value.shape).numel()

@@ -80,8 +80,7 @@ class Maximizer:
     @cached_property
     def free(self) -> tuple[list[torch.nn.Parameter], list[str]]:
         """Parameters of the module, and shared latents declared by hand, that take gradient steps."""
-        named = dict(self.model.named_parameters())
-        parameters = [named[name] for name in self.model.free_parameters() if name not in self.frozen]
+        parameters = [p for name, p in self.model.free_parameters().items() if name not in self.frozen]
         by_hand = [name for name in self.model.shared_by_hand() if name not in self.frozen]
         return [p for p in parameters if p.requires_grad], by_hand
 

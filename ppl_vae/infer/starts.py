@@ -49,9 +49,9 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
     """
     if not isinstance(start, Fit):
         return
-    theirs, own = dict(start.model.named_parameters()), dict(model.named_parameters())
-    for name in model.free_parameters():
-        value, parameter = theirs.get(name), own[name]
+    theirs = dict(start.model.named_parameters())
+    for name, parameter in model.free_parameters().items():
+        value = theirs.get(name)
         if value is None or value.shape != parameter.shape:
             found = "no such parameter" if value is None else f"shape {tuple(value.shape)}"
             raise DataError(f"the fit to start from has {found} for {name}; the model's has {tuple(parameter.shape)}")

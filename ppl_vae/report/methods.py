@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ppl_vae.diagnostics import Evaluation, convergence, plus_minus
+from ppl_vae.convergence import convergence
+from ppl_vae.evaluation import Evaluation, plus_minus
 from ppl_vae.fit import Fit
 from ppl_vae.report.equations import equations
 

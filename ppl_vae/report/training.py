@@ -10,8 +10,8 @@ from markupsafe import Markup
 from ppl_vae import plots
 from ppl_vae.data import ImageSet
 from ppl_vae.diagnose import Diagnosis
-from ppl_vae.diagnostics import Evaluation, plus_minus
 from ppl_vae.errors import EngineError
+from ppl_vae.evaluation import Evaluation, plus_minus
 from ppl_vae.fit import Fit
 from ppl_vae.records import writable
 from ppl_vae.report.comparison import FEATURES, foot

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.compare import Table
-from ppl_vae.diagnostics import Evaluation, convergence, plus_minus
+from ppl_vae.convergence import convergence
+from ppl_vae.evaluation import Evaluation, plus_minus
 from ppl_vae.fit import Fit
 
 __all__ = ["healthy", "reference", "training_summary", "training_warnings", "verdict"]
