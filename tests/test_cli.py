@@ -93,6 +93,9 @@ def test_bad_files(kind, command, tmp_path, capsys):
         (["train", "--data", "mnist", "--root", "nowhere"], "--download"),
         (["train", "--columns", "a"], "image set"),
         (["train", "--batch-size", "0"], "--batch-size"),
+        (["train", "--beta", "-1"], "--beta"),
+        (["train", "--beta", "nan"], "--beta"),
+        (["train", "--warmup", "-1"], "--warmup"),
         (["nothing"], "nothing"),
         (["compare", "--output", "."], "folder"),
         (["compare", "--config", "absent.toml"], "absent.toml"),
@@ -212,6 +215,19 @@ def test_a_training_that_ended_is_reported_again_from_its_checkpoint(tmp_path, c
     assert found[0]["evaluation"] == found[1]["evaluation"]
     assert main([*command, "--seed", "3"]) == 1
     assert "checkpoint of another call" in capsys.readouterr().err
+
+
+def test_a_large_beta_empties_the_units(tmp_path, capsys):
+    page = tmp_path / "r.html"
+    options = ["train", "--json", "--output", str(page), "--epochs", "4", *SHORT[2:]]
+    carried = []
+    for beta in ("0.1", "50"):
+        assert main([*options, "--beta", beta, "--warmup", "0"]) in (0, 3)
+        carried.append(sum(json.loads(capsys.readouterr().out)["evaluation"]["kl_per_unit"]))
+    assert carried[1] < 0.1 < 1 < carried[0]
+    assert "the KL term weighted by 50.0" in page.read_text(encoding="utf-8")
+    assert main(options) in (0, 3)  # the warm-up is a tenth of the epochs, one at least
+    assert "Linear(start=0, end=1.0, epochs=1)" in page.read_text(encoding="utf-8")
 
 
 def test_train_prints_a_table(tmp_path, capsys, monkeypatch):

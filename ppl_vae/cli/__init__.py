@@ -127,11 +127,12 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
     from ppl_vae.report import write_training
 
     data = training_data(options)
+    warmup = max(1, options.epochs // 10) if options.warmup is None else options.warmup
     engine = SVI(
         epochs=options.epochs,
         batch_size=options.batch_size,
         optimizer=adam(options.learning_rate),
-        beta=linear(0, 1, epochs=max(1, options.epochs // 10)),
+        beta=linear(0, options.beta, epochs=warmup) if warmup else options.beta,
         validation=data.validation,
         checkpoint=options.checkpoint,
         compile=options.compile,

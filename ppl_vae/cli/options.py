@@ -95,6 +95,10 @@ class Train(Common):
     "Data per step."
     learning_rate: float = 3e-3
     "Adam's step."
+    beta: float = 1.0
+    "Weight of the KL term: above 1 for fewer, more independent units; the bound that is reported has weight 1."
+    warmup: int | None = None
+    "Epochs over which that weight rises from 0; a tenth of all if not given."
     particles: int = 1000
     "Draws per datum for the importance-weighted log p(x)."
     checkpoint: Path | None = None
@@ -115,8 +119,9 @@ def prepare(options: Common) -> None:
     for name in counts:
         if getattr(options, name, 1) < 1:
             raise DataError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if getattr(options, "warmup", 0) < 0:
-        raise DataError(f"--warmup must not be negative, got {getattr(options, 'warmup')}")  # noqa: B009
+    for name in ("warmup", "beta"):
+        if not (getattr(options, name, None) or 0) >= 0:
+            raise DataError(f"--{name} must not be negative, got {getattr(options, name)}")
     if not getattr(options, "learning_rate", 1.0) > 0:
         raise DataError(f"--learning-rate must be positive, got {getattr(options, 'learning_rate')}")  # noqa: B009
     writable(options.output).parent.mkdir(parents=True, exist_ok=True)
