@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["alone", "forked_rng", "lent", "unvalidated"]
+from ppl_vae.errors import EngineError
+
+__all__ = ["alone", "differentiable", "forked_rng", "lent", "unvalidated"]
 
 
 class _Lock:
@@ -58,4 +60,19 @@ def unvalidated() -> Iterator[None]:
     import pyro
 
     with alone(), pyro.validation_enabled(False):
+        yield
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Within the block gradients are taken.
+
+    Raises
+    ------
+    EngineError
+        Under `torch.inference_mode()`, which cannot be undone for tensors that were made in it.
+    """
+    if torch.is_inference_mode_enabled():
+        raise EngineError("torch.inference_mode() is on, and this needs gradients: call it outside that block")
+    with torch.enable_grad():
         yield

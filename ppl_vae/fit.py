@@ -118,7 +118,7 @@ class Fit(Answers):
             for module in self.model.modules():
                 module.__dict__["_of_fit"] = True  # frozen by the engine, not by its owner: a later fit trains on
         if getattr(self.data, "columns", None):
-            self.model._columns = self.data.columns  # later data with other ones in these places are refused
+            self.model.know(self.data.columns)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

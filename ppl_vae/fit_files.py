@@ -66,7 +66,7 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
         )
     _compare_settings(path, record.get("made_with", {}), model._identity()["settings"])
     model.load_state_dict(state)
-    model._columns = {name: tuple(columns) for name, columns in record.get("columns", {}).items()}
+    model.know({name: tuple(columns) for name, columns in record.get("columns", {}).items()})
     model.eval()  # as fitted: batch normalisation and its like stand still
     fit = Fit(
         model=model,

@@ -48,6 +48,13 @@ class Block:
     def __len__(self) -> int:
         return len(self.tensors()[0])
 
+    @property
+    def data(self) -> Any:
+        """The values as a model reads them: a table where they have columns, so that it sees which is which."""
+        if isinstance(self.values, dict) or self.values.dim() != 2 or not self.columns:
+            return self.values
+        return Table(self.values, self.columns, "a stream", 0)
+
     def tensors(self) -> list[Tensor]:
         """Every tensor of the block, the weights last."""
         values = list(self.values.values()) if isinstance(self.values, dict) else [self.values]
@@ -178,9 +185,9 @@ def stacked(columns: Mapping[str, np.ndarray], choice: Choice) -> Block:
 
 
 def _frame_columns(frame: Any, choice: Choice) -> dict[str, np.ndarray]:
-    table = frame_of(frame, choice.source)
-    features, own = choice.split([str(name) for name in table.columns])
-    return {name: _column(table[name], choice.source) for name in [*features, *own]}
+    series = {str(one.name): one for one in frame_of(frame, choice.source).iter_columns()}
+    features, own = choice.split(list(series))
+    return {name: _column(series[name], choice.source) for name in [*features, *own]}
 
 
 def _column(series: Any, source: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Data as a model sees them: named tensors with one row per datum, and what of them is missing."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -16,6 +17,9 @@ from ppl_vae.errors import DataError
 from ppl_vae.missing import fill
 
 __all__ = ["Observations", "as_tensor", "check_order", "observe"]
+
+COUNTED = re.compile(r"x?\d+")
+"""Columns that are called by their place."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,24 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
 
 
 def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse data where a column that the model was fitted to is in another place."""
+    """Refuse data whose columns have other names, or another order, than those that the model was fitted to.
+
+    Names that only count the columns, as those of an array, say nothing.
+    """
     for name, own in columns.items():
         known = fitted.get(name, own)
-        moved = [column for j, column in enumerate(own) if column in known and known.index(column) != j]
-        if moved:
-            same = sorted(own) == sorted(known)
-            raise DataError(
-                f"{name!r} has the columns {', '.join(own)}, and the model was fitted to {', '.join(known)} in this "
-                f"order: {f'pass x[{list(known)}]' if same else f'{moved[0]!r} is in another place'}"
-            )
+        if own == known or any(all(map(COUNTED.fullmatch, names)) for names in (own, known)):
+            continue
+        absent = [column for column in known if column not in own]
+        advice = (
+            f"{absent[0]!r} is missing; rename the columns, or pass x.to_numpy() to go by their places"
+            if absent
+            else f"pass x[{list(known)}]"
+        )
+        raise DataError(
+            f"{name!r} has the columns {', '.join(own)}, and the model was fitted to {', '.join(known)} in this "
+            f"order: {advice}"
+        )
 
 
 def _by_column(data: Any, names: list[str], inputs: tuple[str, ...]) -> dict[str, Tensor] | None:

@@ -19,7 +19,7 @@ from ppl_vae.declare.counted import Counted, Units
 from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.identity import settings, sources
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
-from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families import Family
 
 __all__ = ["Law", "SharedLatents"]
@@ -120,6 +120,10 @@ class SharedLatents(PyroModule):
             for module, training in before.items():
                 module.training = training
 
+    def know(self, columns: Mapping[str, tuple[str, ...]]) -> None:
+        """Names of the data's columns, by node: data with others in these places are refused from now on."""
+        self._columns = {**self._columns, **columns}
+
     # Shared latents: parameters with a prior, and latents declared shared.
 
     def families(self) -> dict[str, Family]:
@@ -187,11 +191,30 @@ class SharedLatents(PyroModule):
                 self.__dict__["_bound"] = before
 
     def fix(self, values: Mapping[str, Tensor]) -> None:
-        """Give shared latents and family parameters these values for good."""
+        """Give shared latents and family parameters these values: answers use them, and EM's `frozen` keeps them.
+
+        Raises
+        ------
+        DataError
+            If a name is neither a shared latent nor a family's parameter.
+        """
         families = self.families()
-        for path, own in _by_family(values, families).items():
+        owned = _by_family(values, families)
+        by_hand = {name: value for name, value in values.items() if name in self.shared_by_hand()}
+        known = [*(f"{path}.{name}" for path, family in families.items() for name in family.constraints)]
+        for name in values:
+            if name not in known and name not in by_hand:
+                raise DataError(f"fix got {name!r}; the model has {', '.join([*known, *self.shared_by_hand()])}")
+        for path, own in owned.items():
             families[path].fix(own)
-        self.__dict__["_bound"] = {**self._bound, **{k: v for k, v in values.items() if k in self._graph.nodes}}
+        self.__dict__["_bound"] = {**self._bound, **by_hand}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """The values that `fix` gave, by name."""
+        found = dict(self._bound)
+        for path, family in self.families().items():
+            found |= {f"{path}.{name}": getattr(family, name).detach() for name in family.fixed}
+        return found
 
     def draw_shared(self) -> tuple[dict[str, Tensor], Tensor]:
         """One draw of the shared latents from their guide, and its log q, total."""

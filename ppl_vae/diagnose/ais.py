@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae.alone import differentiable
 from ppl_vae.declare.observations import Observations
 from ppl_vae.diagnose.codes import Code, Codes, UndefinedError
 from ppl_vae.errors import DataError
@@ -136,7 +137,7 @@ class Path:
         return z, log_jacobian
 
     def _slope(self, u: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
+        with differentiable():
             at = u.detach().requires_grad_(True)
             prior, likelihood = self.densities(at)
             target = prior + beta * likelihood

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import differentiable
 from ppl_vae.diagnose.codes import Codes
 from ppl_vae.diagnose.offsets import Offsets
 from ppl_vae.diagnose.weights import draw_weights, weigh
@@ -72,7 +73,7 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
     (torch.Size([4]), torch.Size([4]))
     """
     offsets = Offsets(codes.model, codes.obs)
-    with torch.enable_grad(), codes.model.numeric():
+    with differentiable(), codes.model.numeric():
         _climb(codes, offsets, steps, compile)
     start = [torch.zeros_like(value) for value in offsets.tensors()]
     found = [value.detach() for value in offsets.tensors()]
@@ -90,7 +91,7 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
 
     def gradient(*values: Tensor) -> tuple[Tensor, ...]:
         free = [value.detach().requires_grad_(True) for value in values]
-        with torch.enable_grad(), offsets.applied(free):
+        with differentiable(), offsets.applied(free):
             total = Elbo(PARTICLES)(codes.model.sites(rows, index)).sum()
         return torch.autograd.grad(-total, free)
 

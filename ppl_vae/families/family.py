@@ -88,8 +88,14 @@ class Family(PyroModule):
                 self.__dict__.pop(name, None)
             self.__dict__.update(before)
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Parameters that `fix` gave a value."""
+        return self.__dict__.get("_fixed", ())
+
     def fix(self, values: Mapping[str, Tensor]) -> None:
-        """Give the parameters these values for good."""
+        """Give the parameters these values."""
+        self.__dict__["_fixed"] = (*self.fixed, *(name for name in values if name not in self.fixed))
         for name, value in values.items():
             if self.prior is None:
                 try:

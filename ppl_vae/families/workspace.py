@@ -28,9 +28,14 @@ def buffer(like: Tensor, *shape: int) -> Tensor:
     size, number = torch.Size(shape).numel(), _own.used
     _own.used += 1
     have = _own.buffers[number] if number < len(_own.buffers) else None
-    if have is None or len(have) < size or have.dtype != like.dtype or have.device != like.device:
+    if have is None or len(have) < size or _kind(have) != _kind(like):
         _own.buffers[number : number + 1] = [like.new_empty(size)]
     return _own.buffers[number][:size].view(shape)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device, bool]:
+    # What was made under torch.inference_mode cannot be written to outside it.
+    return tensor.dtype, tensor.device, torch.is_inference_mode_enabled() or tensor.is_inference()
 
 
 def out(like: Tensor, *shape: int) -> Tensor | None:

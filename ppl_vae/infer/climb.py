@@ -98,8 +98,13 @@ class Climb:
         self.begun = -1
         self.has_prior = self.em.estimate == "map" and bool(self.model.shared_laws())
         self.unit = "iterations" if self.em.batch_size is None else "epochs"
-        status = Status("max_iter", f"{self.em.max_iter} {self.unit} did not reach tol {self.em.tol:g}")
-        self.record = Run(values, owner.free(), status=status)
+        # Drawn posteriors never come to rest: such a run ends as planned.
+        self.unended = (
+            Status("finished", f"{self.em.max_iter} {self.unit}")
+            if self.em.assignment == "stochastic"
+            else Status("max_iter", f"{self.em.max_iter} {self.unit} did not reach tol {self.em.tol:g}")
+        )
+        self.record = Run(values, owner.free(), status=self.unended)
         self.acceleration = ACCELERATIONS[self.em.accelerate](self.model, values, self.em.frozen)
         self.online = None if self.em.batch_size is None else Online(self, self.em.batch_size)
         self.candidates = Candidates(self.model, self.parts, self.num_threads)
@@ -195,7 +200,7 @@ class Climb:
                 if self._converged(run, iteration):
                     run.status = Status("converged", f"gain below {em.tol:g} per datum after {iteration} {self.unit}")
                 run.status = stopped or run.status
-                if run.status.code != "max_iter":
+                if run.status != self.unended:
                     break
             self._advance(plan.finish(e), objective, iteration)
             interrupted = self.owner.checkpoint.interrupted

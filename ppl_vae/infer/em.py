@@ -55,7 +55,8 @@ class EM:
     max_iter : int
         Iterations of each start, those refused by `accelerate` included; with `batch_size`, epochs.
     start : str, mapping, Tensor or Fit
-        "k-means++", "random", parameters by name, responsibilities [n, K], or another fit.
+        "k-means++", "random", parameters by name, responsibilities [n, K], or another fit. Where some parameters are
+        named and all components are alike in them, the others are found by k-means++ under these.
         Responsibilities, of whatever kind, are followed by one M-step: families and latents declared by hand move;
         other parameters of the module stay where they are, unless the responsibilities were given.
     estimate : {"map", "ml"}
@@ -72,7 +73,8 @@ class EM:
     accelerate : {None, "squarem"}
         Extrapolate after every two iterations, where that does not lower the objective.
     frozen : sequence of str
-        Parameters that keep their starting values, such as "components.covariance".
+        Parameters that keep their starting values, such as "components.covariance": those of `start`, or those that
+        `model.fix({...})` gave.
     checkpoint : path or Checkpoints, optional
         A folder where the state is kept, or `pv.checkpoints(...)`; the same call goes on from there, and a finished fit
         is returned as it is. With it, Ctrl-C ends the fit after an iteration, with the status "interrupted".

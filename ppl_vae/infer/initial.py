@@ -34,8 +34,8 @@ def initial_values(
     ----------
     start : "auto", None, mapping or Fit
         "auto": short EM runs from k-means++ starts, ten if the model is one that EM fits in closed form; of other
-        mixtures, whose M-step takes gradients, five on some of the data. A Fit of the same declaration gives its
-        networks too.
+        mixtures, whose M-step takes gradients, five on some of the data. Where EM fits the model in closed form, it
+        also finds what a mapping leaves out. A Fit of the same declaration gives its networks too.
     """
     values = _values(start, model, obs, weights, seed)
     return None if values is None else {**values, **_off_the_edge(model, values, len(obs))}
@@ -49,11 +49,14 @@ def _values(
     if isinstance(start, Mapping | Fit):
         if isinstance(start, Fit) and type(start.model) is type(model):
             take_networks(start, model)
-        return given_values(start, _shapes(model))
-    if not isinstance(start, str) or start != "auto":
+        given = given_values(start, _shapes(model)) or {}
+        if isinstance(start, Fit) or set(start) >= set(given) or not em_applies(model, obs):
+            return given
+    elif not isinstance(start, str) or start != "auto":
         raise EngineError(f'start must be "auto", None, parameters by name or a Fit; got {start!r}')
     if em_applies(model, obs):
-        fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False).fit(model, obs, weights)
+        own: dict[str, Any] = {} if isinstance(start, str) else {"start": start, "frozen": tuple(start)}
+        fit = EM(n_init=10, max_iter=100, tol=1e-6, seed=seed, progress=False, **own).fit(model, obs, weights)
     elif mode_is_typical(model, obs) or all_alike(model, obs):
         chosen = obs.spaced(ROWS)
         w = None if weights is None else weights[chosen.to(weights.device)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae.alone import differentiable
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families import Family, Sums
 from ppl_vae.infer.expectation import Plan
@@ -154,7 +155,8 @@ def _climb(variables: list[Tensor], objective: Callable[[], Tensor], share: Shar
 
     before, kept = share.sum(-objective()).item(), [v.detach().clone() for v in variables]
     wall = before + 1e3 * (1 + abs(before))
-    torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe").step(loss)
+    with differentiable():
+        torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
         if not share.sum(-objective()).item() <= before:
             for variable, value in zip(variables, kept, strict=True):

@@ -126,6 +126,7 @@ class NUTS:
         fitted = deepcopy(model).double()
         _refuse_free_parameters(fitted)
         obs = fitted.check(data)
+        fitted.know(obs.columns)
         w = None if weights is None else check_weights(weights, len(obs)).to(fitted.like)
         with forked_rng(), unvalidated():
             torch.manual_seed(self.seed)

@@ -42,6 +42,7 @@ class Parts:
 
     def __init__(self, model: LatentVariableModel, few: Observations, share: Share) -> None:
         self.model, self.families, self.share = model, model.observed_families(few), share
+        model.know(few.columns)
         widths = [family.width for family in model.families().values()]
         cache = CACHE.get(model.like.device.type, CACHE["cuda"])
         self.rows = max(64, min(BLOCK, cache // max(_cells(model, few), *widths, 1)))
@@ -197,7 +198,7 @@ class Streamed(Parts):
 
     def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, share: Share) -> None:
         first = next(iter(stream))
-        super().__init__(model, model.check(first.values), share)
+        super().__init__(model, model.check(first.data), share)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
 
@@ -221,17 +222,17 @@ class Streamed(Parts):
         return None if rows is None else -(-rows // (self.stream.rows_at_once * self.share.world))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        return self.cut(self.model.observe(block.values), self.weights_of(block), block.start)
+        return self.cut(self.model.observe(block.data), self.weights_of(block), block.start)
 
     def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
-            obs = self.model.check(block.values) if self.seen is None else self.model.observe(block.values)
+            obs = self.model.check(block.data) if self.seen is None else self.model.observe(block.data)
             yield obs.with_gaps(name), self.weights_of(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
         block = self.stream.sample(count, seed, self.weights)
         weights = _ones(len(block)) if block.weights is None else block.weights
-        return self.model.check(block.values), weights.to(self.model.like)
+        return self.model.check(block.data), weights.to(self.model.like)
 
     def total(self) -> float:
         if self.seen is None:

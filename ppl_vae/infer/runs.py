@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import EngineError
-from ppl_vae.fit import Status
+from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.assignment import alike
 from ppl_vae.infer.callbacks import STOPPED, Callbacks
 from ppl_vae.infer.callbacks import Run as Told
@@ -34,6 +35,8 @@ logger = logging.getLogger("ppl_vae")
 
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
+SEEDS = "k-means++"
+"""Start of what was not given."""
 
 
 class Starts:
@@ -45,6 +48,7 @@ class Starts:
         self.em, self.model, self.parts, self.num_threads, self.checkpoint = em, model, parts, num_threads, checkpoint
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
+        self.held: tuple[str, ...] = ()
         self.found: list[Run] = []
         self.hooks, self.ended = Callbacks(), False
         self.begin, self.earlier = time.perf_counter(), 0.0
@@ -73,8 +77,8 @@ class Starts:
     def runs(self) -> list[Run]:
         """Every run, in order; those of the checkpoint are not made again."""
         em, share = self.em, self.parts.share
-        given = given_values(em.start, self.defaults)
         take_networks(em.start, self.model)
+        given = self._given()
         count = 1 if given is not None or are_responsibilities(em.start) else em.n_init
         few, _ = self.parts.sample(SAMPLE, em.seed)
         few, origin = few.rows(slice(0, 4)), self.free()
@@ -157,15 +161,33 @@ class Starts:
                 parameter.copy_(value)
 
     def _defaults(self) -> Values:
+        """Values without data, what the model was given of those that are frozen."""
+        own = {name: value for name, value in self.model.fixed().items() if name in self.em.frozen}
         values = self.model.family_defaults()
+        values |= {name: own[name].to(values[name]) for name in own if name in values}
         for name, law in self.model.shared_laws().items():
             if name not in values:
-                values[name] = _center(law(values))
+                values[name] = own[name].to(self.model.like) if name in own else _center(law(values))
         return values
+
+    def _given(self) -> Values | None:
+        """Values that every run begins at, or None where each finds its own.
+
+        Components that do not differ in what was given would never part: then the rest is found under it.
+        """
+        start, given = self.em.start, given_values(self.em.start, self.defaults)
+        if given is None or isinstance(start, Fit) or set(start) >= set(given):
+            return given
+        obs, weights = self.parts.sample(SAMPLE, self.em.seed)
+        if not self._alike(given, Held(self.model, obs, weights)):
+            return given
+        self.defaults, self.held = given, tuple(start)
+        return None
 
     def _first(self, number: int) -> Values:
         """Parameters to begin with: the M-step of the start's responsibilities."""
-        start, model = self.em.start, self.model
+        start, model = SEEDS if self.held else self.em.start, self.model
+        maximizer = replace(self.maximizer, frozen=(*self.em.frozen, *self.held))
         with model.bind(self.defaults), torch.no_grad():
             rows = self.parts.n if are_responsibilities(start) else SAMPLE
             obs, weights = self.parts.sample(rows, self.em.seed)
@@ -173,11 +195,11 @@ class Starts:
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
             held = Held(model, obs, weights)
             e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
-            values = self.maximizer.closed_forms(plan.finish(e), self.defaults)
+            values = maximizer.closed_forms(plan.finish(e), self.defaults)
         own = [r[..., chunk.start : chunk.start + len(chunk.obs)] for chunk in each_chunk(held)]
         # The first run leaves parameters of the module where whoever declared it put them, if there components differ.
         kept = not self.maximizer.free[0] or not (number or are_responsibilities(start) or self._alike(values, held))
-        return self.maximizer.raised(held, values, own, [] if kept else self.maximizer.free[0])
+        return maximizer.raised(held, values, own, [] if kept else self.maximizer.free[0])
 
     def _alike(self, values: Values, held: Held) -> bool:
         """Whether these data all have the same responsibilities."""

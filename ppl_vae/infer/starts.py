@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare.observations import check_order
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 
@@ -45,10 +46,11 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
     Raises
     ------
     DataError
-        If the fit is of a model whose parameters have other shapes.
+        If the fit is of a model whose parameters have other shapes, or of other columns.
     """
     if not isinstance(start, Fit):
         return
+    check_order(start.model._columns, model._columns)
     theirs = dict(start.model.named_parameters())
     for name, parameter in model.free_parameters().items():
         value = theirs.get(name)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import differentiable
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.tracing import Traced
 
@@ -133,7 +134,7 @@ class Step:
     def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Objective, bound and penalties of a piece, and the gradient of minus the objective over the first tensor."""
         norm, (moved, rest) = tensors[0], self._split(tensors[1:])
-        with torch.enable_grad():
+        with differentiable():
             leaves = [t.detach().requires_grad_() for t in moved]
             value, *seen = self.climbed.sums(leaves, rest)
             norm = _or_one(norm)

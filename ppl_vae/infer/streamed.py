@@ -29,7 +29,7 @@ class Streamed(Pieces):
                 f"{data}: batch_size={recipe.batch_size} is larger than its blocks, which batches are cut from; make "
                 f"the stream with rows={recipe.batch_size} or more"
             )
-        super().__init__(model, data, first.values, recipe)
+        super().__init__(model, data, first.data, recipe)
         self.column = first.weights
         self.batch_size = min(recipe.batch_size or len(first), len(first))
         if weights is not None:
@@ -81,7 +81,7 @@ class Streamed(Pieces):
     def _batch(self, block: Block, rows: Tensor, real: int, where: str) -> Batch:
         part = block.rows(rows)
         weights = part.weights if self.all_weights is None else self.all_weights[block.start + rows]
-        obs = self.intake.observe(part.values, where)
+        obs = self.intake.observe(part.data, where)
         return self.intake.weighed(obs, weights, block.start + rows, real)
 
     def fingerprint(self) -> str:

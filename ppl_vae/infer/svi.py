@@ -232,6 +232,7 @@ class SVI:
             weights = None
         if held(batches):
             unseen(model, obs)
+        model.know(obs.columns)
         model.adapt(obs, weights)
         start = initial_values(self.start, model, obs, weights, self.seed)
         laws = model.shared_laws()

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.alone import differentiable
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
@@ -82,7 +83,7 @@ def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Ten
     """(u, *data) to the log density and its gradient at u."""
 
     def value_and_gradient(u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with differentiable():
             u = u.detach().requires_grad_()
             value = log_density(u, *data)
             (gradient,) = torch.autograd.grad(value, u)

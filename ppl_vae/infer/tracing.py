@@ -154,6 +154,8 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
         once = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
         with traceable(), _Unchecked(), kept_generators(tensors), once:
             graph = make_fx(function)(*[t.clone() for t in tensors])
+    except EngineError:
+        raise
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         raise UntraceableError(_where(error)) from error
     _write_dtypes(graph)

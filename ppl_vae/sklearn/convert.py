@@ -58,6 +58,8 @@ def from_sklearn(estimator: Any) -> Fit:
     model = models.GaussianMixture(K, d, covariance=COVARIANCES[kind].form).double()
     model.components = normal(kind, weights, means, covariances)
     model.mixing.fix({"probs": torch.as_tensor(weights)})
+    if hasattr(estimator, "feature_names_in_"):
+        model.know({"x": tuple(map(str, estimator.feature_names_in_))})
     name = type(estimator).__name__
     reached = ("converged", f"{name} converged") if estimator.converged_ else ("max_iter", f"{name} did not converge")
     return Fit(
@@ -111,6 +113,8 @@ def to_sklearn(fit: Fit) -> Theirs:
     estimator.precisions_cholesky_ = form.factor(covariances)
     estimator.precisions_ = form.precisions(estimator.precisions_cholesky_)
     estimator.n_features_in_ = means.shape[1]
+    for columns in fit.model._columns.values():
+        estimator.feature_names_in_ = np.array(columns, dtype=object)
     estimator.converged_ = fit.status.code == "converged"
     estimator.lower_bounds_ = _bounds(fit)
     estimator.n_iter_ = len(estimator.lower_bounds_)

@@ -258,6 +258,75 @@ def test_bad_input_is_named(faithful, case):
         pv.EM(progress=False).fit(model, x, **options)
 
 
+KNOWN = torch.tensor([[0.1, 0.0], [0.0, 36.0]], dtype=torch.float64).repeat(2, 1, 1)
+ASKED = {
+    "weights alone": {"start": {"mixing.probs": [0.3, 0.7]}},
+    "one covariance for all": {"start": {"components.covariance": KNOWN}},
+    "frozen": {"start": {"components.covariance": KNOWN}, "frozen": "components.covariance"},
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_components_that_a_start_leaves_alike_are_told_apart(faithful, case):
+    fit = pv.EM(n_init=3, progress=False, **ASKED[case]).fit(pv.models.GaussianMixture(2, 2), faithful)
+    assert len(fit.trace["starts"]) == 3
+    assert not fit.status.notes
+    loc = fit.parameters["components.loc"]
+    assert (loc[0] - loc[1]).abs()[1] > 20
+    if "frozen" in ASKED[case]:
+        torch.testing.assert_close(fit.parameters["components.covariance"], KNOWN, rtol=1e-12, atol=0)
+    else:  # where the values are only a start, the end is the maximum
+        assert fit.trace["bound"][-1].item() == pytest.approx(-1130.264, abs=1e-3)
+
+
+@pytest.mark.parametrize("prior", [None, "weak"])
+def test_frozen_keeps_what_the_model_was_given(faithful, prior):
+    """The maximum under it is that of the same values given as a start."""
+    model = pv.models.GaussianMixture(2, 2, prior=prior).double()
+    model.fix({"components.covariance": KNOWN})
+    fit = pv.EM(frozen="components.covariance", progress=False).fit(model, faithful)
+    torch.testing.assert_close(fit.parameters["components.covariance"], KNOWN, rtol=1e-12, atol=0)
+    again = pv.EM(progress=False, **ASKED["frozen"]).fit(pv.models.GaussianMixture(2, 2, prior=prior), faithful)
+    torch.testing.assert_close(fit.trace["bound"][-1], again.trace["bound"][-1], rtol=1e-10, atol=0)
+    free = pv.EM(progress=False).fit(model, faithful)  # what is not frozen is estimated
+    assert not torch.equal(free.parameters["components.covariance"], KNOWN)
+
+
+def test_a_shared_latent_that_was_given_a_value_stays_when_it_is_frozen():
+    class Normals(pv.LatentVariableModel):
+        @pv.latent(shared=True)
+        def mu(self):
+            return dist.Normal(torch.zeros(2), 5.0).to_event(1)
+
+        @pv.latent(shared=True)
+        def scale(self):
+            return dist.LogNormal(0.0, 1.0)
+
+        @pv.latent
+        def z(self):
+            return dist.Categorical(torch.full((2,), 0.5))
+
+        @pv.observed
+        def x(self, z, mu, scale):
+            return dist.Normal(mu[z], scale)
+
+    x = torch.cat([torch.linspace(-3, -1, 20), torch.linspace(1, 3, 20)]).double()
+    model = Normals()
+    model.fix({"mu": torch.tensor([-2.0, 2.0])})
+    fit = pv.EM(frozen="mu", progress=False).fit(model, x)
+    assert fit.parameters["mu"].tolist() == [-2.0, 2.0]
+    assert 0.4 < fit.parameters["scale"].item() < 0.8  # standard deviation of a cluster: 0.61
+
+
+def test_a_fit_under_inference_mode_leaves_later_ones_alone(faithful):
+    engine, model = pv.EM(max_iter=5, progress=False), pv.models.GaussianMixture(2, 2)
+    expected = engine.fit(model, faithful).trace["bound"]
+    with torch.inference_mode():
+        within = engine.fit(model, faithful)
+    torch.testing.assert_close(within.trace["bound"].clone(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(engine.fit(model, faithful).trace["bound"], expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [
