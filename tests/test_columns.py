@@ -71,6 +71,12 @@ def test_a_column_too_many_or_too_few():
         fit.log_prob(FRAME[["a", "b"]])
 
 
+def test_a_single_column_may_have_any_name():
+    one = pv.models.GaussianMixture(1, 1)
+    fit = EM.fit(one, FRAME["a"])
+    assert fit.log_prob(FRAME["a"].rename("z")).equal(fit.log_prob(FRAME[["a"]]))
+
+
 def test_streams_of_arrays_have_no_names():
     array = FRAME.to_numpy()
     fit = EM.fit(GMM, pv.data.stream(array, rows=20))

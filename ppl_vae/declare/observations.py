@@ -142,11 +142,12 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
 def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tuple[str, ...]]) -> None:
     """Refuse data whose columns have other names, or another order, than those that the model was fitted to.
 
-    Names that only count the columns, as those of an array, say nothing.
+    Names that only count the columns, as those of an array, say nothing, nor does that of a single column.
     """
     for name, own in columns.items():
         known = fitted.get(name, own)
-        if own == known or any(all(map(COUNTED.fullmatch, names)) for names in (own, known)):
+        unnamed = any(all(map(COUNTED.fullmatch, names)) for names in (own, known))
+        if own == known or unnamed or len(own) == len(known) == 1:
             continue
         absent = [column for column in known if column not in own]
         advice = (

@@ -88,10 +88,12 @@ class SharedLatents(PyroModule):
 
     @contextmanager
     def numeric(self) -> Iterator[None]:
-        """Nodes make their constants in the dtype and on the device of the parameters."""
+        """Nodes compute in the dtype and on the device of the parameters, whatever is automatic around it."""
         with ExitStack() as stack:
             stack.enter_context(alone())
             like, before = self.like, torch.get_default_dtype()
+            if torch.is_autocast_enabled(like.device.type):
+                stack.enter_context(torch.autocast(like.device.type, enabled=False))
             if like.device.type != "cpu":
                 stack.enter_context(like.device)
             torch.set_default_dtype(like.dtype)

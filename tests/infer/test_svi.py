@@ -200,3 +200,17 @@ def test_a_module_that_its_owner_put_into_eval_stays_there(digits):
         norm = pv.SVI(2, batch_size=50, progress=False).fit(vae, digits.train[:200]).model.encoder[0]
         assert norm.num_batches_tracked.item() == (0 if frozen else 8)
         assert torch.equal(norm.running_mean, encoder[0].running_mean) == frozen
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_autocast_around_a_fit_changes_nothing(mode):
+    x = (torch.rand(60, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(8, 16, 2), pv.nets.mlp_decoder(2, 16, 8))
+    engine = pv.SVI(2, batch_size=20, compile=mode, progress=False)
+    expected = engine.fit(vae, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = engine.fit(vae, x)
+        codes = expected.posterior(x).mean
+    assert torch.equal(found.trace["bound"], expected.trace["bound"])
+    assert torch.equal(codes, expected.posterior(x).mean)
