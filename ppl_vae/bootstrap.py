@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.align import matched, symmetries
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import NO_DATA, DataError, EngineError
+from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
 from ppl_vae.infer.weights import check_weights
@@ -68,7 +68,8 @@ def bootstrap(
     Raises
     ------
     EngineError
-        For a fit with draws, a model with free networks, or when fewer than two refits can be used.
+        For a number out of range, a fit with draws, a model with free networks, or when fewer than two refits can be
+        used.
 
     References
     ----------
@@ -87,8 +88,8 @@ def bootstrap(
     kinds = {"parametric": from_model, "nonparametric": from_rows}
     if kind not in kinds:
         raise EngineError(f"bootstrap: kind must be one of {', '.join(kinds)}; got {kind!r}")
-    if num_samples < 2:
-        raise EngineError(f"bootstrap: num_samples must be at least 2, got {num_samples}")
+    check_whole("bootstrap", 2, num_samples=num_samples)
+    seed = check_seed(seed)
     _check(fit)
     begin = time.perf_counter()
     engine = _engine(fit) if engine is None else engine

@@ -16,7 +16,7 @@ from ppl_vae.align import symmetries
 from ppl_vae.calibration import Calibration
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import DataError, EngineError, check_seed, check_whole
 from ppl_vae.infer import NUTS
 from ppl_vae.infer.identity import described
 from ppl_vae.infer.random_state import own_random
@@ -142,9 +142,9 @@ class _Study:
             raise EngineError(
                 f"calibrate takes a declared model, whose data it makes itself; got {type(model).__name__}"
             )
-        if count < 2 or n < 1:
-            raise EngineError(f"calibrate: num_simulations must be at least 2 and n at least 1, got {count} and {n}")
-        self.count, self.n, self.inputs, self.seed = count, n, inputs, seed
+        check_whole("calibrate", 2, num_simulations=count)
+        check_whole("calibrate", n=n)
+        self.count, self.n, self.inputs, self.seed = count, n, inputs, check_seed(seed)
         self.model = deepcopy(model).double()
         if not self.model.shared_laws():
             raise EngineError(f"{type(model).__name__} has no shared latent with a prior: there is nothing to rank")

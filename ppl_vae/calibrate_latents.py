@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.calibration import Calibration
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed
 from ppl_vae.fit import Fit
 from ppl_vae.infer.random_state import own_random
 
@@ -61,7 +61,7 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
         raise EngineError("calibrate_latents needs one value of the parameters, and this fit has many draws of them")
     model = fit.model
     observed = [node.name for node in model.local_nodes() if node.kind == "observed"]
-    with own_random(seed, [model.like.device]), torch.no_grad(), model.bind(fit.draw(0)):
+    with own_random(check_seed(seed), [model.like.device]), torch.no_grad(), model.bind(fit.draw(0)):
         joint = model.sample_joint(n, **inputs)
         data = {**{name: joint[name] for name in observed}, **inputs}
         latents = model.draws_latents(model.check(data))

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.errors import DeclarationError
+from ppl_vae.errors import DeclarationError, check_whole
 
 __all__ = ["Autoregressive", "CodeSequence", "Independent", "Uniform"]
 
@@ -151,5 +151,4 @@ class CodeSequence(TorchDistribution):
 
 
 def _check(positions: int, n_codes: int) -> None:
-    if positions < 1 or n_codes < 1:
-        raise DeclarationError(f"positions and n_codes must be at least 1, got {positions} and {n_codes}")
+    check_whole("code_priors", error=DeclarationError, positions=positions, n_codes=n_codes)

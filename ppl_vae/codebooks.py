@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.errors import DataError, DeclarationError, check_whole
 
 __all__ = ["Averaged", "Codebook", "Codes", "Learned", "Quantized", "perplexity"]
 
@@ -67,8 +67,7 @@ class Codebook(nn.Module):
 
     def __init__(self, n_codes: int, size: int) -> None:
         super().__init__()
-        if n_codes < 1 or size < 1:
-            raise DeclarationError(f"{type(self).__name__}: n_codes and size must be at least 1, got {n_codes}, {size}")
+        check_whole(type(self).__name__, error=DeclarationError, n_codes=n_codes, size=size)
         self.n_codes, self.size = n_codes, size
         self.register_buffer("count", torch.zeros(n_codes))
         self.register_buffer("total", torch.zeros(n_codes, size))

@@ -11,7 +11,7 @@ from ppl_vae.alone import forked_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.pair import PyroPair
 from ppl_vae.dims import OBS_ID, dims_and_coords
-from ppl_vae.errors import NO_DATA, EngineError
+from ppl_vae.errors import NO_DATA, EngineError, check_seed
 from ppl_vae.fit import Fit
 from ppl_vae.from_pyro import Group, assemble, describe, pair_tree
 from ppl_vae.infer.each import each
@@ -133,6 +133,7 @@ def data_of(fit: Fit, data: Any) -> Any:
 
 def seeded(seed: int, function: Callable[[], Any]) -> Any:
     """The answer of a function under a seed of its own, without gradients."""
+    seed = check_seed(seed)
     with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
         return function()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ppl_vae.alone import forked_rng
 from ppl_vae.counted import counted_mean
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, check_seed
 from ppl_vae.fit import Fit
 from ppl_vae.infer.batches import in_memory, make_batches
 from ppl_vae.infer.weights import check_weights, own_weights
@@ -134,6 +134,8 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     ------
     DataError
         If the data do not fit the model, or are none at all.
+    EngineError
+        If `num_particles` or `seed` is no whole number, or out of range.
 
     Examples
     --------
@@ -144,6 +146,7 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     >>> whole.n == parts.n == 8, round(whole.log_prob - parts.log_prob, 5)
     (True, 0.0)
     """
+    seed = check_seed(seed)
     with forked_rng(), torch.no_grad():
         torch.manual_seed(seed)
         with closing(_parts(fit, data, weights)) as parts:

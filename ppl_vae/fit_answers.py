@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.errors import EngineError, check_count, check_particles
+from ppl_vae.errors import EngineError, check_count, check_particles, check_seed
 from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.over_draws import OverDraws
 from ppl_vae.progress import progress
@@ -288,6 +288,7 @@ class Answers:
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
         """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
         check_count(n)
+        seed = check_seed(seed)
         with forked_rng():
             torch.manual_seed(seed)
             if self.is_point:

@@ -13,7 +13,7 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor, nn
 
 from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed
 from ppl_vae.fit import Fit
 from ppl_vae.infer.each import each
 from ppl_vae.pointwise import Likelihood, PyroModel
@@ -107,7 +107,7 @@ def from_pyro(
     if isinstance(result, Fit):
         raise EngineError("from_pyro takes what plain Pyro made, got a Fit of this package: take fit.to_datatree()")
     with forked_rng(), torch.no_grad(), unvalidated():
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         program, args, kwargs = _program(result, model, args, kwargs)
         pyro_model = PyroModel(program, args, kwargs)
         draws = _draws(result, pyro_model, num_samples)

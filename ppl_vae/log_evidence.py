@@ -16,7 +16,7 @@ from ppl_vae.declare.answers import log_weights
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.evidence import Evidence, RunningWeights
 from ppl_vae.fit import Fit
 from ppl_vae.infer.identity import differences
@@ -86,8 +86,8 @@ def log_evidence(
     Raises
     ------
     EngineError
-        For what is no fit or model, a fit with many draws of its parameters, a checkpoint of another call, or a weight
-        that is not a number.
+        For numbers that are not whole or out of range, what is no fit or model, a fit with many draws of its
+        parameters, a checkpoint of another call, or a weight that is not a number.
 
     References
     ----------
@@ -102,8 +102,8 @@ def log_evidence(
     >>> found.value.shape, found.k_hat.shape, found.method
     (torch.Size([20]), torch.Size([20]), 'importance')
     """
-    if min(num_particles, at_once) < 1:
-        raise EngineError(f"log_evidence: num_particles and at_once must be at least 1, got {num_particles}, {at_once}")
+    check_whole("log_evidence", num_particles=num_particles, at_once=at_once)
+    seed = check_seed(seed)
     if isinstance(fit, Fit) and not fit.is_point:
         raise EngineError(
             f"log_evidence needs one value of the parameters, this fit has {fit.num_draws} draws of them: take "

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.bootstrap import from_model
 from ppl_vae.criteria import Cell
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
 from ppl_vae.progress import progress as progress_bar
@@ -106,7 +106,8 @@ def likelihood_ratio_test(
     Raises
     ------
     EngineError
-        If one of the declarations cannot be fitted to the data, or to any replicate, or the first fits better.
+        If a number is out of range, one of the declarations cannot be fitted to the data, or to any replicate, or the
+        first fits better.
 
     References
     ----------
@@ -121,8 +122,8 @@ def likelihood_ratio_test(
     >>> likelihood_ratio_test(one, two, waiting, num_samples=4, progress=False).p_value
     0.2
     """
-    if num_samples < 1:
-        raise EngineError(f"likelihood_ratio_test: num_samples must be at least 1, got {num_samples}")
+    check_whole("likelihood_ratio_test", num_samples=num_samples)
+    seed = check_seed(seed)
     begin = time.perf_counter()
     engine = EM(n_init=3, accelerate="squarem") if engine is None else engine
     models = [deepcopy(model).double() for model in (null, alternative)]

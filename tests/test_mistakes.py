@@ -2,14 +2,17 @@
 
 import re
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
 from ppl_vae.diagnose import diagnose
+from ppl_vae.evaluation import evaluate
 
 GMM = pv.models.GaussianMixture(2, 2, prior="weak")
+X = torch.arange(12.0).reshape(6, 2)
 NET = pv.nets.mlp_decoder
 
 
@@ -95,7 +98,23 @@ MISTAKES = {
     "a schedule that cools to nothing": (
         lambda: pv.EM(temperature=lambda i: 1 - i / 5), "a positive number at every epoch; at 5 it is 0.0",
     ),
-    "iterations in exponents": (lambda: pv.EM(max_iter=1e3), "whole numbers, at least 1"),
+    "iterations in exponents": (lambda: pv.EM(max_iter=1e3), "max_iter must be a whole number, at least 1, got 1000.0"),
+    "a part of a batch": (lambda: pv.EM(batch_size=2.5), "batch_size must be a whole number, at least 1, got 2.5"),
+    "a batch that is true": (lambda: pv.SVI(1, batch_size=True), "batch_size must be a whole number, at least 1, got"),
+    "a part of a chain": (lambda: pv.NUTS(num_chains=1.5), "num_chains must be a whole number, at least 1, got 1.5"),
+    "a part of a start": (lambda: pv.VB(n_init=1.5), "n_init must be a whole number, at least 1, got 1.5"),
+    "a part of a row": (lambda: pv.data.stream(X, rows=2.5), "rows must be a whole number, at least 1, got 2.5"),
+    "rows that are true": (lambda: pv.data.stream(X, rows=True), "rows must be a whole number, at least 1, got True"),
+    "a part of a file": (lambda: pv.checkpoints("a", keep=1.5), "keep must be a whole number, at least 1, got 1.5"),
+    "a part of a component": (
+        lambda: pv.models.GaussianMixture(2.0, 2), "n_components must be a whole number, at least 1, got 2.0",
+    ),
+    "a number of components as text": (
+        lambda: pv.models.GaussianMixture("2", 2), "n_components must be a whole number, at least 1, got '2'",
+    ),
+    "a part of a feature": (
+        lambda: pv.families.Normal(2.5), "n_features must be a whole number, at least 1, got 2.5",
+    ),
     "a stream where data are asked for": (
         lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "VB, SVI, evaluate and standard_errors; to everything",
     ),
@@ -118,6 +137,38 @@ def test_it_says_what_was_given_and_what_to_do(mistake):
     call, said = MISTAKES[mistake]
     with pytest.raises((pv.EngineError, pv.DeclarationError, pv.DataError), match=re.escape(said)):
         call()
+
+
+SEEDED = {
+    "EM": lambda seed: pv.EM(seed=seed),
+    "VB": lambda seed: pv.VB(seed=seed),
+    "SVI": lambda seed: pv.SVI(1, seed=seed),
+    "NUTS": lambda seed: pv.NUTS(seed=seed),
+    "sample": lambda seed: point().sample(2, seed=seed),
+    "evaluate": lambda seed: evaluate(point(), X, seed=seed),
+    "predict before data": lambda seed: pv.prior_predictive(GMM, 3, draws=2, seed=seed),
+    "log evidence": lambda seed: pv.log_evidence(VAE, torch.zeros(3, 4), seed=seed),
+    "bootstrap": lambda seed: pv.bootstrap(point(), seed=seed),
+    "diagnose": lambda seed: diagnose(point(), X, seed=seed),
+    "rows of a stream": lambda seed: pv.data.stream(X).sample(2, seed=seed),
+    "made data": lambda seed: pv.data.gaussian_mixture(3, [1.0], [[0.0]], [[[1.0]]], seed=seed),
+}
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True, 2**32])
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_is_a_whole_number(name, seed):
+    said = re.escape(f"seed must be a whole number, at least 0 and below 2**32; got {seed!r}")
+    with pytest.raises((pv.EngineError, pv.DataError), match=said):
+        SEEDED[name](seed)
+
+
+def test_whole_numbers_of_numpy_are_welcome():
+    one, two = np.int64(1), np.int32(2)
+    pv.SVI(two, batch_size=two, seed=two, progress=False).fit(VAE, pv.data.stream(torch.zeros(3, 4), rows=two))
+    pv.EM(n_init=one, max_iter=two, seed=two, progress=False).fit(pv.models.GaussianMixture(two, two), X)
+    assert pv.elbo(two).num_particles == 2
+    assert pv.bootstrap(point(), num_samples=two, seed=two, progress=False).num_draws == 2
 
 
 def test_a_law_of_other_codes_is_not_fitted():

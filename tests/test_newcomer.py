@@ -247,7 +247,7 @@ SLIPS = {
     ),
     "the class of a file": (lambda: pv.Fit.load("fit.safetensors", GMM), pv.DataError, "got the class itself"),
     "a model for a number": (lambda: pv.EM(GMM(2, 2)), pv.EngineError, r"EM\(\).fit\(model, data\) fits one"),
-    "half an epoch": (lambda: pv.SVI(2.5), pv.EngineError, "whole numbers, at least 1; got 2.5"),
+    "half an epoch": (lambda: pv.SVI(2.5), pv.EngineError, "epochs must be a whole number, at least 1, got 2.5"),
     "SVI of no model": (lambda: pv.SVI(1, progress=False).fit(X, GMM(2, 2)), pv.EngineError, "the order is engine.fit"),
     "a program without a guide": (lambda: pv.SVI(1, progress=False).fit(program, X), pv.EngineError, "needs its guide"),
     "a frame without the column": (

@@ -3,16 +3,28 @@
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 __all__ = ["Common", "Compare", "Train", "arguments", "prepare", "save_settings", "say", "shown"]
 
 logger = logging.getLogger("ppl_vae")
+
+
+def _whole(kind: Any, tokens: Sequence[Token]) -> int:
+    """A whole number as it is typed; "2.5" is none, which cyclopts would round."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"a whole number is expected, got {tokens[0].value!r}") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 @dataclass(kw_only=True)
@@ -21,7 +33,7 @@ class Common:
 
     columns: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None
     "Columns of the table to take, in this order."
-    seed: int = 0
+    seed: Whole = 0
     "Seed of everything random."
     output: Path = Path("report.html")
     "The report to write; the resolved settings go beside it, as .toml."
@@ -45,17 +57,17 @@ class Compare(Common):
     "Folder that holds an image set's files."
     download: Annotated[bool, Parameter(negative=())] = False
     "Download an image set that is not there."
-    components: int = 2
+    components: Whole = 2
     "Number of components."
     covariance: Literal["full", "tied", "diagonal", "spherical"] = "full"
     "Form of the components' covariance."
-    epochs: int = 1000
+    epochs: Whole = 1000
     "Epochs of SVI."
-    draws: int = 1000
+    draws: Whole = 1000
     "Draws that NUTS keeps, per chain."
-    warmup: int = 500
+    warmup: Whole = 500
     "Draws that NUTS spends in adaptation, per chain."
-    chains: int = 4
+    chains: Whole = 4
     "Chains of NUTS."
 
 
@@ -85,21 +97,21 @@ class Train(Common):
         | None
     ) = None
     "p(x|z): bernoulli for binary images, gaussian-learned otherwise."
-    latent: int = 8
+    latent: Whole = 8
     "Latent units."
-    hidden: int = 256
+    hidden: Whole = 256
     "Hidden units of the encoder and of the decoder."
-    epochs: int = 100
+    epochs: Whole = 100
     "Passes over the data."
-    batch_size: int = 128
+    batch_size: Whole = 128
     "Data per step."
     learning_rate: float = 3e-3
     "Adam's step."
     beta: float = 1.0
     "Weight of the KL term: above 1 for fewer, more independent units; the bound that is reported has weight 1."
-    warmup: int | None = None
+    warmup: Whole | None = None
     "Epochs over which that weight rises from 0; a tenth of all if not given."
-    particles: int = 1000
+    particles: Whole = 1000
     "Draws per datum for the importance-weighted log p(x)."
     checkpoint: Path | None = None
     "Folder for the state of the training: the same command goes on from it after an interruption."
@@ -112,13 +124,14 @@ class Train(Common):
 
 def prepare(options: Common) -> None:
     """Refuse what can be refused in a moment, and send logs to standard error."""
-    from ppl_vae.errors import DataError
+    from ppl_vae.errors import DataError, check_seed
     from ppl_vae.records import writable
 
     counts = ("components", "epochs", "draws", "chains", "latent", "hidden", "batch_size", "particles")
     for name in counts:
         if getattr(options, name, 1) < 1:
             raise DataError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    check_seed(options.seed, DataError)
     for name in ("warmup", "beta"):
         if not (getattr(options, name, None) or 0) >= 0:
             raise DataError(f"--{name} must not be negative, got {getattr(options, name)}")

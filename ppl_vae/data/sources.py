@@ -15,7 +15,7 @@ from ppl_vae.data.blocks import Block, Choice, join
 from ppl_vae.data.files import ArrayFile, files_at, open_files
 from ppl_vae.data.passes import Gather, Seen, read_ahead
 from ppl_vae.data.readers import Memory, Reader, Restartable, is_mapped
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, check_seed, check_whole
 
 __all__ = ["Block", "Stream", "stream"]
 
@@ -52,7 +52,7 @@ def stream(
     ------
     DataError
         No such file, a damaged or an empty one; an iterator that cannot start anew; no rows; a column of text; unknown
-        columns; an infinity; a weight that is negative or not finite.
+        columns; an infinity; a weight that is negative or not finite; `rows` that are no whole number of at least 1.
 
     Examples
     --------
@@ -61,8 +61,7 @@ def stream(
     >>> [(block.start, len(block)) for block in source], source.columns
     ([(0, 2), (2, 2), (4, 1)], ('x0',))
     """
-    if rows < 1:
-        raise DataError(f"stream: rows={rows} was given; a block has at least 1 row.")
+    check_whole("stream", error=DataError, rows=rows)
     reader, name = _reader_of(source, columns, weights)
     return Stream(reader, name, rows)
 
@@ -160,6 +159,11 @@ class Stream:
         seed : int
             Seed of the keys.
 
+        Raises
+        ------
+        DataError
+            If `n` or `seed` is no whole number, or out of range.
+
         Returns
         -------
         Block
@@ -175,8 +179,8 @@ class Stream:
         >>> stream(torch.arange(100), rows=7).sample(3, seed=1).values.tolist()
         [61, 75, 93]
         """
-        if n < 1:
-            raise DataError(f"{self._name}: a sample of {n} rows was asked for; at least 1 was expected.")
+        check_whole(f"{self._name}: sample", error=DataError, n=n)
+        seed = check_seed(seed, DataError)
         generator = np.random.default_rng(seed)
         kept: list[Block] = []
         keys, bound = np.empty(0), 1.0

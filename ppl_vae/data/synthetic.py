@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, check_seed, check_whole
 
 __all__ = ["gaussian_mixture"]
 
@@ -38,7 +38,7 @@ def gaussian_mixture(
     ------
     DataError
         Shapes that do not belong together, weights that are no probabilities, a covariance that is not symmetric and
-        positive definite.
+        positive definite; `n` or `seed` that is no whole number, or out of range.
 
     Examples
     --------
@@ -46,6 +46,8 @@ def gaussian_mixture(
     >>> x.shape, [round((labels == k).double().mean().item(), 1) for k in (0, 1)]
     (torch.Size([1000, 1]), [0.3, 0.7])
     """
+    check_whole("gaussian_mixture", error=DataError, n=n)
+    seed = check_seed(seed, DataError)
     pi, mu, sigma = (torch.as_tensor(value, dtype=torch.float64) for value in (weights, locs, covariances))
     _check_shapes(pi, mu, sigma)
     factors = _cholesky(sigma)

@@ -15,7 +15,7 @@ from ppl_vae.diagnose.collapse import Collapse, collapse
 from ppl_vae.diagnose.hole import Hole, hole
 from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
-from ppl_vae.errors import NO_DATA, DataError, EngineError
+from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit
 from ppl_vae.infer.weights import own_weights
 
@@ -189,8 +189,9 @@ def diagnose(
         raise EngineError(f"diagnose takes a Fit, got a {type(fit).__name__}: fit the model first")
     if data is None and fit.data is None:
         raise DataError(f"{NO_DATA}: pass the data")
-    _check(1, size=size, num_particles=num_particles)
-    _check(0, gap_data=gap_data, ais_data=ais_data)
+    check_whole("diagnose", error=DataError, size=size, num_particles=num_particles)
+    check_whole("diagnose", 0, DataError, gap_data=gap_data, ais_data=ais_data)
+    seed = check_seed(seed)
     model = fit.model
     with model.aside(seed), model.bind(fit.draw(0)):
         whole = fit.data if data is None else model.check(data)
@@ -229,12 +230,6 @@ def chosen(n: int, size: int, weights: Tensor | None) -> Tensor:
     places = (torch.arange(count) + torch.rand((), dtype=torch.float64)) * (total / count)
     found = torch.searchsorted(upto, places, right=True).clamp_max(len(order) - 1)
     return order[found].sort().values
-
-
-def _check(least: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count < least:
-            raise DataError(f"diagnose: {name} must be at least {least}, got {count}")
 
 
 def _notes(fit: Any, weights: Tensor | None) -> tuple[str, ...]:

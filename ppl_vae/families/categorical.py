@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.errors import DeclarationError
+from ppl_vae.errors import DeclarationError, check_whole
 from ppl_vae.families.family import NOTHING, Family, Sums
 
 __all__ = ["Categorical", "DirichletPrior"]
@@ -69,8 +69,7 @@ class Categorical(Family):
     constraints = {"probs": constraints.simplex}  # noqa: RUF012
 
     def __init__(self, n_categories: int, batch: int | None = None, prior: DirichletPrior | str | None = None) -> None:
-        if n_categories < 1:
-            raise DeclarationError(f"Categorical: n_categories must be at least 1, got {n_categories}")
+        check_whole("Categorical", error=DeclarationError, n_categories=n_categories)
         super().__init__(batch or 1, self.choose_prior(prior, DirichletPrior))
         self.n_categories = n_categories
         self.shape = (n_categories,) if batch is None else (batch, n_categories)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.errors import DataError, DeclarationError, check_whole
 from ppl_vae.families.family import Family, Sums
 from ppl_vae.families.scales import center_and_scale
 
@@ -31,10 +31,7 @@ class Regression(Family):
     scale: Tensor
 
     def __init__(self, n_inputs: int, *, batch: int) -> None:
-        if n_inputs < 1 or batch < 1:
-            raise DeclarationError(
-                f"{type(self).__name__}: n_inputs and batch must be at least 1, got {n_inputs} and {batch}"
-            )
+        check_whole(type(self).__name__, error=DeclarationError, n_inputs=n_inputs, batch=batch)
         super().__init__(batch)
         self.n_inputs = n_inputs
         # Center and scale of the covariates, then of the target.

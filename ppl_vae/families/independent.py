@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.errors import DataError, DeclarationError, check_whole
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.scalar_priors import ScalarPrior
 
@@ -68,11 +68,9 @@ class IndependentFeatures(Family):
     adapted: Tensor
 
     def __init__(self, n_features: int | None = None, *, batch: int, prior: ScalarPrior | str | None = None) -> None:
-        if batch < 1 or (n_features is not None and n_features < 1):
-            raise DeclarationError(
-                f"{type(self).__name__}: batch and n_features must be at least 1, got {batch}"
-                + ("" if n_features is None else f" and {n_features}")
-            )
+        check_whole(type(self).__name__, error=DeclarationError, batch=batch)
+        if n_features is not None:
+            check_whole(type(self).__name__, error=DeclarationError, n_features=n_features)
         if prior is not None and self.weak is None:
             raise DeclarationError(
                 f"{type(self).__name__} has no conjugate prior; pass prior=None, or declare its parameters as shared "

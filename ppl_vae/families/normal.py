@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.errors import DataError, DeclarationError, EngineError
+from ppl_vae.errors import DataError, DeclarationError, EngineError, check_whole
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
 from ppl_vae.families.located import InUnits, Located
@@ -125,8 +125,7 @@ class Normal(Family):
     ) -> None:
         if covariance not in FORMS:
             raise DeclarationError(f"Normal: covariance must be one of {', '.join(FORMS)}; got {covariance!r}")
-        if n_features < 1 or batch < 1:
-            raise DeclarationError(f"Normal: n_features and batch must be at least 1, got {n_features} and {batch}")
+        check_whole("Normal", error=DeclarationError, n_features=n_features, batch=batch)
         super().__init__(batch, self.choose_prior(prior, NormalInverseWishartPrior))
         self.n_features, self.form, self.floor = n_features, FORMS[covariance], floor
         self.prior_df = float((self.prior.df if self.prior else None) or n_features + 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.errors import DataError, DeclarationError, check_whole
 from ppl_vae.families.ellipses import ELLIPSES, Columns, columns
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.located import InUnits
@@ -77,8 +77,7 @@ class StudentT(Family):
     ) -> None:
         if form not in ELLIPSES:
             raise DeclarationError(f"StudentT: form must be one of {', '.join(ELLIPSES)}; got {form!r}")
-        if n_features < 1 or batch < 1:
-            raise DeclarationError(f"StudentT: n_features and batch must be at least 1, got {n_features} and {batch}")
+        check_whole("StudentT", error=DeclarationError, n_features=n_features, batch=batch)
         if df is not None and not df > 0:
             raise DeclarationError(f"StudentT: df must be positive, got {df}")
         super().__init__(batch)

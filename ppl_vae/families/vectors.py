@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.errors import DataError, DeclarationError, check_whole
 from ppl_vae.families.categorical import DirichletPrior
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 
@@ -53,11 +53,8 @@ class CategoricalVector(Family):
     def __init__(
         self, n_categories: int, n_features: int, *, batch: int, prior: DirichletPrior | str | None = None
     ) -> None:
-        if min(n_categories, n_features, batch) < 1:
-            raise DeclarationError(
-                f"CategoricalVector: n_categories, n_features and batch must be at least 1, got {n_categories}, "
-                f"{n_features} and {batch}"
-            )
+        sizes = {"n_categories": n_categories, "n_features": n_features, "batch": batch}
+        check_whole("CategoricalVector", error=DeclarationError, **sizes)
         super().__init__(batch, self.choose_prior(prior, DirichletPrior))
         self.n_categories, self.n_features = n_categories, n_features
         self.shape = (batch, n_features, n_categories)

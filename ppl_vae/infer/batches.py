@@ -10,7 +10,7 @@ from ppl_vae.alone import forked_rng
 from ppl_vae.data import Stream
 from ppl_vae.data.readers import Memory, starter
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, check_whole
 from ppl_vae.infer.batch import Batch, Batches, Recipe
 from ppl_vae.infer.loaders import Indexed, Loaded, begun, named
 from ppl_vae.infer.processes import Share
@@ -78,8 +78,8 @@ def make_batches(
     >>> [(batch.obs.values["x"].shape, batch.weights.tolist()) for batch in batches.epoch(0)]
     [(torch.Size([2, 1]), [1.0, 1.0]), (torch.Size([2, 1]), [1.0, 1.0]), (torch.Size([2, 1]), [1.0, 0.0])]
     """
-    if batch_size is not None and batch_size < 1:
-        raise DataError(f"batch_size={batch_size} was given; a batch has at least 1 row")
+    if batch_size is not None:
+        check_whole("batches", error=DataError, batch_size=batch_size)
     return _maker(data)(model, data, weights, Recipe(batch_size, seed, share, shuffle))
 
 

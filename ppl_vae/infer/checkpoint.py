@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_whole
 from ppl_vae.infer.interrupts import Interrupt, interrupts
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.step_files import StepFiles, Written
@@ -40,12 +40,13 @@ class Checkpoints:
         if folder.suffix == ".safetensors" or folder.is_file():
             raise EngineError(
                 f"a checkpoint is a folder that holds several files, got the file {folder}; name a folder, such as "
-                f"{folder.with_suffix('')}"
+                f"{folder.with_name(f'{folder.stem}-checkpoint')}"
             )
-        if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
-            raise EngineError(f"checkpoints: steps must be at least 1 and seconds above 0, or None, got {self}")
-        if self.keep < 1:
-            raise EngineError(f"checkpoints: keep must be at least 1, got {self.keep}")
+        check_whole("checkpoints", keep=self.keep)
+        if self.steps is not None:
+            check_whole("checkpoints", steps=self.steps)
+        if self.seconds is not None and not self.seconds > 0:
+            raise EngineError(f"checkpoints: seconds must be above 0, or None; got {self.seconds!r}")
 
 
 def checkpoints(

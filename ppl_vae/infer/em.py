@@ -12,7 +12,7 @@ import torch
 from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit
 from ppl_vae.infer.assignment import ASSIGNMENTS
 from ppl_vae.infer.callbacks import Callback, checked
@@ -88,7 +88,7 @@ class EM:
     Raises
     ------
     EngineError
-        If a latent is not finite, or the checkpoint is that of another call.
+        If a setting is out of range, a latent is not finite, or the checkpoint is that of another call.
     DataError
         If data, weights or start do not fit the model.
 
@@ -127,11 +127,10 @@ class EM:
             raise EngineError(f'EM: estimate must be "map" or "ml", got {self.estimate!r}')
         if self.assignment not in ASSIGNMENTS:
             raise EngineError(f"EM: assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
-        if not isinstance(self.max_iter, Integral) or self.n_init < 1 or self.max_iter < 1 or self.tol < 0:
-            raise EngineError(
-                f"EM: n_init and max_iter must be whole numbers, at least 1, and tol at least 0; got {self.n_init!r}, "
-                f"{self.max_iter!r} and {self.tol!r}"
-            )
+        check_whole("EM", n_init=self.n_init, max_iter=self.max_iter)
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        if not self.tol >= 0:
+            raise EngineError(f"EM: tol must be a number, at least 0; got {self.tol!r}")
         self._check_steps()
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
 
@@ -143,8 +142,8 @@ class EM:
             raise EngineError(f'EM: accelerate must be None or "squarem", got {self.accelerate!r}')
         if self.accelerate is not None and (self.assignment != "soft" or self.batch_size is not None):
             raise EngineError('EM: accelerate needs assignment="soft" and batch_size=None')
-        if self.batch_size is not None and self.batch_size < 1:
-            raise EngineError(f"EM: batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size is not None:
+            check_whole("EM", batch_size=self.batch_size)
         if not 0.5 < self.decay <= 1:
             raise EngineError(f"EM: decay must be above 0.5 and at most 1 for online EM to converge, got {self.decay}")
 

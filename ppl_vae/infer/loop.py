@@ -233,7 +233,7 @@ class Loop:
     def _checked_step(self) -> int:
         """The step at which the graph is compared: one of each epoch, of `LOOK` steps if it is shorter, or of all."""
         total = self.epochs * self.batches.steps if self.batches.steps else LOOK
-        span = max(min(LOOK, total), self.batches.steps or 1)
+        span = int(max(min(LOOK, total), self.batches.steps or 1))  # torch takes no whole number of NumPy's for a seed
         block = self.steps // span
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + block)
         first = min(1, span - 1)  # at the step that was traced the two agree

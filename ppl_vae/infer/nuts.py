@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.initial import initial_values
@@ -61,7 +61,8 @@ class NUTS:
     Raises
     ------
     EngineError
-        If the model has free parameters, which no prior gives a posterior, naming them; or nothing to sample.
+        If a setting is out of range; if the model has free parameters, which no prior gives a posterior, naming them;
+        or nothing to sample.
 
     Notes
     -----
@@ -95,8 +96,9 @@ class NUTS:
             raise EngineError(f"NUTS: sampler must be auto, {' or '.join(SAMPLERS)}; got {self.sampler!r}")
         if self.compile not in COMPILE:
             raise EngineError(f"NUTS: compile must be one of {', '.join(COMPILE)}; got {self.compile!r}")
-        if min(self.num_samples, self.num_chains) < 1 or self.warmup < 0:
-            raise EngineError(f"NUTS: num_samples and num_chains must be at least 1, got {self}")
+        check_whole("NUTS", num_samples=self.num_samples, num_chains=self.num_chains)
+        check_whole("NUTS", 0, warmup=self.warmup)
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Sample the posterior of a copy of the model.

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ppl_vae.alone import alone, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
 from ppl_vae.infer.averaging import Averaging
@@ -134,12 +133,12 @@ class SVI:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "callbacks", checked(self.callbacks))
-        counts = (self.epochs, 1 if self.batch_size is None else self.batch_size, self.accumulate)
-        if not all(isinstance(count, Integral) and count >= 1 for count in counts):
-            raise EngineError(
-                f"SVI: epochs, batch_size and accumulate must be whole numbers, at least 1; got {self.epochs!r}, "
-                f"{self.batch_size!r} and {self.accumulate!r}"
-            )
+        check_whole("SVI", epochs=self.epochs, accumulate=self.accumulate, num_draws=self.num_draws)
+        if self.batch_size is not None:
+            check_whole("SVI", batch_size=self.batch_size)
+        if self.patience is not None:
+            check_whole("SVI", patience=self.patience)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         within(self.beta, self.epochs - 1, lambda beta: beta >= 0, "SVI: beta must be a number that is not negative")
         if self.patience is not None and self.validation is None:
             raise EngineError("SVI: patience needs validation data to watch; pass validation=")

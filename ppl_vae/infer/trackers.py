@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ppl_vae.errors import DataError, EngineError
+from ppl_vae.errors import DataError, EngineError, check_whole
 from ppl_vae.fit import Status
 from ppl_vae.infer.callbacks import Callback, Metrics, Run
 from ppl_vae.records import replacing
@@ -271,6 +271,6 @@ def track(tracker: Tracker, every: int | None = None) -> Callback:
     if isinstance(tracker, type) or missing:
         said = f"the class {tracker.__name__}" if isinstance(tracker, type) else f"{tracker!r} without {missing[0]}"
         raise EngineError(f"track takes a tracker, such as pv.CSVTracker(path); got {said}")
-    if every is not None and every < 1:
-        raise EngineError(f"track: every must be at least 1, or None; got {every}")
+    if every is not None:
+        check_whole("track", every=every)
     return _Track(tracker, every)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_whole
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batches
@@ -48,8 +48,7 @@ class Alternate:
     parameters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.q < 1 or self.model < 1:
-            raise EngineError(f"alternate: both turns have at least one step, got q={self.q} and model={self.model}")
+        check_whole("alternate", q=self.q, model=self.model)
         if self.per not in ("step", "epoch"):
             raise EngineError(f'alternate: per must be "step" or "epoch", got {self.per!r}')
 
@@ -69,11 +68,9 @@ class Lagging:
     parameters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.most < self.window or self.patience < 1 or self.rows < 2:
-            raise EngineError(
-                f"lagging: window and patience must be at least 1, most at least window and rows at least 2; got "
-                f"{self.window}, {self.patience}, {self.most} and {self.rows}"
-            )
+        check_whole("lagging", window=self.window, patience=self.patience)
+        check_whole("lagging", self.window, most=self.most)
+        check_whole("lagging", 2, rows=self.rows)
 
     def turns(self, climbed: ModelObjective, batches: Batches, share: Share) -> Turns:
         """The turns of a fit."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.alone import forked_rng, unvalidated
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.expectation import Plan, Replace, added, summed
@@ -61,7 +61,8 @@ class VB:
     Raises
     ------
     EngineError
-        If a parameter has no prior, or one that is not conjugate, or a latent of a datum is not finite.
+        If a setting is out of range, a parameter has no prior, or one that is not conjugate, or a latent of a datum is
+        not finite.
     DataError
         If data, weights or start do not fit the model.
 
@@ -85,8 +86,10 @@ class VB:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.n_init, self.max_iter, self.num_draws) < 1 or self.tol < 0:
-            raise EngineError(f"VB: n_init, max_iter and num_draws must be at least 1 and tol at least 0, got {self}")
+        check_whole("VB", n_init=self.n_init, max_iter=self.max_iter, num_draws=self.num_draws)
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        if not self.tol >= 0:
+            raise EngineError(f"VB: tol must be a number, at least 0; got {self.tol!r}")
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:
         """Fit a copy of the model.

@@ -5,7 +5,7 @@ from pyro.distributions import TorchDistribution
 
 from ppl_vae import families
 from ppl_vae.declare import LatentVariableModel, latent, observed
-from ppl_vae.errors import DeclarationError
+from ppl_vae.errors import DeclarationError, check_whole
 
 __all__ = ["GaussianMixture"]
 
@@ -28,7 +28,7 @@ class GaussianMixture(LatentVariableModel):
     Raises
     ------
     DeclarationError
-        An unknown covariance or prior, or n_components or n_features below 1.
+        An unknown covariance or prior, or n_components or n_features that is no whole number of at least 1.
 
     Examples
     --------
@@ -46,8 +46,7 @@ class GaussianMixture(LatentVariableModel):
         prior: str | tuple[families.DirichletPrior, families.NormalInverseWishartPrior] | None = None,
     ) -> None:
         super().__init__()
-        if n_components < 1:
-            raise DeclarationError(f"GaussianMixture: n_components must be at least 1, got {n_components}")
+        check_whole("GaussianMixture", error=DeclarationError, n_components=n_components, n_features=n_features)
         mixing, components = prior if isinstance(prior, tuple) else (prior, prior)
         self.mixing = families.Categorical(n_components, prior=mixing)
         self.components = families.Normal(n_features, batch=n_components, covariance=covariance, prior=components)

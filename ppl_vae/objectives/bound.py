@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_whole
 from ppl_vae.objectives.sites import Sites, analytic_kl, has_analytic_kl, score, total
 
 __all__ = ["Elbo", "Objective", "elbo"]
@@ -45,8 +45,7 @@ class Elbo:
     def __post_init__(self) -> None:
         if self.kl not in ("sampled", "analytic"):
             raise ValueError(f'elbo: kl must be "sampled" or "analytic", got {self.kl!r}')
-        if self.num_particles < 1:
-            raise ValueError(f"elbo: num_particles must be at least 1, got {self.num_particles}")
+        check_whole("elbo", error=ValueError, num_particles=self.num_particles)
         if not self.free_bits >= 0:
             raise ValueError(f"elbo: free_bits are nats per unit, at least 0, got {self.free_bits}")
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_whole
 from ppl_vae.evidence import log_mean_exp
 from ppl_vae.objectives.bound import Elbo
 from ppl_vae.objectives.sites import Sites, by_datum, score
@@ -27,8 +27,7 @@ class Iwae:
     def __post_init__(self) -> None:
         if self.gradient not in GRADIENTS:
             raise ValueError(f'iwae: gradient must be "standard" or "dreg", got {self.gradient!r}')
-        if self.num_particles < 1:
-            raise ValueError(f"iwae: num_particles must be at least 1, got {self.num_particles}")
+        check_whole("iwae", error=ValueError, num_particles=self.num_particles)
 
     def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
         """Log of the mean weight over particles."""
@@ -114,7 +113,7 @@ def iwae(num_particles: int = 8, gradient: str = "standard") -> Iwae:
     Raises
     ------
     ValueError
-        For an unknown gradient, or no particle.
+        For an unknown gradient, or particles that are no whole number of at least 1.
 
     References
     ----------

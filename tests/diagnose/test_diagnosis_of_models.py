@@ -165,10 +165,10 @@ def test_bad_arguments_are_named():
     model = weighted(Diagonal())
     x = data_of(model, 3)
     for option in ("size", "num_particles"):
-        with pytest.raises(pv.DataError, match=f"{option} must be at least 1, got 0"):
+        with pytest.raises(pv.DataError, match=f"{option} must be a whole number, at least 1, got 0"):
             fitted(model).diagnose(x, **{option: 0})
     for option in ("gap_data", "ais_data"):
-        with pytest.raises(pv.DataError, match=f"{option} must be at least 0, got -1"):
+        with pytest.raises(pv.DataError, match=f"{option} must be a whole number, at least 0, got -1"):
             fitted(model).diagnose(x, **{option: -1})
 
 

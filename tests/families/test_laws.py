@@ -448,12 +448,12 @@ def test_bad_covariates_are_named(inputs, message):
 @pytest.mark.parametrize(
     ("declare", "message"),
     [
-        (lambda: families.Exponential(0, batch=2), "at least 1, got 2 and 0"),
-        (lambda: families.CategoricalVector(0, 2, batch=2), "got 0, 2 and 2"),
+        (lambda: families.Exponential(0, batch=2), "n_features must be a whole number, at least 1, got 0"),
+        (lambda: families.CategoricalVector(0, 2, batch=2), "n_categories must be .* got 0"),
         (lambda: families.StudentT(2, batch=2, form="round"), "full, diagonal; got 'round'"),
         (lambda: families.StudentT(2, batch=2, df=-1.0), "positive, got -1.0"),
-        (lambda: families.StudentT(0, batch=2), "got 0 and 2"),
-        (lambda: families.LinearRegression(0, batch=2), "got 0 and 2"),
+        (lambda: families.StudentT(0, batch=2), "n_features must be .* got 0"),
+        (lambda: families.LinearRegression(0, batch=2), "n_inputs must be .* got 0"),
         (lambda: families.Product({"a": families.Poisson(batch=2), "b": families.Poisson(batch=3)}), "same batch"),
         (lambda: families.Product({"children": families.Poisson(batch=2)}), "'children' cannot be the name"),
         (lambda: families.Product({}), "same batch"),

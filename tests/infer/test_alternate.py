@@ -163,7 +163,7 @@ def test_one_side_alone_has_no_turns(name, side):
 def test_wrong_settings_are_refused():
     x = bits(10, 6)
     for make_it, message in (
-        (lambda: pv.alternate(q=0), "q=0 and model=1"),
+        (lambda: pv.alternate(q=0), "q must be .* got 0"),
         (lambda: pv.alternate(per="batch"), "'batch'"),
         (lambda: pv.lagging(window=0), "got 0"),
         (lambda: pv.SVI(1, alternate=5), "alternate takes .* got 5"),

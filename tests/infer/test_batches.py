@@ -411,7 +411,7 @@ REFUSED = {
     "no batches": (lambda: lambda: iter([]), {}, "there is no batch"),
     "no rows": (Empty, {}, "no rows"),
     "large batch for blocks": (lambda: pv.data.stream(X, rows=2), {"batch_size": 4}, "rows=4 or more"),
-    "batch size": (lambda: X, {"batch_size": 0}, "at least 1 row"),
+    "batch size": (lambda: X, {"batch_size": 0}, "at least 1, got 0"),
     "weights": (lambda: X, {"weights": WEIGHTS[1:]}, r"weights have shape \(10,\)"),
     "weights of a dataset": (Items, {"weights": -WEIGHTS}, "non-negative"),
     "text": (lambda: "x.npy", {}, "str"),

@@ -485,9 +485,10 @@ def test_writes_after_so_many_seconds_but_never_more_than_a_twentieth_of_the_tim
 
 BAD = {
     "a file's name": ("fit.safetensors", {}, "is a folder that holds several files"),
-    "no step": ("a", {"steps": 0}, "steps must be at least 1"),
-    "no time": ("a", {"seconds": 0.0}, "seconds above 0"),
-    "no file": ("a", {"keep": 0}, "keep must be at least 1"),
+    "no step": ("a", {"steps": 0}, "steps must be a whole number, at least 1"),
+    "no time": ("a", {"seconds": 0.0}, "seconds must be above 0"),
+    "no file": ("a", {"keep": 0}, "keep must be a whole number, at least 1"),
+    "a file of ours": (__file__, {}, r"a folder, such as .*test_checkpoint-checkpoint$"),
 }
 
 

@@ -515,7 +515,7 @@ def test_a_prior_of_ones_own(faithful):
 
 
 def test_bad_settings():
-    with pytest.raises(EngineError, match="num_draws must be at least 1"):
+    with pytest.raises(EngineError, match="num_draws must be a whole number, at least 1"):
         pv.VB(num_draws=0)
 
 

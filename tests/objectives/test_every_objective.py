@@ -171,6 +171,9 @@ def test_t17_without_the_divergence_the_reconstruction_is_trained_and_the_true_b
     [
         (lambda: pv.iwae(3, gradient="double"), "'double'"),
         (lambda: pv.iwae(0), "at least 1, got 0"),
+        (lambda: pv.iwae(2.5), "at least 1, got 2.5"),
+        (lambda: pv.elbo(2.5), "at least 1, got 2.5"),
+        (lambda: pv.elbo(True), "at least 1, got True"),
         (lambda: pv.infovae(1.5, 2.0), "alpha=1.5"),
         (lambda: pv.infovae(0.0, 0.5), "lambda_=0.5"),
         (lambda: pv.infovae(0.0, 1.0, kernel="linear"), "imq, rbf"),
