@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, versions
 from ppl_vae.likelihoods.pixels import PixelLevels
+from ppl_vae.records import writable, write_bytes
 
 __all__ = ["export"]
 
@@ -54,6 +56,8 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
     EngineError
         For a Pyro pair, many draws of theta, no data to show shapes, a latent without a declared posterior, or a node
         that cannot be exported, which is named.
+    DataError
+        If the file system refuses.
 
     Examples
     --------
@@ -69,6 +73,7 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
     """
     model, shared = _frozen(fit)
     folder = Path(path)
+    writable(folder / "export.json")
     with torch.no_grad(), unvalidated(), model.bind(shared), model.numeric():
         values, fixed = _values(model, _few(fit, model, data))
         graph = model._graph
@@ -79,11 +84,12 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
                 name = role if len(items) == 1 else f"{role}-{node}"
                 law = _Law(model, item.name, item.parents, fixed, observed)
                 programs[name], described[name] = _program(law, node, {k: values[k] for k in law.inputs})
-    folder.mkdir(parents=True, exist_ok=True)
     for name, program in programs.items():
-        torch.export.save(program, folder / f"{name}.pt2")
+        # Not to the file: torch's writer ends the process where the disk is full.
+        torch.export.save(program, content := BytesIO())
+        write_bytes(folder / f"{name}.pt2", content.getvalue())
     record = {"model": type(model).__name__, "versions": versions(), "programs": described}
-    (folder / "export.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / "export.json", f"{json.dumps(record, indent=2)}\n".encode())
     return folder
 
 

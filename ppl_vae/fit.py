@@ -163,6 +163,11 @@ class Fit(Answers):
         ----------
         path : path
             File to write; an older one is replaced only when the new one is complete.
+
+        Raises
+        ------
+        DataError
+            If the file system refuses.
         """
         from ppl_vae.fit_files import save
 

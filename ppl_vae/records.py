@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.errors import DataError
 
-__all__ = ["packed", "read_record", "replacing", "unpacked", "writable", "write_record"]
+__all__ = ["packed", "read_record", "replacing", "unpacked", "writable", "write_bytes", "write_record"]
 
 CHECKSUM = "sha256"
 
@@ -27,15 +27,27 @@ def writable(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     DataError
-        If it is a folder, or its folder is none or may not be written to.
+        If it is a folder, or no file can be made where it is to be.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; the name of a file is needed")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"no file can be written into {above}; choose another place for {path.name}")
-    return path
+    with _said_of(path):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; the name of a file is needed")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=above):  # rights do not tell: there are file systems without new files
+            return path
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """What the file system says against writing within the block, as our error about the path that the user gave."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"cannot write {path}: the file system says '{said}'; choose another place, or make room there"
+        ) from error
 
 
 def write_record(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str = "ppl_vae") -> None:
@@ -100,9 +112,43 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file that others may read, or leave the old one.
+
+    Raises
+    ------
+    DataError
+        If the file system refuses.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_bytes(Path(folder, "a.html"), b"<p>").read_bytes()
+    b'<p>'
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+        # mkstemp makes private files; this one has the rights of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+    return path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place when it is complete and on the disk."""
+    """A temporary file beside `path`, which takes its place when it is complete and on the disk.
+
+    Raises
+    ------
+    DataError
+        If the file system refuses; the file at `path` is the old one then.
+    """
+    with _said_of(path):
+        yield from _replacing(path)
+
+
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

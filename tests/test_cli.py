@@ -106,6 +106,7 @@ def test_bad_files(kind, command, tmp_path, capsys):
         (["train", "--warmup", "-1"], "--warmup"),
         (["nothing"], "nothing"),
         (["compare", "--output", "."], "folder"),
+        (["compare", "--output", "/proc/x.html"], "cannot write /proc/x.html: "),
         (["compare", "--config", "absent.toml"], "absent.toml"),
     ],
 )

@@ -116,7 +116,13 @@ class StepFiles:
 
     def _write(self, name: str, header: Mapping[str, Any], state: Written) -> None:
         own = {"step": state.step, "best": state.best, "state": state.state}
-        write_record(self.folder / name, {"format": FORMAT, "header": header, **own}, state.tensors, KEY)
+        try:
+            write_record(self.folder / name, {"format": FORMAT, "header": header, **own}, state.tensors, KEY)
+        except DataError as error:
+            raise DataError(
+                f"{error}. The same call goes on from what {self.folder} holds, also in another place: "
+                "move the folder, and name the new one in checkpoint="
+            ) from error
 
 
 def _remedy(older: list[Path]) -> str:

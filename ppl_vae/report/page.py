@@ -1,7 +1,6 @@
 """From templates to text and to a file that is either whole or not there."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ppl_vae import plots
+from ppl_vae.records import write_bytes
 from ppl_vae.report.figures import drawing, new_figure, svg
 
 __all__ = ["drawn_model", "render", "write"]
@@ -39,22 +39,9 @@ def write(path: str | os.PathLike[str], text: str) -> Path:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(Path(folder, "a.html"), "<p>").read_text()
     '<p>'
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes private files; a report has the rights of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    return write_bytes(Path(path), text.encode())
