@@ -1,6 +1,7 @@
 """What a user is told who mistakes a model for a fit, a name for an object, or one size for another."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pyro.distributions as dist
@@ -60,6 +61,18 @@ class Outcomes(pv.LatentVariableModel):
         return dist.Bernoulli(0.2 + 0.5 * z)
 
 
+class Counts(pv.LatentVariableModel):
+    """A rate with a prior."""
+
+    @pv.latent(shared=True)
+    def rate(self):
+        return dist.Gamma(2.0, 1.0)
+
+    @pv.observed
+    def x(self, rate):
+        return dist.Poisson(rate)
+
+
 MISTAKES = {
     "an attribute that hides a method": (Hides, "'sample' would hide the method 'sample' of every model"),
     "leave-one-out of point estimates": (
@@ -114,6 +127,20 @@ MISTAKES = {
     ),
     "a part of a feature": (
         lambda: pv.families.Normal(2.5), "n_features must be a whole number, at least 1, got 2.5",
+    ),
+    **{
+        f"a covariance to start {engine} from that is none": (
+            lambda own=own: own(start={"components.covariance": -torch.eye(2).expand(2, 2, 2)}).fit(GMM, X),
+            "start['components.covariance'] must be symmetric and positive definite; entry [0] is not",
+        )
+        for engine, own in (("EM", pv.EM), ("VB", pv.VB), ("NUTS", pv.NUTS), ("SVI", partial(pv.SVI, 1)))
+    },
+    "probabilities to start from that are none": (
+        lambda: pv.EM(start={"mixing.probs": torch.tensor([0.5, 0.6])}).fit(GMM, X),
+        "start['mixing.probs'] must be probabilities that sum to 1",
+    ),
+    "a shared latent to start from that cannot be": (
+        lambda: pv.SVI(1, start={"rate": -1.0}).fit(Counts(), torch.ones(3)), "start['rate'] must be at least 0",
     ),
     "a stream where data are asked for": (
         lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "VB, SVI, evaluate and standard_errors; to everything",

@@ -52,8 +52,8 @@ def svi_step(
     Raises
     ------
     EngineError
-        If the model has shared latents and no size or guide; from the step, if the objective is not finite: the
-        parameters are not moved then.
+        If the model has shared latents and no size or guide, or the optimiser none of its parameters; from the step, if
+        the objective is not finite: the parameters are not moved then.
 
     Examples
     --------
@@ -77,6 +77,15 @@ def svi_step(
     return _OwnStep(model, optimizer, size, objective or elbo(), choose(compile, 0, 0, None))
 
 
+def _check_parameters(optimizer: torch.optim.Optimizer, model: LatentVariableModel) -> None:
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in moved for p in model.parameters()):
+        raise EngineError(
+            f"svi_step: the optimiser has none of the parameters of this {type(model).__name__}; make it over "
+            "model.parameters() of the model that is passed, or pass a factory such as pv.adam(1e-3)"
+        )
+
+
 class _OwnStep:
     """Batches of a user's loop, given to a step made at the first of them."""
 
@@ -87,6 +96,8 @@ class _OwnStep:
         self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True)
         if self.climbed.sparse:
             raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
+        if isinstance(optimizer, torch.optim.Optimizer):
+            _check_parameters(optimizer, model)
         made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
         self.step = Step(self.climbed, stepper(made), mode)
         self.ones: dict[int, Tensor] = {}

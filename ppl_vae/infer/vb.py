@@ -20,6 +20,7 @@ from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, ref
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
+from ppl_vae.infer.start_values import check_values
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values
 from ppl_vae.progress import Update, progress
 from ppl_vae.relabel import relabel
@@ -114,6 +115,7 @@ class VB:
         begin = time.perf_counter()
         model.refuse_penalties("VB")
         fitted = deepcopy(model).double()
+        check_values(self.start, fitted)
         with (
             forked_rng(),
             threads(1) as num_threads,

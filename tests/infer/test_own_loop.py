@@ -35,6 +35,7 @@ def nothing(x):
     [
         (lambda model, adam: pv.svi_step(model, adam, objective=Trace_ELBO()), "such as pv.elbo.*got <pyro.infer"),
         (lambda model, adam: pv.svi_step(model, adam, objective=pv.elbo), "called; got <function elbo"),
+        (lambda model, adam: pv.svi_step(vae(), adam), "none of the parameters of this VAE; .* such as pv.adam"),
         (lambda model, adam: pv.svi_step((nothing, nothing), adam, size=100), "size= is for declared models"),
     ],
 )

@@ -1,0 +1,57 @@
+"""Whether given values to start from are in the sets that their parameters live in."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.coordinates import coordinates
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.errors import DataError
+from ppl_vae.families.covariance import covariance_matrix
+from ppl_vae.families.supports import of_entries
+
+__all__ = ["check_values"]
+
+
+def check_values(start: Any, model: LatentVariableModel) -> None:
+    """Refuse parameters by name of which one is outside its set; names and shapes are others' business.
+
+    The edge of a set, where an M-step may have ended, and what rounding takes out of it are let pass.
+
+    Raises
+    ------
+    DataError
+        Naming the parameter and the first entry that is outside.
+    """
+    if not isinstance(start, Mapping):
+        return
+    free = coordinates(model)
+    for name in [name for name in start if name in free.sets]:
+        value, allowed = torch.as_tensor(start[name]).to(model.like), of_entries(free.sets[name])
+        said, check = LOOSELY.get(allowed, (f"in {allowed}", allowed.check))
+        if value.shape == free.shapes[name] and not bool((inside := check(value)).all()):
+            entry = (~inside).nonzero()[0].tolist()
+            raise DataError(f"start[{name!r}] must be {said}{f'; entry {entry} is not' if entry else ''}")
+
+
+def _largest(s: Tensor) -> Tensor:
+    return s.abs().amax((-2, -1))
+
+
+LOOSELY: dict[Constraint, tuple[str, Callable[[Tensor], Tensor]]] = {
+    constraints.simplex: (
+        "probabilities that sum to 1",
+        lambda p: (p >= 0).all(-1) & ((p.sum(-1) - 1).abs() < 1e-4),
+    ),
+    constraints.positive: ("positive", constraints.nonnegative.check),
+    constraints.nonnegative: ("at least 0", constraints.nonnegative.check),
+    covariance_matrix: (
+        "symmetric and positive definite",
+        lambda s: (_largest(s - s.mT) <= 1e-4 * _largest(s)) & covariance_matrix.check((s + s.mT) / 2),
+    ),
+}
+"""What a set is called, and whether a value is in it but for rounding."""
