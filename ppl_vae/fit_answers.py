@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,11 +87,12 @@ class Answers:
         if not self.model.draws_latents(obs):
             flat = self._exact_pointwise(obs)
         else:
+            near = cache(lambda: self.model.nearby(obs, self.draw(0), num_particles))
             flat = torch.stack(
                 self._each_draw(
                     obs,
                     list(range(self.num_draws)),
-                    lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles),
+                    lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles, near()),
                     lambda: self.model.log_prob(obs, num_particles),
                 )
             )

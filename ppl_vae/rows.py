@@ -98,7 +98,7 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
     num_particles : int
         Draws of q per datum where log p(x) is not exact.
     """
-    pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data))
+    pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data, num_particles))
     predictive = _predictive(fit, obs, num_particles, pointwise)
     row = Row(fit.engine, *counted_mean(predictive, own_weights(fit, obs)), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
@@ -119,8 +119,7 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
 
 def _predictive(fit: Fit, obs: Observations, num_particles: int, pointwise: Tensor | None) -> Tensor:
     """Log of the mean over draws of p(x_i | theta), [n]; what is known of the training data is not computed again."""
-    known = pointwise is not None and not fit.model.draws_latents(obs) and same_data(fit.data, obs)
-    if known and pointwise is not None:
+    if pointwise is not None and same_data(fit.data, obs):
         return log_mean_exp(pointwise.flatten(0, 1)).double()
     return seeded(0, lambda: fit.log_predictive(obs, num_particles)).double()
 

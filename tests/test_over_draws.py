@@ -1,12 +1,15 @@
 """The posterior of a latent under many draws of theta."""
 
+import numpy as np
 import pyro.distributions as dist
+import pytest
 import torch
 from example_models import Nested, numbers
 from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae import latent, observed
+from ppl_vae.declare import local
 from ppl_vae.over_draws import OverDraws
 
 
@@ -81,3 +84,70 @@ def test_reconstructions_over_draws_are_those_of_each_draw():
     # E[z | x, mu] = (mu + x) / 2; 6,000 draws of z with a variance of 1/2.
     expected = (MU.mean() + x) / 2
     torch.testing.assert_close(fit.reconstruct(x, 6_000), expected, atol=4 * (0.5 / 6_000) ** 0.5 + 5e-3, rtol=0)
+
+
+class Rasch(pv.LatentVariableModel):
+    """Answers to six questions, right or wrong."""
+
+    @latent(shared=True)
+    def b(self):
+        return dist.Normal(0.0, 2.0).expand([6]).to_event(1)
+
+    @latent
+    def theta(self):
+        return dist.Normal(0.0, 1.0)
+
+    @observed
+    def y(self, theta, b):
+        return dist.Bernoulli(logits=theta[..., None] - b).to_event(1)
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """How many draws of theta each search was for."""
+    found, search = [], local.best_q
+
+    def counted(q, *args):
+        found.append(len(next(iter(q.values()))))
+        return search(q, *args)
+
+    monkeypatch.setattr(local, "best_q", counted)
+    return found
+
+
+def test_log_prob_is_that_of_quadrature_and_one_search_serves_all_draws(searched):
+    torch.manual_seed(0)
+    true, S, particles = torch.linspace(-2, 2, 6), 60, 100
+    y = torch.bernoulli(torch.sigmoid(torch.randn(40, 1) - true))
+    b = true + 0.3 * torch.randn(S, 6)
+    found = pv.Fit(Rasch(), "NUTS", {"b": b[None]}, {}, "none", pv.Status("finished", ""), 0.0, 0).pointwise(y)[0]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    z, log_w = torch.tensor(nodes)[:, None, None], torch.tensor(weights / weights.sum()).log()[:, None]
+    each = [dist.Bernoulli(logits=z - own).log_prob(y.double()).sum(-1) for own in b.double()]
+    exact = torch.stack([torch.logsumexp(log_w + log_p, 0) for log_p in each])
+    # The draws are worth 90% on average: the variance of log p(x) is 1/9 of that of one draw's worth.
+    error = (1 / 9 / particles) ** 0.5
+    assert ((found - exact).square().mean() ** 0.5) < error
+    assert abs((found - exact).mean()) < 4 * error / (S * len(y)) ** 0.5
+    assert sum(searched) == 1
+
+
+def test_draws_of_theta_far_from_the_first_have_a_search_of_their_own(searched):
+    x, mu = numbers(4).double(), torch.tensor([[0.0, 0.1, 40.0]]).double()
+    fit = pv.Fit(Nested().double(), "NUTS", {"mu": mu}, {}, "none", pv.Status("finished", ""), 0.0, 0)
+    expected = torch.stack([dist.Normal(m, 2**0.5).log_prob(x) for m in mu[0]])
+    torch.testing.assert_close(fit.pointwise(x)[0], expected, atol=5e-2, rtol=0)
+    assert searched == [1, 1]
+
+
+def test_a_comparison_takes_the_densities_of_the_training_data_once(monkeypatch):
+    asked, pointwise = [], pv.Fit.pointwise
+
+    def counted(self, *args):
+        asked.append(args)
+        return pointwise(self, *args)
+
+    fit = pv.SVI(50, num_draws=30, progress=False).fit(Rasch(), torch.ones(5, 6))
+    monkeypatch.setattr(pv.Fit, "pointwise", counted)
+    assert np.isfinite(pv.compare({"SVI": fit}).rows["SVI"].elpd_loo)
+    assert len(asked) == 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,14 +14,29 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
+from ppl_vae.evidence import EVEN, importance
 from ppl_vae.objectives import Elbo
 
-__all__ = ["POLISH", "SEARCH", "LocalPosterior", "at_draws", "best_q", "each_draw", "local_q", "middle"]
+__all__ = [
+    "POLISH",
+    "SEARCH",
+    "LocalPosterior",
+    "Nearby",
+    "at_draws",
+    "best_q",
+    "each_draw",
+    "local_q",
+    "log_prob_at_draws",
+    "middle",
+    "nearby",
+]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
 PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
+HALF = 0.5
+"""Share of its draws that a datum's weights are worth, at least, before a q is searched for anew."""
 SEARCH = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2))
 POLISH = ((150, 0.05), (100, 0.02))
 """Steps and first learning rate of each round of the local optimisation."""
@@ -181,14 +197,73 @@ def at_draws(
         Asked once for all data, `num_particles` times over, and the number of each datum's q.
     """
 
-    def asked(theta: Values, own: Values) -> Tensor:
+    with _searched(model, obs, draws) as q, torch.no_grad():
+        return _answers(model, obs, draws, q, num_particles, answer)
+
+
+def _answers(
+    model: Any, obs: Any, draws: Values, q: Values, num_particles: int, answer: Callable[[Any, Tensor], Answer]
+) -> Answer:
+    def asked(theta: Values, own: Values) -> Answer:
         index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
         with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
             return answer(obs.repeat(num_particles), index)
 
+    at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
+    return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """The best q of every datum at one theta, by name, and the variance of log p(x_i | theta) by its weights, [n]."""
+
+    q: Values
+    variance: Tensor
+
+
+def nearby(model: Any, obs: Any, draw: Values, num_particles: int) -> Nearby:
+    """The q's found at one draw [*event] of theta, with which others are weighed."""
+    draws = {name: value[None] for name, value in draw.items()}
     with _searched(model, obs, draws) as q, torch.no_grad():
-        at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
-        return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
+        _, (variance,) = _weighed(model, obs, draws, q, num_particles)
+    return Nearby({name: value[0] for name, value in q.items()}, variance)
+
+
+def log_prob_at_draws(model: Any, obs: Any, draws: Values, num_particles: int, near: Nearby) -> Tensor:
+    """Log p(x_i | theta_s) by importance weights, [S, n] nats.
+
+    Any q gives weights without bias, so that the q's of one draw of theta serve the others. They are searched for anew
+    at draws where the error is more than twice as large and the weights of a datum are worth less than half of the
+    draws of q, or those of all data less than 90%.
+
+    Parameters
+    ----------
+    model, obs, draws, num_particles
+        As of `at_draws`.
+    near : Nearby
+        The q's to begin with.
+    """
+    with _allocated(model, obs, draws) as start, torch.no_grad():
+        count = len(next(iter(draws.values())))
+        q = {name: value.expand(count, *value.shape) for name, value in near.q.items()}
+        value, variance = _weighed(model, obs, draws, q, num_particles)
+        # NaN, of a single draw of q, is not enough.
+        each = variance <= 4 * near.variance + (1 / HALF - 1) / num_particles
+        together = variance.mean(1) <= 4 * near.variance.mean() + (1 / EVEN - 1) / num_particles
+        if len(far := (~(each.all(1) & together)).nonzero()[:, 0]):
+            theta, own = ({name: value[far] for name, value in values.items()} for values in (draws, start))
+            value[far] = _weighed(model, obs, theta, _best(model, obs, theta, own), num_particles)[0]
+    return value
+
+
+def _weighed(model: Any, obs: Any, draws: Values, q: Values, num_particles: int) -> tuple[Tensor, Tensor]:
+    """Log p(x_i | theta_s) by draws of q, and its variance, [S, n] each."""
+
+    def weighed(rows: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        found = importance(model.log_weights(rows, num_particles, index))
+        return found.value, found.standard_error.square()
+
+    return _answers(model, obs, draws, q, num_particles, weighed)
 
 
 def each_draw(model: Any, obs: Any, draws: Values, answer: Callable[[], Answer]) -> list[Answer]:
@@ -205,24 +280,36 @@ def each_draw(model: Any, obs: Any, draws: Values, answer: Callable[[], Answer])
 @contextmanager
 def _searched(model: Any, obs: Any, draws: Values) -> Iterator[Values]:
     """Within the block these data have posteriors of their own; gives the best q at each theta_s, [S, ...] by name."""
+    with _allocated(model, obs, draws) as start:
+        yield _best(model, obs, draws, start)
+
+
+@contextmanager
+def _allocated(model: Any, obs: Any, draws: Values) -> Iterator[Values]:
+    """Within the block these data have posteriors of their own; gives q's about the prior at each theta_s, [S, ...]."""
     trained, count = model.local_posteriors, len(next(iter(draws.values())))
     model.local_posteriors = nn.ModuleDict()
     try:
-
-        def bound(theta: Values, own: Values) -> Tensor:
-            with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                return _bound(model, obs)
-
-        q: Values = {}
+        start: Values = {}
         if model.draws_without_posterior(obs):
-            with model.aside(seed=0):
-                with model.bind({name: value[0] for name, value in draws.items()}):
-                    start = _prior(model, obs)
-                start = {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
-                q = best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
-        yield q
+            with model.aside(seed=0), model.bind({name: value[0] for name, value in draws.items()}):
+                start = _prior(model, obs)
+        yield {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
     finally:
         model.local_posteriors = trained
+
+
+def _best(model: Any, obs: Any, draws: Values, start: Values) -> Values:
+    """The best q at each theta_s, [S, ...] by name, from a search that begins at these."""
+
+    def bound(theta: Values, own: Values) -> Tensor:
+        with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
+            return _bound(model, obs)
+
+    if not start:
+        return start
+    with model.aside(seed=0):
+        return best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
 
 
 # The local optimisation, of `loc` and `log_scale` of each latent by name.
