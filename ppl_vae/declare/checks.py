@@ -109,6 +109,8 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
 def _shape_advice(shape: tuple[int, ...], event: tuple[int, ...], whole: tuple[int, ...]) -> str:
     if event and whole == event:
         return "this is a single datum: pass x[None], one row"
+    if shape == (*event, 1):
+        return f"drop the last dimension of the data: y[{', '.join(':' * (len(whole) - 1))}, 0]"
     if len(shape) > len(event) and shape[: len(event)] == event:
         return "did the node forget .to_event?"
     if shape == () and event == (1,):

@@ -196,7 +196,6 @@ def at_draws(
     answer : callable
         Asked once for all data, `num_particles` times over, and the number of each datum's q.
     """
-
     with _searched(model, obs, draws) as q, torch.no_grad():
         return _answers(model, obs, draws, q, num_particles, answer)
 

@@ -44,17 +44,19 @@ class Regression(Family):
         raise NotImplementedError
 
     def read_inputs(self, x: Tensor, first: int = 0) -> Tensor:
-        """Covariates in the family's dtype.
+        """Covariates [..., p] in the family's dtype; a single one may come as [n].
 
         Raises
         ------
         DataError
-            If they are not [..., p], or not finite.
+            If they are of another shape, or not finite.
         """
+        if x.dim() == 1 and self.n_inputs == 1:  # a column of a data frame
+            x = x[:, None]
         if x.shape[-1:] != (self.n_inputs,) or x.dim() < 2:
             raise DataError(
-                f"{type(self).__name__} got covariates of shape {tuple(x.shape)}, [n, {self.n_inputs}] is expected"
-                + (": pass x[:, None]" if x.dim() == 1 and self.n_inputs == 1 else "")
+                f"{type(self).__name__} got covariates of shape [{', '.join(map(str, ['n', *x.shape[1:]]))}], "
+                f"[n, {self.n_inputs}] is expected: {self._advice(x)}"
             )
         x = x.to(self.center)
         if not bool(x.isfinite().all()):
@@ -64,9 +66,17 @@ class Regression(Family):
             )
         return x
 
+    def _advice(self, x: Tensor) -> str:
+        name = type(self).__name__
+        if x.dim() == 1:
+            return f"put them together by torch.stack([a, b, ...], 1), or declare {name}(1, ...) for a single one"
+        return f"declare {name}({x.shape[-1]}, ...), or pass others"
+
     def predictor(self, index: Tensor | None, x: Tensor) -> Tensor:
         """intercept_k + coef_k' x, in the shape of `index` and the rows of x [..., n, p] together."""
         index = torch.zeros((), dtype=torch.long, device=self.coef.device) if index is None else index
+        if self.n_inputs == 1 and x.shape == index.shape:  # one number for each index
+            x = x[..., None]
         return self.intercept[index] + (self.coef[index] * self.read_inputs(x)).sum(-1)
 
     def adapt(self, parts: Any) -> None:

@@ -26,7 +26,7 @@ class LinearRegression(Regression):
     Parameters
     ----------
     n_inputs : int
-        Number of covariates p; x is [n, p], y is [n].
+        Number of covariates p; x is [n, p], or [n] of a single one, y is [n].
     batch : int
         Number of members K; parameters coef [K, p], intercept [K], variance [K].
     floor : float
@@ -136,7 +136,7 @@ class LogisticRegression(Regression):
     Parameters
     ----------
     n_inputs : int
-        Number of covariates p; x is [n, p], y is [n] of zeros and ones.
+        Number of covariates p; x is [n, p], or [n] of a single one, y is [n] of zeros and ones.
     batch : int
         Number of members K; parameters coef [K, p], intercept [K].
 

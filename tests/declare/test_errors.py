@@ -226,6 +226,7 @@ DATA = {
         ["Chain.x", "(5,)", "(1,)", "[n, 1]"],
     ),
     "events beyond the node's": (lambda: Chain().elbo(torch.zeros(5, 2)), ["Chain.x", "(5, 2)", "to_event"]),
+    "numbers as a column": (lambda: Chain().elbo(torch.zeros(5, 1)), ["(5, 1)", "drop the last", "y[:, 0]"]),
     "grey pixels": (
         lambda: vae().elbo(torch.full((5, 6), 0.5)),
         ["VAE.x", "30 values", "Bernoulli", "0.5 at [0, 0]", "grey", "binarize", "gaussian-learned"],

@@ -435,9 +435,9 @@ def test_bad_values_are_named(name):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (INPUTS[:, :1], r"shape \(60, 1\), \[n, 2\] is expected"),
+        (INPUTS[:, :1], r"shape \[n, 1\], \[n, 2\] is expected: declare LinearRegression\(1, ...\)"),
         (INPUTS.masked_fill(INPUTS > 8, math.nan), "covariates of row"),
-        (INPUTS[:, 0], r"shape \(60,\)"),
+        (INPUTS[:, 0], r"shape \[n\], \[n, 2\] is expected: put them together by torch.stack"),
     ],
 )
 def test_bad_covariates_are_named(inputs, message):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from example_models import FamilyMixture
@@ -354,6 +355,22 @@ def test_covariates_of_another_shape_are_named():
     with pytest.raises(pv.DataError, match=r"\[n, 2\] is expected"):
         pv.EM(progress=False).fit(model_of("linear regression"), {**data, "t": data["t"][:, :1]})
     assert np.isfinite(data["y"].numpy()).all()
+
+
+@pytest.mark.parametrize("family", [families.LinearRegression, families.LogisticRegression])
+@pytest.mark.parametrize("n", [1, 2, 300])
+def test_a_single_covariate_may_be_a_column_of_numbers(family, n):
+    truth = Experts(family(1, batch=2)).double()
+    truth.components.fix({"coef": torch.tensor([[5.0], [-5.0]]), "intercept": torch.tensor([1.0, -1.0])})
+    t = torch.linspace(-1, 2, n).double()
+    y, wide = torch.bernoulli(torch.sigmoid(t)), {"t": t[:, None]}
+    frame = pd.DataFrame({"t": t.numpy(), "y": y.numpy()})
+    torch.testing.assert_close(truth.log_prob(frame), truth.log_prob({**wide, "y": y}))
+    if n > 2:
+        engine = pv.EM(n_init=1, max_iter=20, progress=False)
+        fits = [engine.fit(Experts(family(1, batch=2)), data) for data in (frame, {**wide, "y": y})]
+        torch.testing.assert_close(*(fit.parameters for fit in fits))
+        torch.testing.assert_close(fits[0].reconstruct(frame), fits[1].reconstruct({**wide, "y": y}))
 
 
 @pytest.mark.parametrize("start", ["k-means++", "random"])
