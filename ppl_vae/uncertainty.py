@@ -174,7 +174,7 @@ def _batches(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Observations, 
         return
     for block in data:
         own = block.weights if weights is None else weights[block.start : block.start + len(block)]
-        yield fit.model.check(block.data), check_weights(own, len(block)).to(fit.model.like)
+        yield fit.model.check(block.data, block.index), check_weights(own, len(block)).to(fit.model.like)
 
 
 def _inverse_information(inverse: Tensor, meat: Tensor) -> Tensor:

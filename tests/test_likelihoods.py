@@ -277,7 +277,7 @@ def test_normal_pixels_are_finite_real_numbers_of_the_decoders_width(name):
     fit = pv.SVI(1, progress=False).fit
     infinite = torch.ones(5, 3).index_fill(0, torch.tensor([2]), math.inf)
     for x, said in (
-        (infinite, "row 2 is infinite"),
+        (infinite, r"row 2 \(counted from 0\) is infinite"),
         (torch.ones(5, 3, dtype=torch.uint8), r"by x / 255"),
     ):
         with pytest.raises(pv.DataError, match=said):

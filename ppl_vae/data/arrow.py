@@ -126,24 +126,30 @@ class _CsvFile:
     def _open(self) -> tuple[list[str], Any]:
         from pyarrow import csv, float64
 
-        first, delimiter = first_row(self._path)
-        headed = not all(map(is_number, first))
-        names = first if headed else [f"x{i}" for i in range(len(first))]
+        names, header, delimiter = self._header()
         check_names(names, self._path, self._choice.columns is not None)
         features, own = self._choice.split(names)
         wanted = [*features, *own]
         reader = csv.open_csv(
             self._path,
-            read_options=csv.ReadOptions(column_names=names, skip_rows=_lines_to_header(self._path) if headed else 0),
+            read_options=csv.ReadOptions(column_names=names, skip_rows=header),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(wanted, float64()), include_columns=wanted),
         )
         return wanted, reader
 
     def _named(self, message: str) -> str:
-        """Arrow counts columns from 0; users know their names."""
-        names, _ = first_row(self._path)
-        return re.sub(r"CSV column #(\d+)", lambda found: f"column '{names[int(found[1])]}'", message)
+        """Arrow counts columns from 0, whose names users know, and rows from 1 with the header's lines."""
+        names, header, _ = self._header()
+        message = re.sub(r"CSV column #(\d+)", lambda found: f"column '{names[int(found[1])]}'", message)
+        return re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - header - 1} (counted from 0)", message)
+
+    def _header(self) -> tuple[list[str], int, str]:
+        """Names of the columns, lines up to their own (itself too; 0 where there is none), and the separator."""
+        first, delimiter = first_row(self._path)
+        if all(map(is_number, first)):
+            return [f"x{i}" for i in range(len(first))], 0, delimiter
+        return first, _lines_to_header(self._path), delimiter
 
     def stamp(self) -> tuple[Any, ...]:
         return file_stamp(self._path)

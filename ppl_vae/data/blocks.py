@@ -60,6 +60,11 @@ class Block:
         values = list(self.values.values()) if isinstance(self.values, dict) else [self.values]
         return values if self.weights is None else [*values, self.weights]
 
+    @property
+    def index(self) -> Tensor:
+        """Numbers of its rows in the stream, [rows]."""
+        return torch.arange(self.start, self.start + len(self))
+
     def rows(self, index: slice | Tensor) -> "Block":
         """The rows `index`, under the same `start`."""
         return self.map(lambda tensor: tensor[index])
@@ -103,11 +108,12 @@ def difference(first: Layout, found: Layout) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which columns are features and which holds the weights."""
+    """Which columns are features and which holds the weights, of rows that are numbered from `first`."""
 
     source: str
     columns: tuple[str, ...] | None = None
     weights: str | None = None
+    first: int = 0
 
     def split(self, there: Sequence[str]) -> tuple[list[str], list[str]]:
         """Features and the weights' column (none or one), from the columns that there are.
@@ -187,12 +193,12 @@ def stacked(columns: Mapping[str, np.ndarray], choice: Choice) -> Block:
 def _frame_columns(frame: Any, choice: Choice) -> dict[str, np.ndarray]:
     series = {str(one.name): one for one in frame_of(frame, choice.source).iter_columns()}
     features, own = choice.split(list(series))
-    return {name: _column(series[name], choice.source) for name in [*features, *own]}
+    return {name: _column(series[name], choice) for name in [*features, *own]}
 
 
-def _column(series: Any, source: str) -> np.ndarray:
+def _column(series: Any, choice: Choice) -> np.ndarray:
     keeps = series.dtype.is_float() or (series.dtype.is_integer() and not series.is_null().any())
-    return series.to_numpy() if keeps else numbers(series, source)
+    return series.to_numpy() if keeps else numbers(series, choice.source, choice.first)
 
 
 # Numbers

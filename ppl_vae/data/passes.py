@@ -119,12 +119,12 @@ def _check_numbers(block: Block, source: str) -> None:
             column = name or (block.columns[place[0] if place else 0] if block.columns else "")
             where = f"column '{column}'" if column else "a value"
             raise DataError(
-                f"{source}: {where} is infinite in row {block.start + row}; finite numbers were expected. Correct it, "
-                "or make it NaN if the value is missing."
+                f"{source}: {where} is infinite in row {block.start + row} (counted from 0); finite numbers were "
+                "expected. Correct it, or make it NaN if the value is missing."
             )
     if block.weights is not None and not bool((ok := block.weights.isfinite() & (block.weights >= 0)).all()):
         row = int((~ok).nonzero()[0])
         raise DataError(
-            f"{source}: weights must be finite and non-negative; row {block.start + row} has "
-            f"{block.weights[row].item():g}."
+            f"{source}: weights must be finite and non-negative; row {block.start + row} (counted from 0) "
+            f"has {block.weights[row].item():g}."
         )

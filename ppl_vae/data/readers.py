@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,9 +115,12 @@ class Restartable:
 
     def pieces(self, rows: int, wanted: Wanted) -> Iterator[Block | Gap]:
         """Its batches."""
+        position = 0
         for batch in self._start():
             # A copy, because the maker may fill one buffer again and again.
-            yield to_block(batch, self._choice).map(Tensor.clone)
+            block = to_block(batch, replace(self._choice, first=position)).map(Tensor.clone)
+            position += len(block)
+            yield block
 
     def stamp(self) -> tuple[Any, ...]:
         """Nothing."""

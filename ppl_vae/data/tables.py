@@ -258,8 +258,8 @@ def _check_infinite(name: str, values: np.ndarray, source: str) -> None:
     infinite = np.flatnonzero(np.isinf(values))
     if infinite.size:
         raise DataError(
-            f"{source}: column '{name}' holds an infinity in row {infinite[0] + 1} of the data ({infinite.size} in "
-            "all); finite numbers were expected. Correct it, or leave the cell empty if the value is missing."
+            f"{source}: column '{name}' holds an infinity in row {infinite[0]} (counted from 0; {infinite.size} "
+            "in all); finite numbers were expected. Correct it, or leave the cell empty if the value is missing."
         )
 
 
@@ -334,15 +334,16 @@ def frame_of(frame: Any, source: str) -> nw.DataFrame[Any]:
     return native.to_frame() if isinstance(native, nw.Series) else native
 
 
-def numbers(series: nw.Series[Any], source: str) -> np.ndarray:
-    """A column as float64, nulls as NaN; text is an error that names the column and the row."""
+def numbers(series: nw.Series[Any], source: str, first: int = 0) -> np.ndarray:
+    """A column as float64, nulls as NaN; text is an error that names the column and the row, counted from `first`."""
     if not (series.dtype.is_numeric() or series.dtype == nw.Boolean):
-        values = [(row, value) for row, value in enumerate(series.to_list(), 1) if not _is_real(value)]
+        values = [(row, value) for row, value in enumerate(series.to_list(), first) if not _is_real(value)]
         if values:
             row, value = next((pair for pair in values if not is_number(pair[1])), values[0])
             raise DataError(
-                f"{source}: column '{series.name}' is not numeric: {value!r} in row {row} of the data. Correct it, or "
-                "say which columns to take: columns=[...], on the command line --columns, of a data frame x[[...]]."
+                f"{source}: column '{series.name}' is not numeric: {value!r} in row {row} (counted from 0). "
+                "Correct it, or say which columns to take: columns=[...], on the command line --columns, of a data "
+                "frame x[[...]]."
             )
     return series.cast(nw.Float64).to_numpy()
 

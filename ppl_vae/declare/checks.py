@@ -6,10 +6,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import DataError, DeclarationError
+from ppl_vae.families.product import Blocks
 from ppl_vae.families.supports import of_entries
 
 __all__ = ["check", "check_inputs"]
@@ -19,7 +21,12 @@ FEW = 15
 
 
 def check(
-    owner: str, graph: Graph, laws: Mapping[str, TorchDistribution], obs: Observations, rows: int
+    owner: str,
+    graph: Graph,
+    laws: Mapping[str, TorchDistribution],
+    obs: Observations,
+    rows: int,
+    index: Tensor | None = None,
 ) -> Observations:
     """Check shapes, support and missing values of the data against the nodes' distributions.
 
@@ -31,6 +38,8 @@ def check(
         Distribution of each local node on the first `rows` rows.
     obs : Observations
         The data.
+    index : Tensor, optional
+        [n], the rows' numbers in the data set, where these are a part of one.
 
     Returns
     -------
@@ -55,7 +64,7 @@ def check(
                 f"values or none"
             )
         if name in values:
-            values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name))
+            values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name), index)
     return Observations(values, obs.missing, obs.columns)
 
 
@@ -81,7 +90,9 @@ def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) ->
         )
 
 
-def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None) -> Tensor:
+def _check_value(
+    owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None, index: Tensor | None
+) -> Tensor:
     probabilities = getattr(value, "probabilities", None)
     sample = value if probabilities is None else value[torch.arange(min(64, len(value)))]
     shape = tuple(sample.shape[1:])
@@ -100,7 +111,7 @@ def _check_value(owner: str, name: str, d: TorchDistribution, value: Tensor, mis
         if not isinstance(inner, dist.Categorical):
             value = sample = value.to(torch.get_default_dtype())
     _check_missing(owner, name, d, missing)
-    _check_support(owner, name, d, sample, missing)
+    _check_support(f"{owner}.{name}", d, sample, missing, index)
     if isinstance(d, dist.Categorical) and missing is None and probabilities is None:
         return value.long()  # labels read from a file are floats, and children index with them
     return value
@@ -133,10 +144,20 @@ def _check_missing(owner: str, name: str, d: TorchDistribution, missing: Tensor 
             )
 
 
-def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None) -> None:
-    if value.is_floating_point() and bool(value.isinf().any()):
-        row = int(value.isinf().flatten(1).any(1).nonzero()[0]) if value.dim() > 1 else int(value.isinf().nonzero()[0])
-        raise DataError(f"{owner}.{name}: row {row} is infinite; remove or repair it")
+def _check_support(
+    where: str, d: TorchDistribution, value: Tensor, missing: Tensor | None, index: Tensor | None
+) -> None:
+    def row(number: int) -> str:
+        return f"row {number if index is None else int(index[number])} (counted from 0)"
+
+    if value.is_floating_point() and bool((infinite := value.isinf()).any()):
+        first = int(infinite.flatten(1).any(1).nonzero()[0]) if value.dim() > 1 else int(infinite.nonzero()[0])
+        raise DataError(f"{where}: {row(first)} is infinite; remove or repair it")
+    if isinstance(d, Blocks):
+        gaps = [None] * len(d.parts) if missing is None else d.split(missing)
+        for name, part, x, gap in zip(d.names, d.parts, d.split(value), gaps, strict=True):
+            _check_support(f"{where}, part {name!r}", part, x, gap, index)
+        return
     try:
         inside = _entries_inside(d, value)
     except (NotImplementedError, RuntimeError):  # supports that depend on parameters of a single row
@@ -145,13 +166,14 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
         inside = inside | (missing if inside.shape == missing.shape else missing.flatten(inside.dim()).all(-1))
     if bool(inside.all()):
         return
-    where = (~inside).nonzero()[0].tolist()
-    bad = value[tuple(where)]
+    first, *entry = (~inside).nonzero()[0].tolist()
+    bad = value[(first, *entry)]
     shown = f"{bad.item():g}" if bad.numel() == 1 else str(bad.tolist())
     inner = d.base_dist if isinstance(d, dist.Independent) else d
     message = (
-        f"{owner}.{name}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}, the first "
-        f"is {shown} at {where}"
+        f"{where}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}"
+        f"{_bounds(of_entries(d.support))}, the first is {shown} in {row(first)}"
+        + (f", entry {entry}" if entry else "")
     )
     message += getattr(inner.support, "advice", "")
     unit = bool(((value >= 0) & (value <= 1)).all())
@@ -169,6 +191,14 @@ def _check_support(owner: str, name: str, d: TorchDistribution, value: Tensor, m
             'binarize="dynamic" or "threshold")), or use a likelihood for grey values (likelihood="gaussian-learned")'
         )
     raise DataError(message)
+
+
+def _bounds(support: constraints.Constraint) -> str:
+    """The first and the last of finitely many numbers."""
+    if not isinstance(support, constraints.integer_interval):
+        return ""
+    low, high = (torch.as_tensor(bound) for bound in (support.lower_bound, support.upper_bound))
+    return f" ({int(low)} to {int(high)})" if low.numel() == high.numel() == 1 else ""
 
 
 def _entries_inside(d: TorchDistribution, value: Tensor) -> Tensor:

@@ -81,13 +81,16 @@ class LatentVariableModel(OfDraws):
     [-1.0, -1.0]
     """
 
-    def check(self, data: Any) -> Observations:
-        """Read data and check them against the nodes: shapes, support, missing entries."""
+    def check(self, data: Any, index: Tensor | None = None) -> Observations:
+        """Read data and check them against the nodes: shapes, support, missing entries.
+
+        `index` [n] has the rows' numbers in the data set of which these are a part, for messages.
+        """
         obs = self.observe(data)
         rows = min(4, len(obs))
         with self.numeric():
             laws = self.prototypes(obs, rows)
-            return check(type(self).__name__, self._graph, laws, obs, rows)
+            return check(type(self).__name__, self._graph, laws, obs, rows, index)
 
     def observe(self, data: Any) -> Observations:
         """Read data for this model: named tensors in its dtype, NaN noted as missing, [n] of one feature as [n, 1]."""

@@ -62,7 +62,8 @@ class Regression(Family):
         if not bool(x.isfinite().all()):
             row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
             raise DataError(
-                f"{type(self).__name__}: the covariates of row {first + row} are NaN or infinite; fill them"
+                f"{type(self).__name__}: the covariates of row {first + row} (counted from 0) are NaN or "
+                "infinite; fill them"
             )
         return x
 

@@ -148,7 +148,8 @@ class IndependentFeatures(Family):
             row, column = wrong.nonzero()[0].tolist()
             raise DataError(
                 f"{type(self).__name__} takes {self.kind}; {int(wrong.sum())} values are not, the first is "
-                f"{x[row, column].item():g} in row {first + row}, feature {column}; remove or recode them"
+                f"{x[row, column].item():g} in row {first + row} (counted from 0), feature {column}; "
+                "remove or recode them"
             )
         return x, seen
 

@@ -1,6 +1,6 @@
 """One table of mixed types in one node: a product of families over blocks of its columns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,8 @@ class Blocks(TorchDistribution):
     ----------
     parts : list of TorchDistribution
         With event shape () or (width,), and batch shapes that broadcast.
+    names : sequence of str, optional
+        What messages call them.
 
     Examples
     --------
@@ -35,8 +37,9 @@ class Blocks(TorchDistribution):
 
     arg_constraints: ClassVar[dict] = {}
 
-    def __init__(self, parts: list[TorchDistribution]) -> None:
+    def __init__(self, parts: list[TorchDistribution], names: Sequence[str] = ()) -> None:
         self.parts = parts
+        self.names = tuple(names) or tuple(str(number) for number in range(len(parts)))
         self.widths = [part.event_shape.numel() for part in parts]
         batch = torch.broadcast_shapes(*(part.batch_shape for part in parts))
         super().__init__(batch, torch.Size([sum(self.widths)]), validate_args=False)
@@ -54,7 +57,7 @@ class Blocks(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Blocks":
         """The same with this batch shape."""
-        return Blocks([part.expand(batch_shape) for part in self.parts])
+        return Blocks([part.expand(batch_shape) for part in self.parts], self.names)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Sum of the parts' log densities, [...] nats."""
@@ -159,7 +162,7 @@ class Product(Family):
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """The blocks' distributions side by side."""
-        return Blocks([family.distribution(index) for family in self.blocks()])
+        return Blocks([family.distribution(index) for family in self.blocks()], self.names)
 
     def adapt(self, parts: Parts) -> None:
         """Let every block adapt to its columns."""

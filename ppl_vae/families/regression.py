@@ -84,7 +84,7 @@ class LinearRegression(Regression):
         y = y.to(self.center)
         if bool(y.isinf().any()):
             row = int(y.isinf().nonzero()[0])
-            raise DataError(f"LinearRegression: row {first + row} is infinite; remove or repair it")
+            raise DataError(f"LinearRegression: row {first + row} (counted from 0) is infinite; remove or repair it")
         center, scale = self.target_units()
         return (y - center) / scale
 
@@ -182,7 +182,7 @@ class LogisticRegression(Regression):
             row = int(wrong.nonzero()[0])
             raise DataError(
                 f"LogisticRegression takes zeros and ones; {int(wrong.sum())} values are not, the first is "
-                f"{y[row].item():g} in row {first + row}; recode them"
+                f"{y[row].item():g} in row {first + row} (counted from 0); recode them"
             )
         return y
 

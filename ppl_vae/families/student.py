@@ -228,5 +228,5 @@ class MarginalStudentT(dist.MultivariateStudentT):
 def _finite(x: Tensor) -> Tensor:
     if bool(x.isinf().any()):
         row, column = x.isinf().nonzero()[0].tolist()
-        raise DataError(f"StudentT: row {row}, feature {column} is infinite; remove or repair it")
+        raise DataError(f"StudentT: row {row} (counted from 0), feature {column} is infinite; remove or repair it")
     return x

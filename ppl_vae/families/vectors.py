@@ -86,7 +86,8 @@ class CategoricalVector(Family):
             row, column = wrong.nonzero()[0].tolist()
             raise DataError(
                 f"CategoricalVector takes categories 0, ..., {self.n_categories - 1}; {int(wrong.sum())} values are "
-                f"not, the first is {x[row, column].item():g} in row {first + row}, feature {column}; recode them"
+                f"not, the first is {x[row, column].item():g} in row {first + row} (counted from 0), feature {column}; "
+                "recode them"
             )
         return torch.where(seen, x, 0.0).long(), seen
 

@@ -179,12 +179,12 @@ class Intake:
         self.first = self.observe(first, "the first batch")
         self.gaps = tuple(self.first.missing)
 
-    def observe(self, batch: Any, which: str) -> Observations:
-        """A batch, checked; `which` it is, for messages."""
+    def observe(self, batch: Any, which: str, index: Tensor | None = None) -> Observations:
+        """A batch, checked; `which` it is, and its rows' numbers in the data set, for messages."""
         model = self.model
         with self._told(which), model.numeric():
             obs = model.observe(self._named(batch))
-            obs = check(type(model).__name__, model._graph, self.laws, obs, self.few)
+            obs = check(type(model).__name__, model._graph, self.laws, obs, self.few, index)
         none = {name: torch.zeros_like(obs.values[name], dtype=torch.bool) for name in self.gaps}
         return Observations(obs.values, {**none, **obs.missing}, obs.columns)
 

@@ -226,7 +226,7 @@ class Streamed(Parts):
 
     def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
-            obs = self.model.check(block.data) if self.seen is None else self.model.observe(block.data)
+            obs = self.model.check(block.data, block.index) if self.seen is None else self.model.observe(block.data)
             yield obs.with_gaps(name), self.weights_of(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:

@@ -81,7 +81,7 @@ class Streamed(Pieces):
     def _batch(self, block: Block, rows: Tensor, real: int, where: str) -> Batch:
         part = block.rows(rows)
         weights = part.weights if self.all_weights is None else self.all_weights[block.start + rows]
-        obs = self.intake.observe(part.data, where)
+        obs = self.intake.observe(part.data, where, block.start + rows)
         return self.intake.weighed(obs, weights, block.start + rows, real)
 
     def fingerprint(self) -> str:

@@ -412,7 +412,8 @@ BAD_FILES = {
     "dates": ("a.parquet", parquet_of({"day": np.array(["2020-01-01"], "M8[ms]")}), "column 'day' is not numeric"),
     "parquet without rows": ("a.parquet", parquet_of({"a": pa.array([], pa.float64())}), "no rows"),
     "parquet without columns": ("a.parquet", parquet_of({}), "no columns are left"),
-    "text in csv": ("a.csv", b"a,kind\n1,3\n2,oak\n", "column 'kind'.*'oak'"),
+    "text in csv": ("a.csv", b"a,kind\n1,3\n2,oak\n", r"column 'kind': row 1 \(counted from 0\).*'oak'"),
+    "text in csv without a header": ("a.csv", b"1,3\n2,4\n5,oak\n", r"column 'x1': row 2 \(counted from 0\).*'oak'"),
     "ragged csv": ("a.csv", b"a,b\n1,2\n3\n", "not a regular table"),
     "csv header only": ("a.csv", b"a,b\n", "no rows"),
     "csv row numbers": ("a.csv", b",a\n0,1\n", "column 1 has no name"),
@@ -453,7 +454,11 @@ BAD_SOURCES = {
     "lists": (lambda: [[1, 2], [3, 4]], "not a table"),
     "text": (
         lambda: pd.DataFrame({"a": [1, 2], "kind": ["oak", "elm"]}),
-        "column 'kind' is not numeric: 'oak' in row 1",
+        "column 'kind' is not numeric: 'oak' in row 0 .counted from 0",
+    ),
+    "text in a later batch": (
+        lambda: lambda: iter([pd.DataFrame({"a": [1, 2, 3]}), pd.DataFrame({"a": [4, "oak"]})]),
+        "'oak' in row 4 .counted from 0",
     ),
     "text in a batch": (lambda: lambda: iter([np.array(["a"])]), "array of <U1"),
     "lazy frame": (lambda: pl.LazyFrame({"a": [1]}), "collect a lazy frame"),
@@ -481,7 +486,7 @@ def test_bad_requests(tmp_path):
         ({"columns": ["a", "a"]}, "more than once"),
         ({"weights": "w"}, "no column 'w'"),
         ({"columns": ["a", "b"], "weights": "a"}, "column 'a' holds the weights"),
-        ({"columns": ["a"], "weights": "b"}, "finite and non-negative; row 1 has -1"),
+        ({"columns": ["a"], "weights": "b"}, r"finite and non-negative; row 1 \(counted from 0\) has -1"),
         ({"rows": 0}, "rows must be a whole number, at least 1, got 0"),
     ):
         with pytest.raises(DataError, match=message):

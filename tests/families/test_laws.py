@@ -406,14 +406,14 @@ def test_a_constant_feature_is_nobodys_fault():
 
 
 BAD = {
-    "bernoulli": (0.5, "zeros and ones", "0.5 in row 30, feature 0"),
+    "bernoulli": (0.5, "zeros and ones", "0.5 in row 30 (counted from 0), feature 0"),
     "poisson": (1.5, "counts 0, 1, 2", "1.5 in row 30"),
     "single poisson": (-1.0, "counts 0, 1, 2", "-1 in row 30"),
     "exponential": (-2.0, "at least 0", "-2 in row 30"),
     "gamma": (0.0, "positive numbers", "0 in row 30"),
-    "categorical vector": (4.0, "categories 0, ..., 3", "4 in row 30, feature 0"),
+    "categorical vector": (4.0, "categories 0, ..., 3", "4 in row 30 (counted from 0), feature 0"),
     "student t, full": (math.inf, "infinite", "row"),
-    "linear regression": (-math.inf, "row 30 is infinite", ""),
+    "linear regression": (-math.inf, r"row 30 \(counted from 0\) is infinite", ""),
     "logistic regression": (2.0, "zeros and ones", "2 in row 30"),
 }
 

@@ -29,7 +29,7 @@ def fit(x, K=2, covariance="full", prior=None, weights=None, **options):
 ERRORS = {
     "K > n": (lambda: fit(X[:3], K=5), "5 components need at least 5 data, there are 3"),
     "no rows": (lambda: fit(X[:0]), "empty"),
-    "infinite": (lambda: fit(replaced(5, math.inf)), "row 5 is infinite"),
+    "infinite": (lambda: fit(replaced(5, math.inf)), r"row 5 \(counted from 0\) is infinite"),
     "an all-missing feature": (lambda: fit(replaced(slice(None), math.nan, 1)), "feature 1"),
     "all missing": (lambda: fit(X * math.nan), "feature 0, 1, 2"),
     "negative weight": (lambda: fit(X, weights=-torch.ones(N)), "weight 0 is -1"),

@@ -350,6 +350,19 @@ def test_bad_data_are_named(name, value, message):
         pv.EM(progress=False).fit(model_of(name), x)
 
 
+@pytest.mark.parametrize("engine", [pv.EM(progress=False), pv.SVI(1, batch_size=20, progress=False)])
+@pytest.mark.parametrize("rows", [None, 40])
+def test_a_bad_value_is_named_by_its_row_in_the_data_and_its_part_of_the_table(engine, rows):
+    _, x = drawn("product", 200)
+    x[150, 3] = 3.0
+    data = x if rows is None else pv.data.stream(x, rows=rows)
+    said = (
+        r"part 'answers': 1 values .* Categorical \(0 to 2\), the first is 3 in row 150 \(counted from 0\), entry \[1\]"
+    )
+    with pytest.raises(pv.DataError, match=said):
+        engine.fit(model_of("product"), data)
+
+
 def test_covariates_of_another_shape_are_named():
     _, data = drawn("linear regression", 50)
     with pytest.raises(pv.DataError, match=r"\[n, 2\] is expected"):
