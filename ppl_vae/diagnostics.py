@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.counted import counted_elpd, counts_of
 from ppl_vae.datatree import data_of, seeded
-from ppl_vae.evidence import log_mean_exp
+from ppl_vae.evidence import hardly_vary, log_mean_exp
 from ppl_vae.fit import Fit
 
 __all__ = [
@@ -93,8 +93,9 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     """ArviZ's ELPDData by Pareto-smoothed importance sampling over the draws of a posterior; None for other fits.
 
     Draws of a q(theta) are weighted by p(X, theta) / q(theta) as well (Magnusson et al. 2019), where they are on the
-    training data. Data of which nothing was seen are left out; below 25 draws there is
-    no answer. A weight w stands for w data, each of them left out alone; weights that are no counts have no answer.
+    training data. The Pareto k of a datum whose weights are worth 90% of the draws or more is given as 0: it would be
+    the shape of next to nothing (see `hardly_vary`). Data of which nothing was seen are left out; below 25 draws there
+    is no answer. A weight w stands for w data, each of them left out alone; weights that are no counts have no answer.
 
     Parameters
     ----------
@@ -132,6 +133,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
         "log_likelihood": {"x": each[..., seen].double().cpu().numpy()},
     }
     densities = log_densities(fit, each) if data is None else None
+    log_w = -each[..., seen].double()
     with warnings.catch_warnings():
         # Bad Pareto k are counted and worded by the table.
         warnings.simplefilter("ignore", UserWarning)
@@ -139,7 +141,11 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
             found = loo(arviz_base.from_dict(groups), pointwise=True)
         else:
             log_p, log_q = (value.flatten().cpu().numpy() for value in densities)
+            log_w = log_w + (densities[0] - densities[1]).to(log_w)[..., None]
             found = loo_approximate_posterior(arviz_base.from_dict(groups), log_p, log_q, pointwise=True)
+    share = torch.softmax(log_w.flatten(0, 1), 0)
+    even = hardly_vary(1 / share.square().sum(0), len(share)).cpu().numpy()
+    found.pareto_k = found.pareto_k.where(~even, 0.0)
     return found if counts is None else counted_elpd(found, each[..., seen], counts.to(seen.device)[seen])
 
 

@@ -33,7 +33,7 @@ COLUMNS = {
     "bic": "BIC, smaller is better",
     "elpd_loo": "ELPD by PSIS-LOO, total",
     "elpd_se": "its standard error",
-    "bad_k": "data with Pareto k above 0.7",
+    "bad_k": "data with Pareto k above 0.7, of weights that vary",
     "khat": "Pareto k of q(theta), up to 0.7 to be trusted",
     "rhat": "worst R-hat",
     "ess": "smallest ESS",

@@ -217,6 +217,20 @@ def test_loo_of_a_q_is_that_of_the_posterior():
     assert abs(float(naive.elpd) - exact) > 2 * abs(float(found.elpd) - exact)
 
 
+def test_even_weights_of_leave_one_out_are_no_danger():
+    """One normal law has its leave-one-out in closed form; q is not its posterior, yet the weights hardly vary."""
+    prior = pv.families.NormalInverseWishartPrior(
+        mean=torch.tensor([20.0]), strength=0.1, df=4.0, scale=torch.tensor([[10.0]])
+    )
+    gmm = pv.models.GaussianMixture(1, 1, prior=(pv.families.DirichletPrior(1.0), prior))
+    x = pv.data.galaxies()
+    fit = pv.SVI(1000, optimizer=pv.adam(1e-2), guide="normal", progress=False).fit(gmm, x)
+    table = pv.compare({"SVI": fit})
+    assert table.rows["SVI"].elpd_loo == pytest.approx(-243.158, abs=0.2)
+    assert table.rows["SVI"].bad_k == 0
+    assert not any("a Pareto k above 0.7" in w for w in table.warnings)
+
+
 def test_a_datum_that_alone_carries_a_parameter_has_a_bad_pareto_k():
     """Without the outlier the variance would be a hundredth: the draws cannot be weighted into that."""
     x = torch.tensor([0.0, 0.1, -0.1, 0.05, 8.0]).double()
