@@ -91,7 +91,8 @@ def calibrate(
     Raises
     ------
     EngineError
-        If the model has nothing shared with a prior, or fewer than two simulations could be fitted.
+        If the model has nothing shared with a prior, the engine's fit is a point estimate, or fewer than two
+        simulations could be fitted.
     DataError
         If the checkpoint is of another call.
 
@@ -129,6 +130,10 @@ def calibrate(
 
 
 Row = dict[str, np.ndarray]
+
+
+class _PointError(EngineError):
+    """A fit without draws, whatever the data: no other simulation would have them."""
 
 
 class _Study:
@@ -178,6 +183,11 @@ class _Study:
         with own_random(_seed(self.seed, number), []):
             theta, data = self.simulate(number)
             fit = _silent(self.engine, _seed(self.seed, number)).fit(self.model, data)
+        if fit.is_point:
+            raise _PointError(
+                f"calibrate ranks the truth among draws of a posterior, and a fit by {fit.engine} is a point estimate: "
+                "take NUTS, SVI or VB"
+            )
         shared_draws = {name: fit.draws[name].double() for name in theta}
         obs = self.model.check(data)
         truths, draws = self.ask(obs, _one(theta)), self.ask(obs, shared_draws)
@@ -210,6 +220,8 @@ class _Study:
     def _tried(self, number: int) -> Row | str:
         try:
             row = self.one(number)
+        except _PointError:
+            raise
         except (EngineError, DataError, torch.linalg.LinAlgError) as error:
             return str(error)
         return row if bool(np.isfinite(row["u"]).all()) else "its draws are not finite"

@@ -129,6 +129,8 @@ def test_functions_of_ones_own_and_what_a_result_shows():
     ax = found.plot()
     assert ax.get_xlabel()
     assert {line.get_label() for line in ax.lines} >= {"sign", "square"}
+    ax.figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1  # beside the curves
     assert found.to_datatree()["prior_sbc"]["square"].shape == (1, 40)
 
 
@@ -169,6 +171,10 @@ def test_labels_that_can_switch_are_not_ranked():
 def test_what_cannot_be_calibrated_is_told():
     with pytest.raises(pv.EngineError, match="nothing to rank"):
         pv.calibrate(pv.models.GaussianMixture(2, 1), pv.EM(progress=False), num_simulations=2)
+    gmm = pv.models.GaussianMixture(2, 1, prior="weak")
+    gmm.adapt(pv.data.galaxies())
+    with pytest.raises(pv.EngineError, match="a fit by EM is a point estimate: take NUTS, SVI or VB"):
+        pv.calibrate(gmm, pv.EM(progress=False), num_simulations=3, n=20, progress=False)
     for count in (0, 1):
         with pytest.raises(pv.EngineError, match=f"at least 2 .*, got {count} and"):
             study(Exact(), count)

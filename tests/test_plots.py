@@ -99,6 +99,17 @@ def test_densities_of_one_feature_sum_to_one(geyser):
     assert np.allclose(y, fit.log_prob(torch.as_tensor(x)).exp())
 
 
+def test_densities_on_the_line_end_where_they_vanish_and_near_the_data():
+    x = pv.data.galaxies()
+    fit = pv.EM(n_init=5, progress=False).fit(pv.models.GaussianMixture(3, 1, prior="weak"), x)
+    components = [line.get_ydata() for line in plots.fit_ellipses(fit).lines[:3]]
+    assert all(max(y[0], y[-1]) < 0.02 * y.max() for y in components)
+    wide = {**fit.draws, "components.covariance": torch.full((1, 1, 3, 1, 1), 1e6).double()}
+    (curve, *_) = plots.fit_ellipses(dataclasses.replace(fit, draws=wide)).lines
+    width = x.values.max() - x.values.min()
+    assert np.ptp(curve.get_xdata()) == pytest.approx(1.5 * width.item())
+
+
 def test_ellipses_need_a_normal_family(vae, digits):
     with pytest.raises(EngineError, match="observes none"):
         plots.fit_ellipses(vae, digits.test)

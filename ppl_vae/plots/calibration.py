@@ -30,7 +30,7 @@ def calibration(found: "Calibration", ax: Axes | None = None, names: Sequence[st
     names : sequence of str, optional
         Quantities; all by default.
     """
-    ax = new_axes(ax, (5.5, 3.6))
+    ax = new_axes(ax, (7.0, 3.6))
     at, lower, upper = band(len(found.u), 1 - found.error)
     ax.fill_between(at, lower - at, upper - at, color=GREY, alpha=0.25, linewidth=0, label="band", step="mid")
     for j, name in enumerate(found.names):
@@ -39,5 +39,7 @@ def calibration(found: "Calibration", ax: Axes | None = None, names: Sequence[st
             ax.plot(at, ecdf - at, color=color(j), linewidth=1.2, label=name)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set(xlabel="rank of the truth among draws, as a fraction", ylabel="ECDF minus uniform", xlim=(0, 1))
-    ax.legend(fontsize="small", ncols=1 if len(found.names) < 6 else 2)
+    ax.legend(
+        frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(found.names) // 16
+    )
     return ax

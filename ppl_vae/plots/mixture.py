@@ -136,13 +136,21 @@ def _line(
     column = x.reshape(-1)
     column = column[np.isfinite(column)]
     ax.hist(column, bins="auto", density=True, color=GREY, alpha=0.35)
-    grid = np.linspace(column.min(), column.max(), 300)
+    loc, cov = (m.reshape(-1) for m in moments(fit, family, fit.parameters))
+    grid = np.linspace(*_reach(column, loc, np.sqrt(cov)), 300)
     for values in ghosts(fit):
         ax.plot(grid, densities(fit, family, values, grid, r, order).sum(0), color=GREY, lw=0.5, alpha=0.35)
     density = densities(fit, family, fit.parameters, grid, r, order)
     for k in range(len(order)):
         ax.plot(grid, density[k], color=color(k), lw=2)
     ax.plot(grid, density.sum(0), color=GREY, lw=1.5, ls="--")
+
+
+def _reach(column: np.ndarray, loc: np.ndarray, sd: np.ndarray) -> tuple[float, float]:
+    """From where to where densities are drawn: three sds of each component, a quarter of the data's range at most."""
+    low, high = column.min(), column.max()
+    most = (high - low) / 4
+    return max(low - most, min(low, (loc - 3 * sd).min())), min(high + most, max(high, (loc + 3 * sd).max()))
 
 
 def densities(fit: Any, family: Any, values: Any, grid: np.ndarray, r: np.ndarray, order: list[int]) -> np.ndarray:
