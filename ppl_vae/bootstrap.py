@@ -13,7 +13,7 @@ from ppl_vae.align import matched, symmetries
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
-from ppl_vae.fit import Fit, Status
+from ppl_vae.fit import Fit, Status, check_fit
 from ppl_vae.infer import EM
 from ppl_vae.infer.weights import check_weights
 from ppl_vae.progress import progress as progress_bar
@@ -125,6 +125,7 @@ def bootstrap(
 
 
 def _check(fit: Fit) -> None:
+    check_fit("bootstrap", fit)
     if fit.engine != "EM" or not isinstance(fit.model, LatentVariableModel):
         raise EngineError(
             f"bootstrap repeats an EM fit of a declared model, got one by {fit.engine} of {type(fit.model).__name__}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.calibration import Calibration
 from ppl_vae.errors import EngineError, check_seed
-from ppl_vae.fit import Fit
+from ppl_vae.fit import check_fit
 from ppl_vae.infer.random_state import own_random
 
 __all__ = ["calibrate_latents"]
@@ -55,8 +55,7 @@ def calibrate_latents(fit: Any, n: int = 1000, num_draws: int = 1000, seed: int 
     >>> pv.calibrate_latents(fit, n=50).names
     ('z[0]',)
     """
-    if not isinstance(fit, Fit):
-        raise EngineError(f"calibrate_latents takes a Fit, got a {type(fit).__name__}: fit the model first")
+    check_fit("calibrate_latents", fit)
     if not fit.is_point:
         raise EngineError("calibrate_latents needs one value of the parameters, and this fit has many draws of them")
     model = fit.model

@@ -262,11 +262,12 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     table = Table(named, obs, {}, {})
     if data is None:
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
-    r = {name: _responsibilities(fit, fit.model.check(_raw(obs))) for name, fit in named.items()}
+    seen = {name: _seen(name, fit, obs, next(iter(named))) for name, fit in named.items()}
+    r = {name: _responsibilities(fit, seen[name]) for name, fit in named.items()}
     reference = next(iter(r.values()))
     known = None if labels is None else _classes(labels, len(obs))
     for name, fit in named.items():
-        own = fit.model.check(_raw(obs))
+        own = seen[name]
         judged = judge(fit, own, num_particles)
         if fit is not first or known is not None:
             judged.row.ari = _agreement(known, reference, r[name])
@@ -330,6 +331,16 @@ def _against_reference(table: Table) -> list[str]:
 def _raw(obs: Observations) -> dict[str, Any]:
     """Values with their NaN back, so that each fit reads them in its own dtype."""
     return {n: v.masked_fill(obs.missing[n], torch.nan) if n in obs.missing else v for n, v in obs.values.items()}
+
+
+def _seen(name: str, fit: Fit, obs: Observations, first: str) -> Observations:
+    """The data as a fit's model sees them."""
+    try:
+        return fit.model.check(_raw(obs))
+    except DataError as error:
+        raise DataError(
+            f"compare holds fits against each other on the same data, and {name} cannot read those of {first}: {error}"
+        ) from error
 
 
 def _responsibilities(fit: Fit, obs: Observations) -> dict[str, Tensor]:

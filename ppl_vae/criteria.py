@@ -60,7 +60,7 @@ class Cell:
     @property
     def label(self) -> str:
         """The settings as text."""
-        return ", ".join(f"{name}={spoken(value)}" for name, value in self.settings.items())
+        return ", ".join(f"{name}={spoken(value)}" for name, value in self.settings.items()) or "the only setting"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ class Evidence:
     method: str
     k_hat: Tensor | None = None
 
+    def __repr__(self) -> str:
+        ess = self.effective_sample_size.min().item()
+        return (
+            f"{'bound on ' if self.method == 'bound' else ''}log p(x) of {len(self.value)} data, {self.method}"
+            f"\n  mean {self.value.mean().item():.4f}, total {self.value.sum().item():.4f} nats"
+            + ("" if math.isinf(ess) else f"; smallest effective sample size {ess:.4g}")
+            + "\n  next: .value, .standard_error, .effective_sample_size"
+        )
+
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
     """Log of the mean of exp.

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import EngineError
 from ppl_vae.fit_answers import Answers
 from ppl_vae.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Fit", "Status", "versions"]
+__all__ = ["Fit", "Status", "check_fit", "versions"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,
     }
+
+
+class Parameters(dict[str, Tensor]):
+    """A dictionary that says what it holds when it is asked for what it does not."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self)}")
 
 
 @dataclass
@@ -128,7 +136,7 @@ class Fit(Answers):
             if family.prior is None:
                 own = {f"{path}.{name}": value for name, value in family.values().items()}
                 found |= {name: value for name, value in own.items() if name not in found}
-        return {**found, **getattr(self.model, "values", {})}
+        return Parameters({**found, **getattr(self.model, "values", {})})
 
     # What the fit is worth, and how to keep it.
 
@@ -209,3 +217,11 @@ class Fit(Answers):
         from ppl_vae.report import fit_html
 
         return fit_html(self)
+
+
+def check_fit(where: str, fit: Any) -> None:
+    """Refuse what is no Fit, such as a model that is not fitted yet."""
+    if not isinstance(fit, Fit):
+        raise EngineError(
+            f"{where} takes a Fit, got a {type(fit).__name__}: fit the model first, {where}(engine.fit(model, data))"
+        )

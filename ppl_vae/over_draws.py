@@ -36,6 +36,13 @@ class OverDraws(TorchDistribution):
         self.parts = list(parts)
         super().__init__(self.parts[0].batch_shape, self.parts[0].event_shape, validate_args=False)
 
+    def __repr__(self) -> str:
+        part, shapes = (
+            type(self.parts[0]).__name__.lstrip("_"),
+            f"batch {list(self.batch_shape)}, event {list(self.event_shape)}",
+        )
+        return f"OverDraws({len(self.parts)} draws of {part}, {shapes})"
+
     @property
     def support(self) -> Constraint:
         """That of its parts."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.bootstrap import from_model
+from ppl_vae.coordinates import coordinates
 from ppl_vae.criteria import Cell
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError, check_seed, check_whole
@@ -23,6 +24,7 @@ __all__ = ["LikelihoodRatio", "likelihood_ratio_test"]
 
 NOISE = 0.1
 """How far below zero D may be because EM stops short of a maximum, nats."""
+EXCHANGED = "the first model is to be contained in the second; are they exchanged?"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def likelihood_ratio_test(
     Raises
     ------
     EngineError
-        If a number is out of range, one of the declarations cannot be fitted to the data, or to any replicate, or the
-        first fits better.
+        If a number is out of range, what is given is no declaration, the first has as many free parameters as the
+        second or fits better, or one of them cannot be fitted to the data, or to any replicate.
 
     References
     ----------
@@ -126,14 +128,14 @@ def likelihood_ratio_test(
     seed = check_seed(seed)
     begin = time.perf_counter()
     engine = EM(n_init=3, accelerate="squarem") if engine is None else engine
+    _check_nested(null, alternative, engine)
     models = [deepcopy(model).double() for model in (null, alternative)]
     first, second = _both(engine, models, data, weights)
     if first.fit is None or second.fit is None or not (first.eligible and second.eligible):
         raise EngineError(f"the declarations cannot be compared on these data: {first.status}; {second.status}")
     if (found := _statistic(first, second)) < -NOISE:
         raise EngineError(
-            f"likelihood_ratio_test: the null model fits better, by {-found / 2:.4g} nats in total: the first model is "
-            "to be contained in the second; are they exchanged?"
+            f"likelihood_ratio_test: the null model fits better, by {-found / 2:.4g} nats in total: {EXCHANGED}"
         )
     replicates, failures = [], Counter[str]()
     generator = torch.Generator().manual_seed(seed)
@@ -160,6 +162,20 @@ def likelihood_ratio_test(
         Status("finished", f"{len(replicates)} of {num_samples} replicates used", left_out),
         time.perf_counter() - begin,
     )
+
+
+def _check_nested(null: Any, alternative: Any, engine: EM) -> None:
+    for model in (null, alternative):
+        if not isinstance(model, LatentVariableModel):
+            raise EngineError(
+                f"likelihood_ratio_test takes declarations, which it fits itself, such as pv.models.GaussianMixture(2, "
+                f"d); got a {type(model).__name__}"
+            )
+    first, second = (coordinates(model, engine.frozen).size for model in (null, alternative))
+    if first >= second:
+        raise EngineError(
+            f"likelihood_ratio_test: the null model has {first} free parameters, the alternative {second}: {EXCHANGED}"
+        )
 
 
 def _both(

@@ -12,7 +12,7 @@ from ppl_vae.alone import unvalidated
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
-from ppl_vae.fit import Fit
+from ppl_vae.fit import Fit, check_fit
 from ppl_vae.invariants import over_draws, remarks
 
 __all__ = ["Ordering", "Relabelled", "Relabelling", "Stephens", "relabel", "relabel_draws"]
@@ -192,8 +192,7 @@ def relabel(fit: Fit, by: Relabelling | None = None, data: Any = None) -> Fit:
     >>> pv.relabel(fit, pv.Ordering("components.loc")).settings["labels"]
     'ordered by components.loc[..., 0]; ... of 20 draws switched'
     """
-    if not isinstance(fit, Fit):
-        raise EngineError(f"relabel takes a Fit, got a {type(fit).__name__}: fit the model first")
+    check_fit("relabel", fit)
     if fit.is_point:
         return fit
     obs = fit.data if data is None else fit.model.check(data)

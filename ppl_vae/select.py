@@ -184,7 +184,7 @@ def select(
     Raises
     ------
     DeclarationError
-        For a keyword that the declaration does not take, or one without values.
+        For an object in the place of its class, a keyword that the declaration does not take, or one without values.
     DataError
         For data or a validation fraction that cannot be used.
     EngineError
@@ -198,6 +198,9 @@ def select(
     >>> found.best_cell.settings
     {'n_components': 3, 'covariance': 'tied'}
     """
+    if isinstance(declaration, LatentVariableModel):
+        name = type(declaration).__name__
+        raise DeclarationError(f"select takes the class {name}, got an object of it: it makes one at each setting")
     engine = EM(n_init=5, accelerate="squarem") if engine is None else engine
     _check(engine, _rule(criterion), validation)
     fixed, grid = _grid(declaration, data, settings)

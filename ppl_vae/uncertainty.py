@@ -14,8 +14,8 @@ from ppl_vae.coordinates import coordinates
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import NO_DATA, EngineError
-from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.weights import check_weights
+from ppl_vae.fit import Fit, Status, check_fit
+from ppl_vae.infer.weights import check_weights, one_source
 from ppl_vae.information import check_boundary, derivatives, invert
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
 
 def _check(fit: Fit, data: Any) -> None:
     """Refuse fits whose information cannot be had."""
+    check_fit("standard_errors", fit)
     if not isinstance(fit.model, LatentVariableModel) or fit.engine != "EM":
         raise EngineError(
             f"standard_errors takes an EM fit of a declared model, got one by {fit.engine} of "
@@ -173,6 +174,7 @@ def _batches(fit: Fit, data: Any, weights: Any) -> Iterator[tuple[Observations, 
         yield obs, check_weights(own, len(obs)).to(fit.model.like)
         return
     for block in data:
+        one_source(data, block.weights, weights)
         own = block.weights if weights is None else weights[block.start : block.start + len(block)]
         yield fit.model.check(block.data, block.index), check_weights(own, len(block)).to(fit.model.like)
 

@@ -78,6 +78,7 @@ ROOMS = {
 
 NEIGHBOURS = {
     ("fit", "fit_answers"),
+    ("fit", "errors"),
     ("fit_answers", "alone"),
     ("fit_answers", "errors"),
     ("fit_answers", "evidence"),

@@ -1,6 +1,7 @@
 """log p(x) and how far to trust it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,19 @@ def test_exact_evidence_has_no_error():
     assert found.standard_error.tolist() == [0.0, 0.0]
     assert found.effective_sample_size.tolist() == [math.inf, math.inf]
     assert found.method == "exact"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (exact(torch.full((300,), -1.0)), "log p(x) of 300 data, exact\n  mean -1.0000, total -300.0000 nats\n  next:"),
+        (importance(torch.zeros(10, 2)), "mean 0.0000, total 0.0000 nats; smallest effective sample size 10\n"),
+        (replace(exact(torch.zeros(2)), method="bound"), "bound on log p(x) of 2 data, bound\n"),
+    ],
+)
+def test_it_is_printed_in_three_lines(found, said):
+    assert said in repr(found)
+    assert repr(found).count("\n") == 2
 
 
 @pytest.mark.parametrize(

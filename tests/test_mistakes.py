@@ -73,6 +73,22 @@ class Counts(pv.LatentVariableModel):
         return dist.Poisson(rate)
 
 
+class Hidden(pv.LatentVariableModel):
+    """A count that is seen with noise."""
+
+    @pv.latent
+    def z(self):
+        return dist.Poisson(torch.tensor(2.0))
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+def forgot():
+    """Has no return."""
+
+
 MISTAKES = {
     "an attribute that hides a method": (Hides, "'sample' would hide the method 'sample' of every model"),
     "leave-one-out of point estimates": (
@@ -142,6 +158,43 @@ MISTAKES = {
     "a shared latent to start from that cannot be": (
         lambda: pv.SVI(1, start={"rate": -1.0}).fit(Counts(), torch.ones(3)), "start['rate'] must be at least 0",
     ),
+    "weights that are objects": (
+        lambda: pv.EM().fit(GMM, X, weights=np.ones(6, dtype=object)), "weights are an array of object; pass one",
+    ),
+    "weights in words": (lambda: pv.EM().fit(GMM, X, weights="w"), "weights are a str; pass one number per datum"),
+    "sparse data": (lambda: GMM.log_prob(X.to_sparse()), "sparse tensor (torch.sparse_coo); pass it dense, x.to_d"),
+    "a sparse stream": (lambda: pv.data.stream(X.to_sparse()), "sparse tensor (torch.sparse_coo) was given; pass it"),
+    "a stream of nothing": (
+        lambda: pv.data.stream(forgot), "forgot() returned a NoneType; it must return an iterator of batches",
+    ),
+    **{
+        f"two weights for {engine}": (
+            lambda own=own: own.fit(GMM, pv.data.stream(X.repeat(1, 2)[:, :3], weights="x2"), weights=torch.ones(6)),
+            "has a column of weights, and weights= were given too",
+        )
+        for engine, own in (("EM", pv.EM()), ("SVI", pv.SVI(1)))
+    },
+    "standard errors of a model": (lambda: pv.standard_errors(GMM), "standard_errors takes a Fit, got a Gaussian"),
+    "bootstrap of a model": (lambda: pv.bootstrap(GMM), "bootstrap takes a Fit, got a GaussianMixture: fit the model"),
+    "a test of fits": (
+        lambda: pv.likelihood_ratio_test(point(), point(), X), "takes declarations, which it fits itself, such as pv.m",
+    ),
+    "a test of the same against the same": (
+        lambda: pv.likelihood_ratio_test(GMM, GMM, X), "has 11 free parameters, the alternative 11: the first model is",
+    ),
+    "a test the wrong way round": (
+        lambda: pv.likelihood_ratio_test(GMM, pv.models.GaussianMixture(1, 2), X), "are they exchanged?",
+    ),
+    "a choice among objects": (
+        lambda: pv.select(GMM, X, n_components=[1, 2]), "select takes the class GaussianMixture, got an object of it",
+    ),
+    "fits of other data": (
+        lambda: pv.compare({"a": point(), "b": pv.EM(progress=False).fit(pv.models.GaussianMixture(1, 1), X[:, 0])}),
+        "compare holds fits against each other on the same data, and b cannot read those of a: ",
+    ),
+    "EM of a count that is not seen": (
+        lambda: pv.EM(progress=False).fit(Hidden(), torch.ones(3)), "or take a Categorical over as many values",
+    ),
     "a stream where data are asked for": (
         lambda: GMM.log_prob(pv.data.stream(torch.zeros(3, 2))), "VB, SVI, evaluate and standard_errors; to everything",
     ),
@@ -202,6 +255,12 @@ def test_a_law_of_other_codes_is_not_fitted():
     fit = pv.SVI(1, progress=False).fit(quantised(), torch.randn(6, 4))
     with pytest.raises(pv.DeclarationError, match="pass positions=2, n_codes=3"):
         pv.refit_codes(fit, torch.randn(6, 4), pv.code_priors.Independent(2, 5))
+
+
+def test_a_parameter_that_is_not_there_is_told_from_those_that_are():
+    with pytest.raises(KeyError, match=r"no parameter 'loc'; there are mixing\.probs, .*components\.loc"):
+        point().parameters["loc"]
+    assert point().parameters.get("loc") is None
 
 
 def test_one_name_of_parameters_is_one_name():

@@ -43,6 +43,10 @@ def test_it_is_the_mixture_of_the_exact_posteriors():
     torch.testing.assert_close(q.log_prob(at).exp(), torch.as_tensor(expected), atol=5e-3, rtol=0)
 
 
+def test_it_prints_its_shapes():
+    assert repr(fit_of(Nested().double()).posterior(numbers(4))) == "OverDraws(6 draws of Normal, batch [4], event [])"
+
+
 def test_its_draws_have_its_moments():
     q = fit_of(Nested().double()).posterior(numbers(4))
     torch.manual_seed(0)

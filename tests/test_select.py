@@ -203,6 +203,14 @@ def test_any_declaration_is_swept():
     assert found.plot().get_xlabel() == "size"
 
 
+def test_a_single_setting_has_a_name():
+    def one():
+        return pv.models.GaussianMixture(1, 1)
+
+    found = pv.select(one, torch.tensor([[0.0], [1.0], [3.0]]), progress=False)
+    assert "best: the only setting (" in repr(found)
+
+
 def test_a_cell_that_cannot_be_fitted_does_not_end_the_sweep():
     x = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
     found = pv.select(pv.models.GaussianMixture, x, n_components=[1, 4], progress=False)

@@ -237,6 +237,8 @@ def _array_tensor(values: Any, source: str) -> Tensor:
 def _plain_tensor(tensor: Tensor, source: str) -> Tensor:
     if tensor.dim() == 0:
         raise DataError(f"{source}: a single number was given; one row per datum was expected, [n, ...].")
+    if tensor.layout is not torch.strided:
+        raise DataError(f"{source}: a sparse tensor ({tensor.layout}) was given; pass it dense, x.to_dense().")
     if tensor.is_complex():
         raise DataError(
             f"{source}: a tensor of {tensor.dtype} was given; real numbers were expected. Convert it first."

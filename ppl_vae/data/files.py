@@ -13,6 +13,7 @@ import numpy as np
 from ppl_vae.data.arrow import csv_readers, parquet_readers
 from ppl_vae.data.blocks import Block, Choice, Layout, difference, to_block
 from ppl_vae.data.readers import CUT_SHORT, Gap, Reader, Wanted, file_stamp, spans
+from ppl_vae.data.tables import refuse_objects
 from ppl_vae.errors import DataError
 
 __all__ = ["ArrayFile", "files_at", "open_files"]
@@ -158,6 +159,7 @@ def _npy_header(path: Path) -> np.memmap:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError) as error:
+        refuse_objects(path, error)
         raise DataError(f"{path}: is not a .npy file of numbers that can be read ({error}). {CUT_SHORT}") from error
 
 

@@ -3,12 +3,14 @@
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import narwhals as nw
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppl_vae.data.blocks import Block, Choice, to_block
@@ -87,6 +89,8 @@ class Memory:
 
 def _rows_of(source: Any, choice: Choice) -> Callable[[slice], Block]:
     """Rows on demand. Tensors and arrays are sliced first, so that what has to be copied is copied block by block."""
+    if isinstance(source, Tensor) and source.layout is not torch.strided:
+        to_block(source, choice)  # refused there, in words
     if isinstance(source, Tensor | np.ndarray) and source.ndim:
         return lambda rows: to_block(source[rows], choice)
     if isinstance(source, Mapping):
@@ -133,11 +137,23 @@ def starter(source: Any, name: str) -> Callable[[], Iterator[Any]]:
     Raises
     ------
     DataError
-        If there can be one pass only.
+        If there can be one pass only; from what it returns, if the callable returns no iterator.
     """
     if isinstance(source, Iterator):
         raise only_once(name)
-    return source.__iter__ if isinstance(source, Iterable) else source
+    return source.__iter__ if isinstance(source, Iterable) else partial(_begun, source, name)
+
+
+def _begun(make: Callable[[], Any], name: str) -> Iterator[Any]:
+    batches = make()
+    try:
+        return iter(batches)
+    except TypeError:
+        said = getattr(make, "__name__", repr(make))
+        raise DataError(
+            f"{name}: {said}() returned a {type(batches).__name__}; it must return an iterator of batches. Is a return "
+            "or a yield forgotten?"
+        ) from None
 
 
 def only_once(name: str) -> DataError:

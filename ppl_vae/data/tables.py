@@ -205,11 +205,21 @@ def _read_parquet(path: Path, chosen: bool) -> Any:
         raise DataError(f"{path}: is not a Parquet file that can be read ({error}).") from error
 
 
+def refuse_objects(path: Path, error: Exception) -> None:
+    """Say it where the cause is an array of Python objects, which NumPy tells only in words."""
+    if any(said in str(error) for said in ("Object arrays", "Python objects")):
+        raise DataError(
+            f"{path}: holds an array of Python objects (dtype object); numbers are expected. Convert it with "
+            ".astype(float), and write it again with numpy.save."
+        ) from error
+
+
 def _read_npy(path: Path, chosen: bool) -> np.ndarray:
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
+        refuse_objects(path, error)
         raise DataError(f"{path}: is not a .npy file of numbers ({error}). Write it with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays (.npz), not one array. Save one array with numpy.save.")

@@ -204,6 +204,8 @@ def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
         table = frame_of_any_size(value)
         column = len(getattr(value, "shape", ())) == 1  # a Series is [n], not a table of one column
         tensor, names = table.values[:, 0] if column else table.values, table.columns
+    if tensor.layout is not torch.strided:
+        raise DataError(f"{name!r} is a sparse tensor ({tensor.layout}); pass it dense, x.to_dense()")
     if tensor.dim() == 0:
         raise DataError(f"{name!r} is a single number; one row per datum is expected, a tensor [n, ...]")
     return tensor, names

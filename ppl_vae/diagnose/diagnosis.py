@@ -15,8 +15,8 @@ from ppl_vae.diagnose.collapse import Collapse, collapse
 from ppl_vae.diagnose.hole import Hole, hole
 from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
-from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
-from ppl_vae.fit import Fit
+from ppl_vae.errors import NO_DATA, DataError, check_seed, check_whole
+from ppl_vae.fit import check_fit
 from ppl_vae.infer.weights import own_weights
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def diagnose(
     >>> found.n, found["mutual information"].unit
     (4, 'nats')
     """
-    if not isinstance(fit, Fit):
-        raise EngineError(f"diagnose takes a Fit, got a {type(fit).__name__}: fit the model first")
+    check_fit("diagnose", fit)
     if data is None and fit.data is None:
         raise DataError(f"{NO_DATA}: pass the data")
     check_whole("diagnose", error=DataError, size=size, num_particles=num_particles)

@@ -13,7 +13,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.processes import Share
-from ppl_vae.infer.weights import check_weights
+from ppl_vae.infer.weights import check_weights, one_source
 
 __all__ = ["Chunk", "Parts", "make_parts"]
 
@@ -199,6 +199,7 @@ class Streamed(Parts):
     def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, share: Share) -> None:
         first = next(iter(stream))
         super().__init__(model, model.check(first.data), share)
+        one_source(stream, first.weights, weights)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
 

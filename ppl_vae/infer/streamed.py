@@ -12,7 +12,7 @@ from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.batch import Batch, Recipe, order_of, shared_rows
 from ppl_vae.infer.loaders import Pieces, place
-from ppl_vae.infer.weights import check_weights
+from ppl_vae.infer.weights import check_weights, one_source
 
 __all__ = ["Streamed"]
 
@@ -31,6 +31,7 @@ class Streamed(Pieces):
             )
         super().__init__(model, data, first.data, recipe)
         self.column = first.weights
+        one_source(data, self.column, weights)
         self.batch_size = min(recipe.batch_size or len(first), len(first))
         if weights is not None:
             self.all_weights = check_weights(weights, self.size)

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.counted import same_data
+from ppl_vae.data import Stream
 from ppl_vae.errors import DataError
 from ppl_vae.fit import Fit
 
-__all__ = ["check_weights", "own_weights"]
+__all__ = ["check_weights", "one_source", "own_weights"]
 
 
 def check_weights(weights: Any, n: int) -> Tensor:
@@ -18,7 +20,7 @@ def check_weights(weights: Any, n: int) -> Tensor:
     Raises
     ------
     DataError
-        If their number is wrong, one is negative or not finite, or all are zero.
+        If they are no numbers, their number is wrong, one is negative or not finite, or all are zero.
 
     Examples
     --------
@@ -27,7 +29,11 @@ def check_weights(weights: Any, n: int) -> Tensor:
     """
     if weights is None:
         return torch.ones(n, dtype=torch.float64)
-    w = torch.as_tensor(weights, dtype=torch.float64)
+    try:
+        w = torch.as_tensor(weights, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        said = f"an array of {weights.dtype}" if isinstance(weights, np.ndarray) else f"a {type(weights).__name__}"
+        raise DataError(f"weights are {said}; pass one number per datum, such as weights.astype(float)") from error
     if w.shape != (n,):
         raise DataError(f"weights have shape {tuple(w.shape)}; one non-negative number per datum is expected, ({n},)")
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()):
@@ -36,6 +42,20 @@ def check_weights(weights: Any, n: int) -> Tensor:
     if not bool((w > 0).any()):
         raise DataError("all weights are zero: there is no datum left to fit")
     return w
+
+
+def one_source(stream: Stream, column: Tensor | None, weights: Any) -> None:
+    """Refuse weights that are given beside the stream's own column of weights.
+
+    Raises
+    ------
+    DataError
+        Naming the stream.
+    """
+    if column is not None and weights is not None:
+        raise DataError(
+            f"{stream} has a column of weights, and weights= were given too; pass one of them (multiply them for both)"
+        )
 
 
 def own_weights(fit: Fit, obs: Any, weights: Any = None) -> Tensor | None:

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_array, check_scalar
 
@@ -14,6 +15,7 @@ from ppl_vae.sklearn.covariance import COVARIANCES
 __all__ = [
     "check_centers",
     "check_choice",
+    "check_device",
     "check_means",
     "check_numbers",
     "check_precisions",
@@ -47,6 +49,24 @@ def check_choice(estimator: Any, name: str, choices: Iterable[str]) -> None:
         raise ValueError(
             f"The {name!r} parameter of {type(estimator).__name__} must be one of {', '.join(choices)}; got {value!r}"
         )
+
+
+def check_device(device: Any) -> None:
+    """Check that a device is there.
+
+    Raises
+    ------
+    ValueError
+        Naming those that are.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        there = ["'cpu'", *(f"'cuda:{i}'" for i in range(torch.cuda.device_count()))]
+        there += ["'mps'"] * torch.backends.mps.is_available()
+        raise ValueError(
+            f"The 'device' parameter is {device!r}, which this machine does not have; it has {', '.join(there)}"
+        ) from error
 
 
 def check_shape(value: Any, shape: tuple[int, ...], name: str) -> Array:

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ppl_vae import models
-from ppl_vae.sklearn.checks import check_centers, check_choice, check_numbers, check_sample_weight
+from ppl_vae.sklearn.checks import check_centers, check_choice, check_device, check_numbers, check_sample_weight
 from ppl_vae.sklearn.density import answers, tensor
 from ppl_vae.sklearn.engine import Lloyd
 from ppl_vae.sklearn.starts import SEEDS, filled
@@ -164,6 +164,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             If fewer than K clusters are left.
         """
         check_numbers(self, ["n_clusters", "max_iter", "tol"])
+        check_device(self.device)
         check_choice(self, "algorithm", ["lloyd", "elkan"])
         X = self._rows(X, reset=True)
         if len(X) < self.n_clusters:

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ppl_vae.sklearn.checks import check_choice, check_numbers, check_sample_weight
+from ppl_vae.sklearn.checks import check_choice, check_device, check_numbers, check_sample_weight
 from ppl_vae.sklearn.covariance import COVARIANCES, ILL_DEFINED
 from ppl_vae.sklearn.density import Density, answers, kept, plain
 from ppl_vae.sklearn.engine import Chronicle
@@ -131,6 +131,7 @@ class Mixture(DensityMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         check_numbers(self, ["n_components", "tol", "reg_covar", "max_iter", "n_init", "verbose_interval"])
+        check_device(self.device)
         check_choice(self, "covariance_type", COVARIANCES)
         check_choice(self, "init_params", [*RESPONSIBILITIES, *SEEDS])
 

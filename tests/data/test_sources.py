@@ -400,7 +400,7 @@ BAD_FILES = {
     "truncated npy": ("a.npy", npy_of(ROWS)[:-5], "cut short or damaged: copy it"),
     "npy header only": ("a.npy", npy_of(ROWS)[:20], "cut short or damaged: copy it"),
     "no npy": ("a.npy", b"a,b\n1,2\n", "not a .npy file"),
-    "pickle": ("a.npy", npy_of(np.array([{}, {}])), "not a .npy file"),
+    "pickle": ("a.npy", npy_of(np.array([{}, {}])), "holds an array of Python objects"),
     "text in npy": ("a.npy", npy_of(np.array(["a", "b"])), "array of <U1"),
     "complex": ("a.npy", npy_of(np.ones(3) * 1j), "array of complex128"),
     "one number": ("a.npy", npy_of(np.array(1.0)), "single number"),

@@ -96,7 +96,7 @@ BAD_FILES = {
     "truncated parquet": ("a.parquet", _parquet(pa.table({"a": [1.0, 2.0]}))[:-9], None, "not a Parquet file"),
     "parquet without columns": ("a.parquet", _parquet(pa.table({})), None, "no columns are left"),
     "csv as npy": ("a.npy", b"a,b\n1,2\n3,4\n", None, "not a .npy file"),
-    "pickle in npy": ("a.npy", _npy(np.array([{}, {}]), allow_pickle=True), None, "not a .npy file"),
+    "pickle in npy": ("a.npy", _npy(np.array([{}, {}]), allow_pickle=True), None, "holds an array of Python objects"),
     "npz as npy": ("a.npy", _npz(), None, "archive"),
     "truncated npy": ("a.npy", _npy(np.ones((3, 2)))[:-5], None, "not a .npy file"),
     "three dimensions": ("a.npy", _npy(np.ones((3, 2, 2))), None, r"shape \[3, 2, 2\]"),

@@ -174,6 +174,7 @@ def test_a_component_without_spread_is_an_error_or_a_warning(X):
         ({"covariance_type": "diagonal"}, "must be one of full, tied, diag, spherical; got 'diagonal'"),
         ({"init_params": "k-means"}, "must be one of kmeans, random"),
         ({"max_iter": -1}, "max_iter == -1"),
+        ({"device": "gpu"}, "'device' parameter is 'gpu', which this machine does not have; it has 'cpu'"),
     ],
 )
 def test_a_wrong_parameter_is_named(X, wrong, message):
