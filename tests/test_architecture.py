@@ -89,6 +89,7 @@ NEIGHBOURS = {
     ("fit", "version"),
     ("fit", "records"),
     ("records", "errors"),
+    ("alone", "errors"),
     ("report", "plots"),
     ("diagnostics", "datatree"),
     ("datatree", "from_pyro"),

@@ -154,9 +154,9 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
         once = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
         with traceable(), _Unchecked(), kept_generators(tensors), once:
             graph = make_fx(function)(*[t.clone() for t in tensors])
-    except EngineError:
-        raise
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
+        if torch.is_inference_mode_enabled():  # which eager steps cannot help
+            raise
         raise UntraceableError(_where(error)) from error
     _write_dtypes(graph)
     fold_constants(graph)
