@@ -176,7 +176,7 @@ def test_what_cannot_be_calibrated_is_told():
     with pytest.raises(pv.EngineError, match="a fit by EM is a point estimate: take NUTS, SVI or VB"):
         pv.calibrate(gmm, pv.EM(progress=False), num_simulations=3, n=20, progress=False)
     for count in (0, 1):
-        with pytest.raises(pv.EngineError, match=f"at least 2 .*, got {count} and"):
+        with pytest.raises(pv.EngineError, match=f"num_simulations must be a whole number, at least 2, got {count}"):
             study(Exact(), count)
 
 

@@ -120,7 +120,7 @@ def _kmeans_plusplus(model: LatentVariableModel, obs: Observations, weights: Ten
         spread = (share @ (y - share @ y).square()).sqrt()
         columns.append(y / torch.where(spread > 1e-12, spread, 1.0))
     y = torch.cat(columns, 1).cpu()
-    centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.cpu().numpy(), random_state=seed)
+    centers, _ = kmeans_plusplus(y.numpy(), cells, sample_weight=weights.cpu().numpy(), random_state=seed % 2**32)
     nearest = torch.cdist(y, torch.as_tensor(centers)).argmin(1)
     hard = torch.nn.functional.one_hot(nearest, cells).double()
     return (HARDNESS * hard + (1 - HARDNESS) / cells).T
