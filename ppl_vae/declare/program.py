@@ -163,7 +163,7 @@ class Program(SharedLatents):
         for node in self.local_nodes():
             d = self.distribution(node.name, scope, obs)
             if node.name not in scope:
-                self._require_finite(node, d)
+                self.require_finite(node.name, d)
                 dim = sites.summed[node.name] = -2 - len(sites.enumerated) - len(sites.summed)
                 scope[node.name] = Placed(enumerate_values(d, dim), d.event_dim)
                 sites.values[node.name] = scope[node.name].value
@@ -246,11 +246,12 @@ class Program(SharedLatents):
         q = q.weigh(obs.weights) if obs.weights is not None and hasattr(q, "weigh") else q
         return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self.partly_observed(node.name, obs) else q
 
-    def _require_finite(self, node: Node, d: TorchDistribution) -> None:
+    def require_finite(self, name: str, d: TorchDistribution) -> None:
+        """Refuse the law of a latent without a posterior that does not have finitely many values."""
         if not d.has_enumerate_support:
             raise EngineError(
-                f"latent {node.name!r} ~ {_name(d)} cannot be enumerated and has no posterior; declare one with "
-                f"@{node.name}.posterior{_otherwise(d)}"
+                f"latent {name!r} ~ {_name(d)} cannot be enumerated and has no posterior; declare one with "
+                f"@{name}.posterior{_otherwise(d)}"
             )
 
     def restrict(self, name: str, value: Tensor, obs: Observations, log: Tensor) -> Tensor:
@@ -289,7 +290,7 @@ class Program(SharedLatents):
             without = node.kind == "latent" and name not in self._graph.posteriors and name not in obs.values
             if without and not d.has_enumerate_support:
                 if not d.has_rsample:
-                    self._require_finite(node, d)
+                    self.require_finite(node.name, d)
                 q = LocalPosterior(size, d.event_shape, d.support)
                 self.local_posteriors[name] = q.to(self.like)
 

@@ -202,7 +202,7 @@ class Plan:
     def _enumerate(self, name: str, d: Any) -> int:
         if not d.has_enumerate_support:
             if d.support.is_discrete and name not in self.model._graph.posteriors:
-                self.model._require_finite(self.model._graph.nodes[name], d)  # SVI could not fit it either
+                self.model.require_finite(name, d)  # SVI could not fit it either
             raise EngineError(f"EM needs every latent to be finite, and {name!r} is not; fit this model by SVI")
         column = self.dims[name] = -2 - len(self.dims)
         self.values[name] = Placed(enumerate_values(d, column), d.event_dim)
