@@ -166,6 +166,6 @@ def _warnings(fit: Fit, row: Row, chains: Convergence | None, share: float | Non
     if row.elpd_loo is None and not fit.is_point and fit.weights is not None and counts_of(fit.weights) is None:
         found.append("no leave-one-out: the weights are no whole numbers, so none of them is a number of data")
     if row.bad_k:
-        said = "1 datum has" if row.bad_k == 1 else f"{row.bad_k} data have"
-        found.append(f"{said} a Pareto k above {K_LIMIT}: their share of elpd_loo is not reliable")
+        said, whose = ("1 datum has", "its") if row.bad_k == 1 else (f"{row.bad_k} data have", "their")
+        found.append(f"{said} a Pareto k above {K_LIMIT}: {whose} share of elpd_loo is not reliable")
     return found
