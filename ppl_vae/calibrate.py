@@ -185,8 +185,8 @@ class _Study:
             fit = _silent(self.engine, _seed(self.seed, number)).fit(self.model, data)
         if fit.is_point:
             raise _PointError(
-                f"calibrate ranks the truth among draws of a posterior, and a fit by {fit.engine} is a point estimate: "
-                "take NUTS, SVI or VB"
+                f"calibrate ranks the truth among draws of a posterior, and this fit by {fit.engine} has one value: "
+                "take NUTS, SVI or VB, with many draws"
             )
         shared_draws = {name: fit.draws[name].double() for name in theta}
         obs = self.model.check(data)

@@ -87,7 +87,7 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
     for name, program in programs.items():
         # Not to the file: torch's writer ends the process where the disk is full.
         torch.export.save(program, content := BytesIO())
-        write_bytes(folder / f"{name}.pt2", content.getvalue())
+        write_bytes(folder / f"{name}.pt2", content.getbuffer())
     record = {"model": type(model).__name__, "versions": versions(), "programs": described}
     write_bytes(folder / "export.json", f"{json.dumps(record, indent=2)}\n".encode())
     return folder

@@ -77,6 +77,9 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
         status=Status(**{**record["status"], "notes": tuple(record["status"]["notes"])}),
         **{k: record[k] for k in ("engine", "bound", "seconds", "seed", "settings", "versions")},
     )
+    for family in model.families().values():
+        if family.prior is None:
+            family.hold(family.constraints)
     if fit.is_point and fit.draws:
         model.fix(fit.draw(0))
     return fit

@@ -171,11 +171,19 @@ def _check_nested(null: Any, alternative: Any, engine: EM) -> None:
                 f"likelihood_ratio_test takes declarations, which it fits itself, such as pv.models.GaussianMixture(2, "
                 f"d); got a {type(model).__name__}"
             )
-    first, second = (coordinates(model, engine.frozen).size for model in (null, alternative))
+    if not isinstance(engine, EM):
+        raise EngineError(f"likelihood_ratio_test fits by EM, got engine={engine!r}")
+    first, second = (_count(model, engine) for model in (null, alternative))
     if first >= second:
         raise EngineError(
             f"likelihood_ratio_test: the null model has {first} free parameters, the alternative {second}: {EXCHANGED}"
         )
+
+
+def _count(model: LatentVariableModel, engine: EM) -> int:
+    """Parameters that the engine moves."""
+    still = [name for name, parameter in model.free_parameters().items() if not parameter.requires_grad]
+    return coordinates(model, (*engine.frozen, *still)).size
 
 
 def _both(

@@ -112,7 +112,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
+def write_bytes(path: Path, content: bytes | memoryview) -> Path:
     """Write a file that others may read, or leave the old one.
 
     Raises

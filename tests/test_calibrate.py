@@ -173,7 +173,7 @@ def test_what_cannot_be_calibrated_is_told():
         pv.calibrate(pv.models.GaussianMixture(2, 1), pv.EM(progress=False), num_simulations=2)
     gmm = pv.models.GaussianMixture(2, 1, prior="weak")
     gmm.adapt(pv.data.galaxies())
-    with pytest.raises(pv.EngineError, match="a fit by EM is a point estimate: take NUTS, SVI or VB"):
+    with pytest.raises(pv.EngineError, match="this fit by EM has one value: take NUTS, SVI or VB"):
         pv.calibrate(gmm, pv.EM(progress=False), num_simulations=3, n=20, progress=False)
     for count in (0, 1):
         with pytest.raises(pv.EngineError, match=f"num_simulations must be a whole number, at least 2, got {count}"):

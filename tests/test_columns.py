@@ -63,6 +63,20 @@ def test_other_columns_are_refused_in_words(case):
         ask(fit, RENAMED)
 
 
+def test_columns_that_are_called_by_their_places_may_not_change_them():
+    frame = FRAME.set_axis(["x1", "x2", "x3"], axis=1)
+    fit = EM.fit(GMM, frame)
+    with pytest.raises(pv.DataError, match=r"pass x\[\['x1', 'x2', 'x3'\]\]"):
+        fit.log_prob(frame[["x3", "x1", "x2"]])
+
+
+def test_a_fitted_model_is_a_declaration_for_other_data():
+    other = RENAMED[["z", "a", "b"]]
+    for engine in (EM, svi()):
+        again = engine.fit(in_memory().model, other)
+        assert bool(again.log_prob(other).isfinite().all())
+
+
 def test_a_column_too_many_or_too_few():
     fit = in_memory()
     with pytest.raises(pv.DataError, match=r"pass x\[\['a', 'b', 'c'\]\]"):
@@ -85,7 +99,12 @@ def test_streams_of_arrays_have_no_names():
     )
 
 
-def test_names_go_to_scikit_learn_and_back(recwarn):
+def test_columns_without_names_are_none_to_scikit_learn():
+    theirs = pv.sklearn.to_sklearn(EM.fit(GMM, pv.data.stream(FRAME.to_numpy())))
+    assert not hasattr(theirs, "feature_names_in_")
+
+
+def test_names_go_to_scikit_learn_and_back():
     theirs = pv.sklearn.to_sklearn(in_memory())
     assert theirs.feature_names_in_.tolist() == ["a", "b", "c"]
     with pytest.raises(ValueError, match="feature names"):

@@ -136,6 +136,34 @@ def test_log_prob_is_that_of_quadrature_and_one_search_serves_all_draws(searched
     assert sum(searched) == 1
 
 
+def test_log_prob_of_heavy_tails_is_that_of_quadrature():
+    """Counts whose rates have a heavy tail: the weights of q are not bounded."""
+
+    class Counts(pv.LatentVariableModel):
+        @latent(shared=True)
+        def mu(self):
+            return dist.Normal(0.0, 1.0)
+
+        @latent
+        def h(self):
+            return dist.Normal(0.0, 1.0)
+
+        @observed
+        def k(self, mu, h):
+            return dist.Poisson((mu + h).exp())
+
+    torch.manual_seed(0)
+    k, S, particles = torch.poisson((0.5 + torch.randn(20)).exp()).double(), 40, 100
+    mu = 0.5 + 0.1 * torch.randn(S, dtype=torch.float64)
+    fit = pv.Fit(Counts().double(), "NUTS", {"mu": mu[None]}, {}, "none", pv.Status("finished", ""), 0.0, 0)
+    h = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
+    each = [dist.Normal(0.0, 1.0).log_prob(h) + dist.Poisson((m + h).exp()).log_prob(k) for m in mu]
+    exact = torch.stack([torch.logsumexp(log_p, 0) for log_p in each]) + (h[1] - h[0]).log()
+    error = fit.pointwise(k, particles)[0] - exact
+    # Weights worth half of the draws would have a mean error of -1 / (2 * particles).
+    assert abs(error.mean()) < 1 / (2 * particles)
+
+
 def test_draws_of_theta_far_from_the_first_have_a_search_of_their_own(searched):
     x, mu = numbers(4).double(), torch.tensor([[0.0, 0.1, 40.0]]).double()
     fit = pv.Fit(Nested().double(), "NUTS", {"mu": mu}, {}, "none", pv.Status("finished", ""), 0.0, 0)

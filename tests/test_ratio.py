@@ -1,5 +1,6 @@
 """The bootstrap likelihood-ratio test of the number of components."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -49,3 +50,28 @@ def test_what_cannot_be_compared_is_refused():
         pv.likelihood_ratio_test(normals(1), normals(4), x, engine=QUICK, progress=False)
     with pytest.raises(pv.EngineError, match="at least 1, got 0"):
         pv.likelihood_ratio_test(normals(1), normals(2), x, num_samples=0)
+
+
+def test_parameters_that_their_owner_froze_are_not_counted():
+    class Shifted(pv.LatentVariableModel):
+        def __init__(self, free):
+            super().__init__()
+            self.mixing = pv.families.Categorical(2)
+            self.shift = torch.nn.Parameter(torch.tensor([-1.0, 1.0]), requires_grad=free)
+
+        @pv.latent
+        def z(self):
+            return self.mixing()
+
+        @pv.observed
+        def x(self, z):
+            return dist.Normal(self.shift[z], 1.0)
+
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(40) - 1, torch.randn(40) + 1]).double()
+    found = pv.likelihood_ratio_test(Shifted(False), Shifted(True), x, num_samples=3, progress=False)
+    assert found.statistic > 0
+    with pytest.raises(pv.EngineError, match="are they exchanged"):
+        pv.likelihood_ratio_test(Shifted(True), Shifted(False), x, num_samples=3, progress=False)
+    with pytest.raises(pv.EngineError, match="fits by EM"):
+        pv.likelihood_ratio_test(Shifted(False), Shifted(True), x, engine=pv.SVI(1), progress=False)

@@ -1,6 +1,7 @@
 """Parquet and CSV files, read by Arrow piece by piece."""
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,9 +122,9 @@ class _CsvFile:
             for batch in reader:
                 yield _from_arrow({name: batch.column(name) for name in names}, self._choice)
         except (ArrowException, OSError) as error:
-            raise DataError(f"{self._path}: is not a regular table of numbers: {self._named(str(error))}.") from error
+            raise DataError(f"{self._path}: is not a regular table of numbers: {self._said(error)}.") from error
 
-    def _open(self) -> tuple[list[str], Any]:
+    def _open(self, threads: bool = True) -> tuple[list[str], Any]:
         from pyarrow import csv, float64
 
         names, header, delimiter = self._header()
@@ -132,16 +133,22 @@ class _CsvFile:
         wanted = [*features, *own]
         reader = csv.open_csv(
             self._path,
-            read_options=csv.ReadOptions(column_names=names, skip_rows=header),
+            read_options=csv.ReadOptions(column_names=names, skip_rows=header, use_threads=threads),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(wanted, float64()), include_columns=wanted),
         )
         return wanted, reader
 
-    def _named(self, message: str) -> str:
-        """Arrow counts columns from 0, whose names users know, and rows from 1 with the header's lines."""
+    def _said(self, error: Exception) -> str:
+        """In words: Arrow counts columns from 0, whose names users know, and rows from 1 with the header's lines."""
+        from pyarrow import ArrowException
+
+        try:
+            deque(self._open(threads=False)[1], 0)  # several threads do not know the row
+        except (ArrowException, OSError) as again:
+            error = again
         names, header, _ = self._header()
-        message = re.sub(r"CSV column #(\d+)", lambda found: f"column '{names[int(found[1])]}'", message)
+        message = re.sub(r"CSV column #(\d+)", lambda found: f"column '{names[int(found[1])]}'", str(error))
         return re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - header - 1} (counted from 0)", message)
 
     def _header(self) -> tuple[list[str], int, str]:

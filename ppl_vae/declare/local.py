@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
-from ppl_vae.evidence import EVEN, importance
+from ppl_vae.alone import differentiable
+from ppl_vae.evidence import EVEN, importance, log_mean_exp
 from ppl_vae.objectives import Elbo
 
 __all__ = [
     "POLISH",
     "SEARCH",
     "LocalPosterior",
-    "Nearby",
     "at_draws",
     "best_q",
     "each_draw",
@@ -37,6 +36,8 @@ PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
 HALF = 0.5
 """Share of its draws that a datum's weights are worth, at least, before a q is searched for anew."""
+LEAST = 25
+"""Draws of q by which one can tell what their weights are worth."""
 SEARCH = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2))
 POLISH = ((150, 0.05), (100, 0.02))
 """Steps and first learning rate of each round of the local optimisation."""
@@ -212,47 +213,47 @@ def _answers(
     return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
 
 
-@dataclass(frozen=True)
-class Nearby:
-    """The best q of every datum at one theta, by name, and the variance of log p(x_i | theta) by its weights, [n]."""
-
-    q: Values
-    variance: Tensor
-
-
-def nearby(model: Any, obs: Any, draw: Values, num_particles: int) -> Nearby:
-    """The q's found at one draw [*event] of theta, with which others are weighed."""
+def nearby(model: Any, obs: Any, draw: Values, num_particles: int) -> Values | None:
+    """The q's found at one draw [*event] of theta, if their weights are so even that they may serve other draws."""
+    if num_particles < LEAST:
+        return None
     draws = {name: value[None] for name, value in draw.items()}
     with _searched(model, obs, draws) as q, torch.no_grad():
-        _, (variance,) = _weighed(model, obs, draws, q, num_particles)
-    return Nearby({name: value[0] for name, value in q.items()}, variance)
+        _, variance = _weighed(model, obs, draws, q, num_particles)
+    return {name: value[0] for name, value in q.items()} if bool(_even(variance, num_particles)) else None
 
 
-def log_prob_at_draws(model: Any, obs: Any, draws: Values, num_particles: int, near: Nearby) -> Tensor:
+def log_prob_at_draws(model: Any, obs: Any, draws: Values, num_particles: int, near: Values | None) -> Tensor:
     """Log p(x_i | theta_s) by importance weights, [S, n] nats.
 
-    Any q gives weights without bias, so that the q's of one draw of theta serve the others. They are searched for anew
-    at draws where the error is more than twice as large and the weights of a datum are worth less than half of the
-    draws of q, or those of all data less than 90%.
+    Any q gives weights without bias, so that the q's of one draw of theta serve others. They are searched for anew at
+    draws where the weights of a datum are worth less than half of the draws of q, or those of all data less than 90%.
 
     Parameters
     ----------
     model, obs, draws, num_particles
         As of `at_draws`.
-    near : Nearby
-        The q's to begin with.
+    near : dict of Tensor, optional
+        The q's to begin with, of `nearby`.
     """
+    if near is None:
+        return at_draws(
+            model, obs, draws, num_particles, lambda o, i: log_mean_exp(model.log_weights(o, num_particles, i))
+        )
     with _allocated(model, obs, draws) as start, torch.no_grad():
         count = len(next(iter(draws.values())))
-        q = {name: value.expand(count, *value.shape) for name, value in near.q.items()}
+        q = {name: value.expand(count, *value.shape) for name, value in near.items()}
         value, variance = _weighed(model, obs, draws, q, num_particles)
-        # NaN, of a single draw of q, is not enough.
-        each = variance <= 4 * near.variance + (1 / HALF - 1) / num_particles
-        together = variance.mean(1) <= 4 * near.variance.mean() + (1 / EVEN - 1) / num_particles
-        if len(far := (~(each.all(1) & together)).nonzero()[:, 0]):
+        if len(far := (~_even(variance, num_particles)).nonzero()[:, 0]):
             theta, own = ({name: value[far] for name, value in values.items()} for values in (draws, start))
             value[far] = _weighed(model, obs, theta, _best(model, obs, theta, own), num_particles)[0]
     return value
+
+
+def _even(variance: Tensor, num_particles: int) -> Tensor:
+    """Whether weights are worth enough, [S]: 1 / (1 + P v) of P draws, v the variance of log p(x_i), [S, n]."""
+    spread = num_particles * variance
+    return (spread <= 1 / HALF - 1).all(1) & (spread.mean(1) <= 1 / EVEN - 1)
 
 
 def _weighed(model: Any, obs: Any, draws: Values, q: Values, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -353,7 +354,7 @@ def _climb(q: Values, bound: Callable[[Values], Tensor], steps: int, learning_ra
         return found
 
     optimizer = torch.optim.Adam(list(moves.values()), lr=learning_rate, fused=True)
-    with torch.enable_grad():
+    with differentiable():
         for step in range(steps):
             # The draws' noise averages out only as the steps get shorter.
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)

@@ -1,12 +1,16 @@
 """Nodes of a declaration: what the decorators make, and how a class's nodes are checked and ordered."""
 
 import difflib
+import dis
 import inspect
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MethodType
 from typing import Any, overload
 
+import pyro
 from pyro.nn import PyroModule
 
 from ppl_vae.errors import DeclarationError
@@ -245,6 +249,8 @@ def collect(cls: type, inherited: Graph, reserved: Iterable[str]) -> Graph:
     _check_parents(cls, [*nodes.values(), *posteriors.values()], known)
     _check_parents(cls, penalties.values(), {*known, *(q.name for q in posteriors.values())})
     _check_shared(cls, nodes)
+    for item in (*nodes.values(), *posteriors.values()):
+        _check_unsampled(cls, item)
     order = _topological(cls, {name: [p for p in n.parents if p in nodes] for name, n in nodes.items()})
     among = {name: [p for p in q.parents if p in posteriors] for name, q in posteriors.items()}
     guide_order = _topological(cls, among)
@@ -313,6 +319,24 @@ def _check_shared(cls: type, nodes: Mapping[str, Node]) -> None:
                 f"{cls.__name__}.{node.name} is shared, drawn once before the data plate, but depends on {local[0]!r}, "
                 f"which has a value per datum"
             )
+
+
+def _check_unsampled(cls: type, item: Term) -> None:
+    """What a node would draw by itself is drawn anew at every call, and never inferred."""
+    if _calls_sample(item.function.__code__, item.function.__globals__):
+        raise DeclarationError(
+            f"{cls.__name__}.{item.name} calls pyro.sample, and a node only returns its law: a latent is a node of its "
+            "own; declare it with @latent(shared=True), or @latent for a value per datum, and take it as an argument"
+        )
+
+
+def _calls_sample(code: types.CodeType, around: Mapping[str, Any]) -> bool:
+    names = [(str(one.opname), one.argval) for one in dis.get_instructions(code)]
+    for (opname, name), (_, then) in pairwise([*names, ("", "")]):
+        found = around.get(name) if opname == "LOAD_GLOBAL" else None
+        if found is pyro.sample or (found is pyro and then == "sample"):
+            return True
+    return any(_calls_sample(inner, around) for inner in code.co_consts if isinstance(inner, types.CodeType))
 
 
 def _topological(cls: type, parents: Mapping[str, list[str]]) -> list[str]:

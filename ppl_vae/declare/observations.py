@@ -16,10 +16,10 @@ from ppl_vae.data.tables import Table, frame_of_any_size
 from ppl_vae.errors import DataError
 from ppl_vae.missing import fill
 
-__all__ = ["Observations", "as_tensor", "check_order", "observe"]
+__all__ = ["Observations", "are_named", "as_tensor", "check_order", "observe"]
 
-COUNTED = re.compile(r"x?\d+")
-"""Columns that are called by their place."""
+COUNTED = re.compile(r"(x|column_)?\d+")
+"""What arrays', pandas' and polars' columns are called that nobody has named."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,11 @@ def observe(data: Any, observed: list[str], inputs: tuple[str, ...], optional: l
     return Observations(values, missing, columns)
 
 
+def are_named(columns: tuple[str, ...]) -> bool:
+    """Whether columns have names, and not only numbers."""
+    return not all(map(COUNTED.fullmatch, columns))
+
+
 def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tuple[str, ...]]) -> None:
     """Refuse data whose columns have other names, or another order, than those that the model was fitted to.
 
@@ -146,7 +151,7 @@ def check_order(fitted: Mapping[str, tuple[str, ...]], columns: Mapping[str, tup
     """
     for name, own in columns.items():
         known = fitted.get(name, own)
-        unnamed = any(all(map(COUNTED.fullmatch, names)) for names in (own, known))
+        unnamed = set(own) != set(known) and not (are_named(own) and are_named(known))
         if own == known or unnamed or len(own) == len(known) == 1:
             continue
         absent = [column for column in known if column not in own]

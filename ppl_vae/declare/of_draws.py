@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.declare.answers import class_probabilities, expected_of, reconstructed
-from ppl_vae.declare.local import Nearby, at_draws, each_draw, log_prob_at_draws, nearby
+from ppl_vae.declare.local import at_draws, each_draw, log_prob_at_draws, nearby
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import EngineError
@@ -26,18 +26,19 @@ Asked = Callable[[Sites, str, int, Any], Tensor]
 class OfDraws(PyroPrograms):
     """The answers of a model at draws [S, ...] of its shared latents."""
 
-    def nearby(self, data: Any, draw: Mapping[str, Tensor], num_particles: int = 100) -> Nearby:
-        """The best q of every datum at one draw [*event] of theta, for `log_prob_of_draws`."""
+    def nearby(self, data: Any, draw: Mapping[str, Tensor], num_particles: int = 100) -> dict[str, Tensor] | None:
+        """The best q of every datum at one draw [*event] of theta, where it may serve others in `log_prob_of_draws`."""
         return nearby(self, self.check(data), dict(draw), num_particles)
 
     def log_prob_of_draws(
-        self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100, near: Nearby | None = None
+        self,
+        data: Any,
+        draws: Mapping[str, Tensor],
+        num_particles: int = 100,
+        near: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Log p(x_i | theta_s), [S, n] nats, at draws [S, ...] of theta, where a latent has no posterior."""
-        obs = self.check(data)
-        if near is None:
-            near = nearby(self, obs, {name: value[0] for name, value in draws.items()}, num_particles)
-        return log_prob_at_draws(self, obs, dict(draws), num_particles, near)
+        return log_prob_at_draws(self, self.check(data), dict(draws), num_particles, near)
 
     def elbo_of_draws(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 1) -> Tensor:
         """The bound L_i at each of the draws [S, ...] of theta, [S, n] nats, where a latent has no posterior."""

@@ -8,7 +8,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.declare.local import LocalPosterior
@@ -115,8 +114,7 @@ class Program(SharedLatents):
     def _call(self, item: Node | Posterior, scope: Mapping[str, Placed]) -> TorchDistribution:
         arguments = self._arguments(item, item.parents, scope)
         try:
-            with _Unsampled(f"{type(self).__name__}.{item.name}"):
-                d = item.function(self, *arguments.values())
+            d = item.function(self, *arguments.values())
         except Exception as error:
             _add_place(error, f"{type(self).__name__}.{item.name}", arguments)
             raise
@@ -325,21 +323,6 @@ class Program(SharedLatents):
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
             return found
-
-
-class _Unsampled(Messenger):
-    """What a node would draw by itself is drawn anew at every call, and never inferred."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        raise DeclarationError(
-            f"{self.where} calls pyro.sample({name!r}): a node returns its law, and a latent is a node of its own; "
-            f"declare {name} with @latent(shared=True), or @latent for a value per datum, and take it as an argument"
-        )
 
 
 def _otherwise(d: TorchDistribution) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar, Self
 
 import pyro
 import torch
@@ -92,8 +93,9 @@ class SharedLatents(PyroModule):
         with ExitStack() as stack:
             stack.enter_context(alone())
             like, before = self.like, torch.get_default_dtype()
-            if torch.is_autocast_enabled(like.device.type):
-                stack.enter_context(torch.autocast(like.device.type, enabled=False))
+            kind = like.device.type
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
             if like.device.type != "cpu":
                 stack.enter_context(like.device)
             torch.set_default_dtype(like.dtype)
@@ -125,6 +127,12 @@ class SharedLatents(PyroModule):
     def know(self, columns: Mapping[str, tuple[str, ...]]) -> None:
         """Names of the data's columns, by node: data with others in these places are refused from now on."""
         self._columns = {**self._columns, **columns}
+
+    def unfitted(self) -> Self:
+        """A copy to be fitted to data of whatever columns."""
+        copy = deepcopy(self)
+        copy._columns = {}
+        return copy
 
     # Shared latents: parameters with a prior, and latents declared shared.
 

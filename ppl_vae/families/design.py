@@ -74,9 +74,12 @@ class Regression(Family):
         return f"declare {name}({x.shape[-1]}, ...), or pass others"
 
     def predictor(self, index: Tensor | None, x: Tensor) -> Tensor:
-        """intercept_k + coef_k' x, in the shape of `index` and the rows of x [..., n, p] together."""
+        """intercept_k + coef_k' x, in the shape of `index` and the rows of x [..., n, p] together.
+
+        A single covariate in the shape of `index` is one number for each index.
+        """
         index = torch.zeros((), dtype=torch.long, device=self.coef.device) if index is None else index
-        if self.n_inputs == 1 and x.shape == index.shape:  # one number for each index
+        if self.n_inputs == 1 and x.shape == index.shape:
             x = x[..., None]
         return self.intercept[index] + (self.coef[index] * self.read_inputs(x)).sum(-1)
 

@@ -93,9 +93,13 @@ class Family(PyroModule):
         """Parameters that `fix` gave a value."""
         return self.__dict__.get("_fixed", ())
 
+    def hold(self, names: Iterable[str]) -> None:
+        """Let these parameters count as given, at the values that they have."""
+        self.__dict__["_fixed"] = tuple(dict.fromkeys((*self.fixed, *names)))
+
     def fix(self, values: Mapping[str, Tensor]) -> None:
         """Give the parameters these values."""
-        self.__dict__["_fixed"] = (*self.fixed, *(name for name in values if name not in self.fixed))
+        self.hold(values)
         for name, value in values.items():
             if self.prior is None:
                 try:

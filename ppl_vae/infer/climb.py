@@ -125,6 +125,7 @@ class Climb:
         if self.online is not None:
             self.online.restore(state["online"])
         self.notes, self.record = state["notes"], Run.restored(state["record"])
+        self.record.status = self.unended
         self.owner.release(state["free"])
 
     def temperature(self, iteration: int) -> float:

@@ -125,7 +125,7 @@ def all_alike(model: LatentVariableModel, obs: Observations) -> bool:
 
 def _shapes(model: LatentVariableModel) -> dict[str, Tensor]:
     values = model.family_defaults()
-    with forked_rng():
+    with forked_rng(), model.numeric():
         for name, law in model.shared_laws().items():
             if name not in values:
                 values[name] = law(values).sample()

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,7 +125,7 @@ class NUTS:
             return sample_pair(self, model, data, weights)
         begin = time.perf_counter()
         model.refuse_penalties("NUTS")
-        fitted = deepcopy(model).double()
+        fitted = model.unfitted().double()
         _refuse_free_parameters(fitted)
         check_values(self.start, fitted)
         obs = fitted.check(data)

@@ -25,6 +25,7 @@ def svi_step(
     size: int | None = None,
     objective: Objective | None = None,
     compile: str = "auto",  # noqa: A002
+    precision: str = "full",
 ) -> Callable[..., Tensor]:
     """A function of a batch that takes one step on the given model, for a loop of one's own.
 
@@ -42,6 +43,8 @@ def svi_step(
         `elbo()` by default; for a Pyro pair any `pyro.infer.ELBO`.
     compile : {"auto", "inductor", "trace", "off"}
         As in `SVI`; "auto" is the plain graph.
+    precision : {"full", "bf16"}
+        As in `SVI`, for declared models; an autocast around the step changes nothing.
 
     Returns
     -------
@@ -68,13 +71,15 @@ def svi_step(
 
         if size is not None:
             raise EngineError("svi_step: size= is for declared models; a Pyro pair says it in its plate")
+        if precision != "full":
+            raise EngineError("svi_step: precision= is for declared models")
         return pair_step(model, optimizer, objective, compile)
     if model.shared_laws():
         if size is None:
             raise EngineError("svi_step: shared latents have a share of each batch: pass size=, the number of data")
         if model.shared_guide is None:
             raise EngineError("svi_step: shared latents need a q: call model.use_guide(...) before the optimizer")
-    return _OwnStep(model, optimizer, size, objective or elbo(), choose(compile, 0, 0, None))
+    return _OwnStep(model, optimizer, size, objective or elbo(), choose(compile, 0, 0, None), precision)
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, model: LatentVariableModel) -> None:
@@ -90,10 +95,16 @@ class _OwnStep:
     """Batches of a user's loop, given to a step made at the first of them."""
 
     def __init__(
-        self, model: LatentVariableModel, optimizer: Any, size: int | None, objective: Objective, mode: str
+        self,
+        model: LatentVariableModel,
+        optimizer: Any,
+        size: int | None,
+        objective: Objective,
+        mode: str,
+        precision: str,
     ) -> None:
         self.model = model
-        self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True)
+        self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True, precision=precision)
         if self.climbed.sparse:
             raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
         if isinstance(optimizer, torch.optim.Optimizer):

@@ -48,7 +48,7 @@ class Starts:
         self.em, self.model, self.parts, self.num_threads, self.checkpoint = em, model, parts, num_threads, checkpoint
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
-        self.held: tuple[str, ...] = ()
+        self.held: tuple[str, ...] | None = None
         self.found: list[Run] = []
         self.hooks, self.ended = Callbacks(), False
         self.begin, self.earlier = time.perf_counter(), 0.0
@@ -186,8 +186,8 @@ class Starts:
 
     def _first(self, number: int) -> Values:
         """Parameters to begin with: the M-step of the start's responsibilities."""
-        start, model = SEEDS if self.held else self.em.start, self.model
-        maximizer = replace(self.maximizer, frozen=(*self.em.frozen, *self.held))
+        start, model = self.em.start if self.held is None else SEEDS, self.model
+        maximizer = replace(self.maximizer, frozen=(*self.em.frozen, *(self.held or ())))
         with model.bind(self.defaults), torch.no_grad():
             rows = self.parts.n if are_responsibilities(start) else SAMPLE
             obs, weights = self.parts.sample(rows, self.em.seed)

@@ -1,7 +1,6 @@
 """Where an engine starts: seeds of clusters, random responsibilities, or what it is given."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
 
 def trained_copy(model: LatentVariableModel) -> LatentVariableModel:
     """A copy for training: what its owner froze by `requires_grad_(False)` stays, networks of an earlier fit go on."""
-    copy = deepcopy(model)
+    copy = model.unfitted()
     for module in copy.modules():
         if getattr(module, "_of_fit", False):
             for parameter in module.parameters(recurse=False):

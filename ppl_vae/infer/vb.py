@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -114,7 +113,7 @@ class VB:
             raise EngineError(f"VB takes a declared model, whose families it can read; got {type(model).__name__}")
         begin = time.perf_counter()
         model.refuse_penalties("VB")
-        fitted = deepcopy(model).double()
+        fitted = model.unfitted().double()
         check_values(self.start, fitted)
         with (
             forked_rng(),

@@ -30,7 +30,7 @@ def check_weights(weights: Any, n: int) -> Tensor:
     if weights is None:
         return torch.ones(n, dtype=torch.float64)
     try:
-        w = torch.as_tensor(weights, dtype=torch.float64)
+        w = torch.as_tensor(weights if isinstance(weights, Tensor) else np.asarray(weights), dtype=torch.float64)
     except (TypeError, ValueError) as error:
         said = f"an array of {weights.dtype}" if isinstance(weights, np.ndarray) else f"a {type(weights).__name__}"
         raise DataError(f"weights are {said}; pass one number per datum, such as weights.astype(float)") from error

@@ -117,7 +117,7 @@ def _svi(fit: Fit, s: Mapping[str, Any]) -> str:
     family = f" with a {law} approximation of the shared parameters' posterior" if fit.draws else ""
     optimizer = str(s.get("optimizer", "")).split(", betas")[0].rstrip(")") + ")"
     beta = str(s.get("beta", 1.0))
-    weighted = "" if beta == "1.0" else f", the KL term weighted by {beta}"
+    weighted = "" if beta in ("1", "1.0") else f", the KL term weighted by {beta}"
     return (
         f"stochastic variational inference{family} by {optimizer}, {s.get('epochs')} epochs, "
         f"{f'batches of {batch}' if batch else 'all data in each step'}{weighted}; it {_ended(fit)}"

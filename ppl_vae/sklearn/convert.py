@@ -8,6 +8,7 @@ from sklearn.mixture import GaussianMixture as Theirs
 from sklearn.utils.validation import check_is_fitted
 
 from ppl_vae import families, models
+from ppl_vae.declare.observations import are_named
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.sklearn.covariance import COVARIANCES
@@ -113,7 +114,7 @@ def to_sklearn(fit: Fit) -> Theirs:
     estimator.precisions_cholesky_ = form.factor(covariances)
     estimator.precisions_ = form.precisions(estimator.precisions_cholesky_)
     estimator.n_features_in_ = means.shape[1]
-    for columns in fit.model._columns.values():
+    for columns in filter(are_named, fit.model._columns.values()):
         estimator.feature_names_in_ = np.array(columns, dtype=object)
     estimator.converged_ = fit.status.code == "converged"
     estimator.lower_bounds_ = _bounds(fit)

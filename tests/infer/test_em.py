@@ -1,5 +1,7 @@
 """EM: laws of every run, starts, repairs, weights, generalised steps."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -260,6 +262,7 @@ def test_bad_input_is_named(faithful, case):
 
 KNOWN = torch.tensor([[0.1, 0.0], [0.0, 36.0]], dtype=torch.float64).repeat(2, 1, 1)
 ASKED = {
+    "nothing": {"start": {}},
     "weights alone": {"start": {"mixing.probs": [0.3, 0.7]}},
     "one covariance for all": {"start": {"components.covariance": KNOWN}},
     "frozen": {"start": {"components.covariance": KNOWN}, "frozen": "components.covariance"},
@@ -290,6 +293,48 @@ def test_frozen_keeps_what_the_model_was_given(faithful, prior):
     torch.testing.assert_close(fit.trace["bound"][-1], again.trace["bound"][-1], rtol=1e-10, atol=0)
     free = pv.EM(progress=False).fit(model, faithful)  # what is not frozen is estimated
     assert not torch.equal(free.parameters["components.covariance"], KNOWN)
+
+
+@pytest.mark.parametrize("prior", [None, "weak"])
+def test_frozen_keeps_what_a_fit_from_a_file_has(faithful, prior, tmp_path):
+    make = partial(pv.models.GaussianMixture, 2, 2, prior=prior)
+    fit = pv.EM(progress=False).fit(make(), faithful)
+    fit.save(tmp_path / "fit.safetensors")
+    for known in (fit, pv.Fit.load(tmp_path / "fit.safetensors", make())):
+        again = pv.EM(frozen="components.covariance", progress=False).fit(known.model, faithful + 1)
+        expected = fit.parameters["components.covariance"]
+        torch.testing.assert_close(again.parameters["components.covariance"], expected, rtol=1e-10, atol=0)
+
+
+class Constants(pv.LatentVariableModel):
+    """A law that makes its constants, in the dtype that the fit computes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("origin", torch.zeros(2))
+
+    @pv.latent(shared=True)
+    def mu(self):
+        return dist.MultivariateNormal(self.origin, torch.eye(2))
+
+    @pv.observed
+    def x(self, mu):
+        return dist.MultivariateNormal(mu, torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pv.EM(start={"mu": [0.0, 0.0]}, progress=False),
+        pv.SVI(300, optimizer=pv.adam(5e-2), start={"mu": [0.0, 0.0]}, progress=False),
+        pv.NUTS(200, warmup=100, num_chains=2, start={"mu": [0.0, 0.0]}, progress=False),
+    ],
+)
+def test_laws_that_make_constants_have_a_start(engine):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double() + 2
+    fit = engine.fit(Constants(), x)
+    # Posterior N(n mean / (n + 1), 1 / (n + 1)); the mode and the mean of q are exact, 400 draws are off by 0.01.
+    torch.testing.assert_close(fit.parameters["mu"].double(), 50 / 51 * x.mean(0), atol=0.05, rtol=0)
 
 
 def test_a_shared_latent_that_was_given_a_value_stays_when_it_is_frozen():
