@@ -146,6 +146,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     share = torch.softmax(log_w.flatten(0, 1), 0)
     even = hardly_vary(1 / share.square().sum(0), len(share)).cpu().numpy()
     found.pareto_k = found.pareto_k.where(~even, 0.0)
+    found.warning = bool((found.pareto_k > found.good_k).any())
     return found if counts is None else counted_elpd(found, each[..., seen], counts.to(seen.device)[seen])
 
 
