@@ -125,8 +125,6 @@ class Fit(Answers):
         if isinstance(self.model, torch.nn.Module):
             for module in self.model.modules():
                 module.__dict__["_of_fit"] = True  # frozen by the engine, not by its owner: a later fit trains on
-        if getattr(self.data, "columns", None):
-            self.model.know(self.data.columns)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

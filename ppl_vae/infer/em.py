@@ -26,7 +26,6 @@ from ppl_vae.infer.processes import joined
 from ppl_vae.infer.runs import Starts
 from ppl_vae.infer.schedules import within
 from ppl_vae.infer.squarem import ACCELERATIONS
-from ppl_vae.infer.start_values import check_values
 from ppl_vae.infer.starts import trained_copy
 
 __all__ = ["EM"]
@@ -187,7 +186,6 @@ class EM:
         begin = time.perf_counter()
         model.refuse_penalties("EM")
         fitted = trained_copy(model).double()
-        check_values(self.start, fitted)
         with (
             forked_rng(),
             threads(1) as num_threads,

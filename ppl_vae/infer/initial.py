@@ -49,7 +49,7 @@ def _values(
     if isinstance(start, Mapping | Fit):
         if isinstance(start, Fit) and type(start.model) is type(model):
             take_networks(start, model)
-        given = given_values(start, _shapes(model)) or {}
+        given = given_values(start, model, _shapes(model)) or {}
         if isinstance(start, Fit) or set(start) >= set(given) or not em_applies(model, obs):
             return given
     elif not isinstance(start, str) or start != "auto":

@@ -19,7 +19,6 @@ from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.samplers import SAMPLERS
 from ppl_vae.infer.settled import climbed
-from ppl_vae.infer.start_values import check_values
 from ppl_vae.infer.target import COMPILE, JITTER, Density, Target, make_target
 from ppl_vae.infer.watch import Chains, Plan
 from ppl_vae.infer.weights import check_weights
@@ -127,7 +126,6 @@ class NUTS:
         model.refuse_penalties("NUTS")
         fitted = model.unfitted().double()
         _refuse_free_parameters(fitted)
-        check_values(self.start, fitted)
         obs = fitted.check(data)
         fitted.know(obs.columns)
         w = None if weights is None else check_weights(weights, len(obs)).to(fitted.like)

@@ -4,12 +4,13 @@ import json
 import logging
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -58,6 +59,11 @@ class Starts:
         if unknown:
             raise EngineError(f"EM: frozen names {unknown[0]!r}; the model has {', '.join(self.defaults)}")
 
+    @cached_property
+    def sample(self) -> tuple[Observations, Tensor]:
+        """Rows that starts are looked for in, and their weights: of a stream, one pass for all of them."""
+        return self.parts.sample(SAMPLE, self.em.seed)
+
     @property
     def steps(self) -> int:
         """Iterations of the runs that have ended."""
@@ -80,8 +86,7 @@ class Starts:
         take_networks(em.start, self.model)
         given = self._given()
         count = 1 if given is not None or are_responsibilities(em.start) else em.n_init
-        few, _ = self.parts.sample(SAMPLE, em.seed)
-        few, origin = few.rows(slice(0, 4)), self.free()
+        few, origin = self.sample[0].rows(slice(0, 4)), self.free()
         climb = self._opened(few)
         with (
             progress("EM", count * em.max_iter, em.progress and share.leads) as update,
@@ -175,11 +180,10 @@ class Starts:
 
         Components that do not differ in what was given would never part: then the rest is found under it.
         """
-        start, given = self.em.start, given_values(self.em.start, self.defaults)
+        start, given = self.em.start, given_values(self.em.start, self.model, self.defaults)
         if given is None or isinstance(start, Fit) or set(start) >= set(given):
             return given
-        obs, weights = self.parts.sample(SAMPLE, self.em.seed)
-        if not self._alike(given, Held(self.model, obs, weights)):
+        if not self._alike(given, Held(self.model, *self.sample)):
             return given
         self.defaults, self.held = given, tuple(start)
         return None
@@ -189,8 +193,8 @@ class Starts:
         start, model = self.em.start if self.held is None else SEEDS, self.model
         maximizer = replace(self.maximizer, frozen=(*self.em.frozen, *(self.held or ())))
         with model.bind(self.defaults), torch.no_grad():
-            rows = self.parts.n if are_responsibilities(start) else SAMPLE
-            obs, weights = self.parts.sample(rows, self.em.seed)
+            whole = are_responsibilities(start)
+            obs, weights = self.parts.sample(self.parts.n, self.em.seed) if whole else self.sample
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
             held = Held(model, obs, weights)

@@ -1,9 +1,7 @@
 """Whether given values to start from are in the sets that their parameters live in."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -17,8 +15,8 @@ from ppl_vae.families.supports import of_entries
 __all__ = ["check_values"]
 
 
-def check_values(start: Any, model: LatentVariableModel) -> None:
-    """Refuse parameters by name of which one is outside its set; names and shapes are others' business.
+def check_values(start: Mapping[str, Tensor], model: LatentVariableModel) -> None:
+    """Refuse parameters by name of which one is outside its set.
 
     The edge of a set, where an M-step may have ended, and what rounding takes out of it are let pass; so are sets that
     have no word here.
@@ -28,14 +26,11 @@ def check_values(start: Any, model: LatentVariableModel) -> None:
     DataError
         Naming the parameter and the first entry that is outside.
     """
-    if not isinstance(start, Mapping):
-        return
     with model.numeric():
-        free = coordinates(model)
-    for name in [name for name in start if of_entries(free.sets.get(name, constraints.real)) in LOOSELY]:
-        value = torch.as_tensor(start[name]).to(model.like)
-        said, check = LOOSELY[of_entries(free.sets[name])]
-        if value.shape == free.shapes[name] and not bool((inside := check(value)).all()):
+        sets = {name: of_entries(allowed) for name, allowed in coordinates(model).sets.items()}
+    for name in [name for name in start if sets[name] in LOOSELY]:
+        said, check = LOOSELY[sets[name]]
+        if not bool((inside := check(start[name])).all()):
             entry = (~inside).nonzero()[0].tolist()
             raise DataError(f"start[{name!r}] must be {said}{f'; entry {entry} is not' if entry else ''}")
 

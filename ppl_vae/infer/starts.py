@@ -11,6 +11,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.observations import check_order
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.infer.start_values import check_values
 
 __all__ = ["are_responsibilities", "first_responsibilities", "given_values", "take_networks", "trained_copy"]
 
@@ -18,24 +19,25 @@ HARDNESS = 0.9
 """Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
 
 
-def given_values(start: Any, defaults: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def given_values(start: Any, model: LatentVariableModel, defaults: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Parameters from a mapping or a Fit, checked against the model's; None when the start is not of that kind."""
-    if isinstance(start, Fit):
-        start = start.parameters
-    if not isinstance(start, Mapping):
+    named = start.parameters if isinstance(start, Fit) else start
+    if not isinstance(named, Mapping):
         return None
-    unknown = [name for name in start if name not in defaults]
+    unknown = [name for name in named if name not in defaults]
     if unknown:
         known = ", ".join(defaults) or "it has no family and no shared latent"
         raise DataError(f"start names {unknown[0]!r}, which the model does not have: {known}")
     values = dict(defaults)
-    for name, value in start.items():
+    for name, value in named.items():
         tensor = torch.as_tensor(value).to(defaults[name]).clone()  # it will be moved in place
         if tensor.shape != defaults[name].shape:
             raise DataError(
                 f"start[{name!r}] has shape {tuple(tensor.shape)}, the model's has {tuple(defaults[name].shape)}"
             )
         values[name] = tensor
+    if not isinstance(start, Fit):  # the mean of its draws may be in no set
+        check_values({name: values[name] for name in named}, model)
     return values
 
 

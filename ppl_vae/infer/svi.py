@@ -32,7 +32,6 @@ from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, idle, rising
 from ppl_vae.infer.schedules import within
 from ppl_vae.infer.settled import settled
-from ppl_vae.infer.start_values import check_values
 from ppl_vae.infer.starts import trained_copy
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
@@ -234,7 +233,6 @@ class SVI:
             unseen(model, obs)
         model.know(obs.columns)
         model.adapt(obs, weights)
-        check_values(self.start, model)
         start = initial_values(self.start, model, obs, weights, self.seed)
         laws = model.shared_laws()
         if start:

@@ -19,7 +19,6 @@ from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, ref
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
-from ppl_vae.infer.start_values import check_values
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values
 from ppl_vae.progress import Update, progress
 from ppl_vae.relabel import relabel
@@ -114,7 +113,6 @@ class VB:
         begin = time.perf_counter()
         model.refuse_penalties("VB")
         fitted = model.unfitted().double()
-        check_values(self.start, fitted)
         with (
             forked_rng(),
             threads(1) as num_threads,
@@ -192,7 +190,7 @@ class _Runs:
 
     def all(self) -> list[Run]:
         """Every run, in order."""
-        vb, given = self.vb, given_values(self.vb.start, self.model.family_defaults())
+        vb, given = self.vb, given_values(self.vb.start, self.model, self.model.family_defaults())
         count = 1 if given is not None or are_responsibilities(vb.start) else vb.n_init
         with progress("VB", count * vb.max_iter, vb.progress and self.parts.share.leads) as update:
             runs = []
