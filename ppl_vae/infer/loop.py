@@ -283,7 +283,8 @@ class Loop:
             return {}
         module = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         return {
-            "epoch": self.epoch, "number": self.number, "steps": self.steps, "sums": self.sums.clone(),
+            "epochs": self.epochs, "epoch": self.epoch, "number": self.number, "steps": self.steps,
+            "sums": self.sums.clone(),
             "history": asdict(self.history),
             "elapsed": self.elapsed + time.perf_counter() - self.begin,
             "module": module, "mode": self.step.mode, "notes": list(self.notes),
@@ -307,9 +308,11 @@ class Loop:
         self.best_epoch, self.best_state = state["best"]["epoch"], state["best"]["state"]
         if self.turns is not None:
             self.turns.restore(state["turns"])
-        if self.averaging is not None:
+        longer = self.epochs > state["epochs"]
+        if self.averaging is not None and not longer:  # of a longer training the last part is another one
             self.averaging.restore(state["averaging"])
-        self.ended = None if state["ended"] is None else Status(**state["ended"])
+        if state["ended"] is not None and not (longer and state["ended"]["code"] == "finished"):
+            self.ended = Status(**state["ended"])
         if state["mode"] == "off":
             self.step.run_eagerly()
         restore_random_state(state["random"])

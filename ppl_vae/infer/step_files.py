@@ -1,5 +1,6 @@
 """The folder of a checkpoint: one file for each step kept, and one for the best."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from ppl_vae.records import packed, read_record, write_record
 
 __all__ = ["Found", "StepFiles", "Written"]
 
-FORMAT = 2
+FORMAT = 3
 KEY = "ppl_vae checkpoint"
 BEST = "best.safetensors"
 
@@ -49,7 +50,7 @@ class Found:
     damaged: Mapping[Path, DataError] = field(default_factory=dict)
 
     def checked(self, header: Mapping[str, Any]) -> Written:
-        """Its contents, if it was written under this header.
+        """Its contents, if it was written under this header, or under one that differs in having fewer epochs.
 
         Raises
         ------
@@ -57,6 +58,8 @@ class Found:
             If another call wrote it: the message says what differs.
         """
         stored = {"format": self.record["format"], **self.record["header"]}
+        if stored.get("epochs", math.inf) < header.get("epochs", 0):  # a training is the beginning of a longer one
+            stored["epochs"] = header["epochs"]
         if different := differences(stored, {"format": FORMAT, **header}):
             raise EngineError(
                 f"{self.path} is the checkpoint of another call: {'; '.join(different[:3])}. Repeat that call, or keep "

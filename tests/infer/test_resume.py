@@ -168,11 +168,30 @@ def test_a_fit_that_crashed_ends_where_it_would_have_ended(case, tmp_path):
     same(again, straight)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case != "running codes"])  # its last epoch is another one
+def test_a_training_goes_on_for_more_epochs_as_if_it_had_been_one(case, tmp_path):
+    epochs = CASES[case][2].get("epochs", 6)
+    first = fit(case, tmp_path, epochs=epochs // 2)
+    assert first.status.code == "finished"
+    steps = At(-1, crash)
+    same(fit(case, tmp_path, [steps], epochs=epochs), fit(case))
+    assert steps.seen
+
+
 ENDS = {
     "finished": ("a graph", []),
     "stopped early": ("patience", []),
     "stopped by a callback": ("a graph", [lambda: At(7, lambda: True)]),
 }
+
+
+@pytest.mark.parametrize("code", ["stopped early", "stopped by a callback"])
+def test_what_ended_for_a_reason_of_its_own_does_not_go_on_for_more_epochs(code, tmp_path):
+    case, callbacks = ENDS[code]
+    first = fit(case, tmp_path, [make() for make in callbacks], epochs=30)
+    steps = At(-1, crash)
+    same(fit(case, tmp_path, [steps], epochs=40), first)
+    assert not steps.seen
 
 
 @pytest.mark.parametrize("code", ENDS)
@@ -199,7 +218,7 @@ def test_the_best_state_is_in_its_file(tmp_path):
 
 
 OTHER = {
-    "epochs": ({"epochs": 7}, "epochs was 6 there and is 7 here"),
+    "fewer epochs": ({"epochs": 5}, "epochs was 6 there and is 5 here"),
     "a rate": ({"optimizer": pv.adam(1e-3)}, "optimizer"),
     "batches": ({"batch_size": 16}, "batch_size was 32"),
     "seed": ({"seed": 3}, "seed was 0"),
