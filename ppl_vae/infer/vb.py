@@ -16,6 +16,7 @@ from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.expectation import Plan, Replace, added, summed
 from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, refuse_laws
+from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
 from ppl_vae.infer.processes import joined
@@ -49,7 +50,8 @@ class VB:
     max_iter : int
         Iterations of each start.
     start : str, mapping, Tensor or Fit
-        "k-means++", "random", parameters by name, responsibilities [n, K], or another fit.
+        "k-means++", "random", parameters by name, of which a short EM finds those left out, responsibilities [n, K], or
+        another fit.
     num_draws : int
         Draws of q(theta) kept in the Fit.
     seed : int
@@ -190,7 +192,7 @@ class _Runs:
 
     def all(self) -> list[Run]:
         """Every run, in order."""
-        vb, given = self.vb, given_values(self.vb.start, self.model, self.model.family_defaults())
+        vb, given = self.vb, self._given()
         count = 1 if given is not None or are_responsibilities(vb.start) else vb.n_init
         with progress("VB", count * vb.max_iter, vb.progress and self.parts.share.leads) as update:
             runs = []
@@ -200,6 +202,12 @@ class _Runs:
             return runs
 
     # Where a run begins.
+
+    def _given(self) -> Mapping[str, Tensor] | None:
+        """Values that a start gives, or leads to; None where each run finds its own."""
+        if isinstance(self.vb.start, Mapping):
+            return initial_values(self.vb.start, self.model, self.sample, self.weights, self.vb.seed)
+        return given_values(self.vb.start, self.model, self.model.family_defaults())
 
     def first_from(self, values: Mapping[str, Tensor]) -> Posteriors:
         """The posterior given the responsibilities at these parameters."""

@@ -519,6 +519,22 @@ def test_bad_settings():
         pv.VB(num_draws=0)
 
 
+PARTLY = {
+    "nothing": {},
+    "equal weights": {"mixing.probs": [0.5, 0.5]},
+    "one covariance for all": {"components.covariance": torch.diag(torch.tensor([0.1, 36.0])).repeat(2, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("case", PARTLY)
+@pytest.mark.parametrize("source", [lambda x: x, lambda x: pv.data.stream(x, rows=100)], ids=["held", "stream"])
+def test_what_a_start_leaves_out_is_found(faithful, case, source):
+    """Components that are alike would stay so."""
+    best = fit(mixture(2), faithful).trace["bound"][-1]
+    found = fit(mixture(2), source(faithful), start=PARTLY[case]).trace["bound"][-1]
+    torch.testing.assert_close(found, best, rtol=1e-7, atol=0)
+
+
 def test_a_random_start_depends_on_the_seed_alone(faithful):
     def bounds(outer, seed):
         torch.manual_seed(outer)
