@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import matched, symmetries
+from ppl_vae.alone import forked_rng
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
@@ -130,7 +131,7 @@ def _check(fit: Fit) -> None:
         raise EngineError(
             f"bootstrap repeats an EM fit of a declared model, got one by {fit.engine} of {type(fit.model).__name__}"
         )
-    if networks := coordinates(fit.model).networks:
+    if networks := coordinates(fit.model, fit.settings.get("frozen", ())).networks:
         raise EngineError(
             f"bootstrap keeps draws of families and shared latents; {type(fit.model).__name__} also has free network "
             f"parameters ({', '.join(sorted(networks)[:3])}), which draws of a Fit do not hold: use standard_errors"
@@ -153,11 +154,13 @@ def from_model(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
     if not len(rows):
         raise DataError(f"the weights sum to {w.sum().item():g}: as counts they leave no datum to draw")
     inputs = {name: obs.values[name][rows] for name in fit.model.inputs}
-    drawn = fit.sample(len(rows), seed=_seed(generator), **inputs)
-    observed = [node.name for node in fit.model.local_nodes() if node.kind == "observed"]
-    values = drawn if isinstance(drawn, dict) else {observed[0]: drawn}
-    gaps = {name: obs.missing[name][rows] for name in values if name in obs.missing}
-    return {**inputs, **{n: v.masked_fill(gaps[n], torch.nan) if n in gaps else v for n, v in values.items()}}, None
+    with forked_rng(), fit.model.bind(fit.draw(0)):
+        torch.manual_seed(_seed(generator))
+        drawn = fit.model.sample_joint(len(rows), **inputs)
+    values = {name: drawn[name] for name in obs.values if name not in inputs}  # latents too, where data give them
+    for name in set(values) & set(obs.missing):
+        values[name] = values[name].to(fit.model.like).masked_fill(obs.missing[name][rows], torch.nan)
+    return {**inputs, **values}, None
 
 
 def from_rows(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:

@@ -13,7 +13,7 @@ from ppl_vae.alone import forked_rng
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError
 
-__all__ = ["Coordinates", "coordinates"]
+__all__ = ["Coordinates", "coordinates", "held"]
 
 POSTERIORS = ("local_posteriors.", "shared_guide.")
 """Parameters of q, which are no part of the model."""
@@ -71,7 +71,7 @@ class Coordinates:
                     f"likelihood has no curvature to read; keep it out with EM(frozen=({name!r},)), or use a prior"
                 )
             parts.append(part)
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def values(self, vector: Tensor) -> dict[str, Tensor]:
         """The parameters at a vector [P], by name."""
@@ -120,6 +120,22 @@ def coordinates(model: LatentVariableModel, frozen: Collection[str] = ()) -> Coo
         {name: values[name].shape for name in kept},
         frozenset(networks) & frozenset(kept),
     )
+
+
+def held(model: LatentVariableModel, frozen: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of what a fit does not move: what it was told, and what its owner froze by `requires_grad_(False)`.
+
+    Examples
+    --------
+    >>> import ppl_vae as pv
+    >>> class Known(pv.LatentVariableModel):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+    >>> held(Known())
+    ('scale',)
+    """
+    return (*frozen, *(name for name in model.frozen_parameters() if name not in frozen))
 
 
 def _networks(model: LatentVariableModel) -> dict[str, Tensor]:

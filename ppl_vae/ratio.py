@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.bootstrap import from_model
-from ppl_vae.coordinates import coordinates
+from ppl_vae.coordinates import coordinates, held
 from ppl_vae.criteria import Cell
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError, check_seed, check_whole
@@ -182,8 +182,7 @@ def _check_nested(null: Any, alternative: Any, engine: EM) -> None:
 
 def _count(model: LatentVariableModel, engine: EM) -> int:
     """Parameters that the engine moves."""
-    still = [name for name, parameter in model.free_parameters().items() if not parameter.requires_grad]
-    return coordinates(model, (*engine.frozen, *still)).size
+    return coordinates(model, held(model, engine.frozen)).size
 
 
 def _both(

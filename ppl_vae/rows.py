@@ -16,7 +16,7 @@ from ppl_vae.diagnostics import elbo_total, khat, leave_one_out
 from ppl_vae.evaluation import evaluate
 from ppl_vae.evidence import EVEN, log_mean_exp
 from ppl_vae.fit import Fit
-from ppl_vae.infer.weights import own_weights
+from ppl_vae.infer.weights import check_weights, own_weights
 
 __all__ = ["COLUMNS", "Judged", "Row", "judge"]
 
@@ -128,7 +128,7 @@ def _fill_em(row: Row, fit: Fit) -> None:
     """Log p(X | theta): the bound is tight after an E-step, so its gap is zero; BIC where theta is its maximum."""
     if fit.data is None:
         return
-    weights = torch.ones(len(fit.data)) if fit.weights is None else fit.weights
+    weights = check_weights(own_weights(fit, fit.data), len(fit.data))
     per_datum = fit.log_predictive(fit.data).double()
     row.log_likelihood, row.gap = (weights.to(per_datum) * per_datum).sum().item(), 0.0
     if not fit.bound.endswith("log p(theta)"):

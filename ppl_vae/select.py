@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from ppl_vae.coordinates import coordinates
+from ppl_vae.coordinates import coordinates, held
 from ppl_vae.criteria import CRITERIA, Cell, Criterion, spoken
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DeclarationError, EngineError
@@ -207,7 +207,7 @@ def select(
     places = {key: _settings(grid, key) for key in product(*[range(len(values)) for values in grid.values()])}
     models = {key: declaration(**fixed, **own).double() for key, own in places.items()}
     sweep = Sweep.over(engine, next(iter(models.values())), data, weights, validation)
-    order = sorted(models, key=lambda key: coordinates(models[key]).size)
+    order = sorted(models, key=lambda key: coordinates(models[key], held(models[key])).size)
     with progress_bar("select", len(order), progress) as update:
         for number, key in enumerate(order):
             cell = sweep.visit(key, models[key], places[key])

@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.coordinates import coordinates
+from ppl_vae.coordinates import coordinates, held
+from ppl_vae.counted import counted_mean
 from ppl_vae.criteria import Cell, spoken
 from ppl_vae.data import Stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer import EM
-from ppl_vae.infer.weights import check_weights
+from ppl_vae.infer.weights import check_weights, counting
 
 __all__ = ["Key", "Sweep", "split_off"]
 
@@ -63,9 +65,11 @@ class Sweep:
         w = None if weights is None else check_weights(weights, len(obs))
         if validation is None:
             return cls(engine, obs, w)
-        if not isinstance(validation, float):
+        if not isinstance(validation, int | float | np.number):
             return cls(engine, obs, w, model.check(validation))
-        size = round(validation * len(obs))
+        if not 0 < float(validation) < 1:
+            raise DataError(f"validation is a part of the rows, between 0 and 1, or data; got {validation}")
+        size = round(float(validation) * len(obs))
         if not 0 < size < len(obs):
             raise DataError(
                 f"validation={validation} of {len(obs)} rows is {size} rows; between 1 and {len(obs) - 1} are needed"
@@ -80,8 +84,8 @@ class Sweep:
     ) -> Cell:
         """Fit one cell from every start, those in `more` included, and keep the best."""
         begin = time.perf_counter()
-        w = torch.ones(len(self.obs), dtype=torch.float64) if self.weights is None else self.weights
-        free = coordinates(model, getattr(self.engine, "frozen", ())).size
+        w = check_weights(counting(model, self.obs, self.weights), len(self.obs))
+        free = coordinates(model, held(model, getattr(self.engine, "frozen", ()))).size
         cell = Cell(settings, _components(model, self.obs), free, w.sum().item(), Status("failed", "was not run"))
         self.cells[key] = cell
         try:
@@ -128,9 +132,8 @@ class Sweep:
             r = fit.responsibilities(self.obs)
             cell.entropy = -(w[:, None] * torch.special.xlogy(r, r)).sum().item()
         if self.held_out is not None:
-            value = fit.log_prob(self.held_out)
-            own = torch.ones_like(value) if self.held_out_weights is None else self.held_out_weights
-            cell.held_out = ((own * value).sum() / own.sum()).item()
+            own = counting(fit.model, self.held_out, self.held_out_weights)
+            cell.held_out, _ = counted_mean(fit.log_prob(self.held_out), own)
 
 
 def split_off(r: Tensor, log_prob: Tensor, K: int) -> Tensor:

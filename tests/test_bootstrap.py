@@ -107,6 +107,56 @@ def test_missing_entries_stay_missing(fit):
     assert torch.equal(drawn["x"].isnan(), gaps)
 
 
+class Labelled(pv.LatentVariableModel):
+    """Two normals whose labels are known for some data."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = pv.families.Categorical(2)
+        self.normal = pv.families.Normal(1, batch=2, covariance="diagonal")
+
+    @pv.latent
+    def label(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, label):
+        return self.normal(label)
+
+
+def test_known_labels_are_known_in_the_refits():
+    """Without them the spread is that of a mixture hardly told apart, several times as wide."""
+    torch.manual_seed(1)
+    label = (torch.rand(400) < 0.5).double()
+    x = torch.randn(400).double() + 1.5 * label
+    label[::10] = torch.nan
+    fit = pv.EM(tol=1e-11, progress=False).fit(Labelled(), {"x": x, "label": label})
+    again = pv.bootstrap(fit, num_samples=B, progress=False)
+    for name, error in pv.standard_errors(fit).standard_error.items():
+        ratio = again.draws[name][0].std(0) / error
+        assert (ratio - 1).abs().max() < NOISE, name
+
+
+def test_categories_with_gaps_are_drawn():
+    torch.manual_seed(0)
+    x = torch.randint(3, (60, 2)).double()
+    x[::7, 1] = torch.nan
+
+    class Answers(pv.LatentVariableModel):
+        def __init__(self):
+            super().__init__()
+            self.answers = pv.families.CategoricalVector(3, 2, batch=1)
+
+        @pv.observed
+        def x(self):
+            return self.answers()
+
+    fit = pv.EM(progress=False).fit(Answers(), x)
+    drawn, _ = from_model(fit, torch.ones(60).double(), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn["x"].isnan(), x.isnan())
+    assert "10 of 10" in pv.bootstrap(fit, num_samples=10, progress=False).status.message
+
+
 def test_refits_that_fail_are_counted(fit, monkeypatch):
     original, calls = pv.EM.fit, []
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.datasets import load_iris
@@ -232,7 +233,10 @@ def test_a_cell_that_cannot_be_fitted_does_not_end_the_sweep():
         ({"n_components": [1], "criterion": "dic"}, pv.EngineError, "bic, aic, icl, held_out"),
         ({"n_components": [1], "criterion": "held_out"}, pv.EngineError, "needs validation"),
         ({"n_components": [1], "engine": pv.NUTS()}, pv.EngineError, "must be an EM, got NUTS"),
-        ({"n_components": [1], "validation": 1.5}, pv.DataError, "between 1 and 271"),
+        ({"n_components": [1], "validation": 1.5}, pv.DataError, "between 0 and 1, or data; got 1.5"),
+        ({"n_components": [1], "validation": 1}, pv.DataError, "got 1"),
+        ({"n_components": [1], "validation": math.nan}, pv.DataError, "got nan"),
+        ({"n_components": [1], "validation": 0.001}, pv.DataError, "between 1 and 271"),
         ({"n_components": [1], "validation": pv.data.stream(torch.ones(3, 2))}, pv.DataError, "held in memory"),
     ],
 )
@@ -251,6 +255,51 @@ def test_n_features_of_a_mapping_must_be_given(geyser):
 def test_frozen_parameters_are_not_counted():
     free = coordinates(pv.models.GaussianMixture(3, 2), frozen=("components.loc",))
     assert free.size == 2 + 9
+
+
+class Known(pv.LatentVariableModel):
+    """A place, and a scale that its owner may have frozen."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(0.0))
+        self.scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=not frozen)
+
+    @pv.observed
+    def x(self):
+        return dist.Normal(self.loc, self.scale)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_parameters_that_their_owner_froze_are_known(frozen):
+    torch.manual_seed(0)
+    x = 2.0 * torch.randn(50, dtype=torch.float64)
+    found = pv.select(Known, x, frozen=[frozen], progress=False)
+    count = 1 if frozen else 2
+    assert found.best_cell.parameters == count
+    fit = found.best_cell.fit
+    expected = -2 * fit.log_prob(x).sum().item() + count * math.log(50)
+    assert pv.compare({"fit": fit}).rows["fit"].bic == pytest.approx(expected, rel=1e-9)
+    errors = pv.standard_errors(fit).standard_error
+    assert set(errors) == ({"loc"} if frozen else {"loc", "scale"})
+    assert f"{count} free parameters" in repr(Known(frozen))
+
+
+def test_rows_without_any_value_do_not_count(geyser):
+    """Their log p is 0 whatever the model, which is no prediction."""
+    x = geyser.values
+    more = torch.cat([x, torch.full((100, 2), math.nan, dtype=x.dtype)])
+    short, long = (
+        pv.select(pv.models.GaussianMixture, data, n_components=[2], validation=data[200:], progress=False).best_cell
+        for data in (x, more)
+    )
+    assert (short.count, short.held_out) == (long.count, pytest.approx(long.held_out, rel=1e-9))
+    fit = short.fit
+    held_out = [pv.compare({"fit": fit}, data[200:]).rows["fit"] for data in (x, more)]
+    assert held_out[0].log_predictive == pytest.approx(held_out[1].log_predictive, rel=1e-12)
+    assert held_out[0].log_predictive_se == pytest.approx(held_out[1].log_predictive_se, rel=1e-12)
+    assert pv.compare({"fit": long.fit}).rows["fit"].bic == pytest.approx(pv.compare({"fit": fit}).rows["fit"].bic)
+    assert fit.evaluate(more).elbo == pytest.approx(fit.evaluate(x).elbo, rel=1e-12)
 
 
 def test_the_table_and_the_figure_show_every_cell(swept):

@@ -1,6 +1,6 @@
 """What a declaration asks of its data, checked once before an engine starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -14,8 +14,11 @@ from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
 from ppl_vae.families.supports import of_entries
 
-__all__ = ["check", "check_inputs"]
+__all__ = ["COPIES", "bounds", "check", "check_inputs", "same_bounds"]
 
+COPIES = 32
+"""Draws of a datum's latents by which it is told whether a support depends on them."""
+ENDS = ("lower_bound", "upper_bound")
 FEW = 15
 """Whole numbers up to which data are counts or classes rather than pixels from 0 to 255."""
 
@@ -26,7 +29,8 @@ def check(
     laws: Mapping[str, TorchDistribution],
     obs: Observations,
     rows: int,
-    index: Tensor | None = None,
+    index: Tensor | None,
+    fixed: Collection[str],
 ) -> Observations:
     """Check shapes, support and missing values of the data against the nodes' distributions.
 
@@ -40,6 +44,8 @@ def check(
         The data.
     index : Tensor, optional
         [n], the rows' numbers in the data set, where these are a part of one.
+    fixed : collection of str
+        The nodes whose support does not depend on latents.
 
     Returns
     -------
@@ -64,7 +70,7 @@ def check(
                 f"values or none"
             )
         if name in values:
-            values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name), index)
+            values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name), index, name in fixed)
     return Observations(values, obs.missing, obs.columns)
 
 
@@ -91,7 +97,13 @@ def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) ->
 
 
 def _check_value(
-    owner: str, name: str, d: TorchDistribution, value: Tensor, missing: Tensor | None, index: Tensor | None
+    owner: str,
+    name: str,
+    d: TorchDistribution,
+    value: Tensor,
+    missing: Tensor | None,
+    index: Tensor | None,
+    fixed: bool,
 ) -> Tensor:
     probabilities = getattr(value, "probabilities", None)
     sample = value if probabilities is None else value[torch.arange(min(64, len(value)))]
@@ -111,7 +123,7 @@ def _check_value(
         if not isinstance(inner, dist.Categorical):
             value = sample = value.to(torch.get_default_dtype())
     _check_missing(owner, name, d, missing)
-    _check_support(f"{owner}.{name}", d, sample, missing, index)
+    _check_support(f"{owner}.{name}", d, sample, missing, index, fixed)
     if isinstance(d, dist.Categorical) and missing is None and probabilities is None:
         return value.long()  # labels read from a file are floats, and children index with them
     return value
@@ -145,7 +157,7 @@ def _check_missing(owner: str, name: str, d: TorchDistribution, missing: Tensor 
 
 
 def _check_support(
-    where: str, d: TorchDistribution, value: Tensor, missing: Tensor | None, index: Tensor | None
+    where: str, d: TorchDistribution, value: Tensor, missing: Tensor | None, index: Tensor | None, fixed: bool
 ) -> None:
     def row(number: int) -> str:
         return f"row {number if index is None else int(index[number])} (counted from 0)"
@@ -156,7 +168,9 @@ def _check_support(
     if isinstance(d, Blocks):
         gaps = [None] * len(d.parts) if missing is None else d.split(missing)
         for name, part, x, gap in zip(d.names, d.parts, d.split(value), gaps, strict=True):
-            _check_support(f"{where}, part {name!r}", part, x, gap, index)
+            _check_support(f"{where}, part {name!r}", part, x, gap, index, fixed)
+        return
+    if not fixed:
         return
     try:
         inside = _entries_inside(d, value)
@@ -191,6 +205,26 @@ def _check_support(
             'binarize="dynamic" or "threshold")), or use a likelihood for grey values (likelihood="gaussian-learned")'
         )
     raise DataError(message)
+
+
+def bounds(d: TorchDistribution) -> list[Tensor]:
+    """The ends of the set that each entry lives in, where they are numbers: [] or [rows, ...]."""
+    if isinstance(d, Blocks):
+        return [bound for part in d.parts for bound in bounds(part)]
+    try:
+        support = of_entries(d.support)
+    except NotImplementedError:
+        return []
+    return [torch.as_tensor(getattr(support, name)) for name in ENDS if hasattr(support, name)]
+
+
+def same_bounds(d: TorchDistribution, others: TorchDistribution, copies: int) -> bool:
+    """Whether the law of some rows has the same ends as that of so many copies of them, at other latents."""
+    for one, again in zip(bounds(d), bounds(others), strict=True):
+        by_row = one.dim() > 0 and len(one) > 1
+        if not torch.equal(again, one.repeat(copies, *[1] * (one.dim() - 1)) if by_row else one.expand_as(again)):
+            return False
+    return True
 
 
 def _bounds(support: constraints.Constraint) -> str:

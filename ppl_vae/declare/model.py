@@ -90,7 +90,8 @@ class LatentVariableModel(OfDraws):
         rows = min(4, len(obs))
         with self.numeric():
             laws = self.prototypes(obs, rows)
-            return check(type(self).__name__, self._graph, laws, obs, rows, index)
+            fixed = self._fixed_supports(laws, obs.rows(slice(0, rows)))
+            return check(type(self).__name__, self._graph, laws, obs, rows, index, fixed)
 
     def observe(self, data: Any) -> Observations:
         """Read data for this model: named tensors in its dtype, NaN noted as missing, [n] of one feature as [n, 1]."""

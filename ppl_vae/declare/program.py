@@ -1,7 +1,7 @@
 """How a declaration runs: values in scope, nodes called with their parents, factors of log p and log q."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppl_vae.alone import unvalidated
+from ppl_vae.declare.checks import COPIES, bounds, same_bounds
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
@@ -172,7 +174,9 @@ class Program(SharedLatents):
                     f"(a point mass is a Categorical with one probability 1)"
                 )
             value = scope[node.name].value
-            log_p = self.restrict(node.name, value, obs, d.log_prob(value))
+            # Where a support depends on latents, a datum is outside it for some of their values.
+            with unvalidated() if node.kind == "observed" else nullcontext():
+                log_p = self.restrict(node.name, value, obs, d.log_prob(value))
             if node.kind == "observed" and obs.weights is not None:
                 # A datum that does not count may be impossible, and 0 * -inf is not 0.
                 log_p = torch.where(obs.weights > 0, log_p, 0.0)
@@ -323,6 +327,17 @@ class Program(SharedLatents):
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
             return found
+
+    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
+        """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
+        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in few.values or n.name in few.missing}
+        hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
+        depends = [name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and bounds(law)]
+        others: Mapping[str, TorchDistribution] = {}
+        if depends:
+            with self.aside(seed=0), self.unbound():
+                others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
+        return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
 
 
 def _otherwise(d: TorchDistribution) -> str:

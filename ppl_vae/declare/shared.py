@@ -164,13 +164,20 @@ class SharedLatents(PyroModule):
         owned = {id(p) for family in self.families().values() for p in family.parameters()}
         return {name: p for name, p in self.named_parameters() if id(p) not in owned}
 
+    def frozen_parameters(self) -> list[str]:
+        """Those of `free_parameters` that their owner froze by `requires_grad_(False)`; an engine freezes all."""
+        of_fits = (module for module in self.modules() if getattr(module, "_of_fit", False))
+        moved = {id(p) for module in of_fits for p in module.parameters(recurse=False)}
+        return [name for name, p in self.free_parameters().items() if not p.requires_grad and id(p) not in moved]
+
     def _identity(self) -> dict[str, Any]:
         """What the model is beside its parameters and buffers, in JSON: settings of its modules, and their code."""
         return {"settings": settings(self), "code": sources(self)}
 
     def count_free(self) -> int:
         """Number of free scalars: K - 1 of K weights, d (d + 1) / 2 of a covariance; none of what has a prior."""
-        found = sum(p.numel() for p in self.free_parameters().values())
+        frozen = self.frozen_parameters()
+        found = sum(p.numel() for name, p in self.free_parameters().items() if name not in frozen)
         for family in self.families().values():
             for name, value in {} if family.prior is not None else family.values().items():
                 found += biject_to(family.parameter_constraint(name)).inverse_shape(value.shape).numel()
@@ -199,6 +206,16 @@ class SharedLatents(PyroModule):
                 yield
             finally:
                 self.__dict__["_bound"] = before
+
+    @contextmanager
+    def unbound(self) -> Iterator[None]:
+        """Within the block shared latents declared by hand have no values."""
+        before = self._bound
+        self.__dict__["_bound"] = {}
+        try:
+            yield
+        finally:
+            self.__dict__["_bound"] = before
 
     def fix(self, values: Mapping[str, Tensor]) -> None:
         """Give shared latents and family parameters these values: answers use them, and EM's `frozen` keeps them.

@@ -175,6 +175,7 @@ class Intake:
             obs = model.observe(self._named(first))
             self.few = min(FEW, len(obs))
             self.laws = model.prototypes(obs, self.few)
+            self.fixed = model._fixed_supports(self.laws, obs.rows(slice(0, self.few)))
         self.gaps: tuple[str, ...] = ()
         self.first = self.observe(first, "the first batch")
         self.gaps = tuple(self.first.missing)
@@ -184,7 +185,7 @@ class Intake:
         model = self.model
         with self._told(which), model.numeric():
             obs = model.observe(self._named(batch))
-            obs = check(type(model).__name__, model._graph, self.laws, obs, self.few, index)
+            obs = check(type(model).__name__, model._graph, self.laws, obs, self.few, index, self.fixed)
         none = {name: torch.zeros_like(obs.values[name], dtype=torch.bool) for name in self.gaps}
         return Observations(obs.values, {**none, **obs.missing}, obs.columns)
 

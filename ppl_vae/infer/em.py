@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ppl_vae.alone import forked_rng, unvalidated
+from ppl_vae.coordinates import held
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import EngineError, check_seed, check_whole
@@ -186,6 +187,7 @@ class EM:
         begin = time.perf_counter()
         model.refuse_penalties("EM")
         fitted = trained_copy(model).double()
+        settings = {**self._settings(), "frozen": held(fitted, self.frozen)}
         with (
             forked_rng(),
             threads(1) as num_threads,
@@ -219,7 +221,7 @@ class EM:
             status=starts.status,
             seconds=starts.earlier + time.perf_counter() - begin,
             seed=self.seed,
-            settings=self._settings(),
+            settings=settings,
             history=best.history.tensors(),
             data=parts.obs if isinstance(parts, Held) else None,
             weights=parts.weights if isinstance(parts, Held) else None,

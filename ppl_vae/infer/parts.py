@@ -13,7 +13,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.processes import Share
-from ppl_vae.infer.weights import check_weights, one_source
+from ppl_vae.infer.weights import check_weights, empty_rows, one_source
 
 __all__ = ["Chunk", "Parts", "make_parts"]
 
@@ -113,9 +113,8 @@ def unseen(model: LatentVariableModel, obs: Observations) -> list[str]:
     DataError
         If none has.
     """
-    absent = [gaps.reshape(len(gaps), -1).all(1) for gaps in obs.missing.values()]
-    nodes = [name for name in obs.values if name not in model.inputs]
-    empty = int(torch.stack(absent).all(0).sum()) if absent and len(absent) == len(nodes) else 0
+    rows = empty_rows(model, obs)
+    empty = 0 if rows is None else int(rows.sum())
     if empty == len(obs):
         raise DataError(f"all {empty} rows are missing altogether: there is nothing to fit")
     said = "1 row is missing altogether and tells" if empty == 1 else f"{empty} rows are missing altogether and tell"

@@ -85,15 +85,20 @@ def first_responsibilities(
     cells = torch.Size(shape).numel()
     if are_responsibilities(start):
         return _given(torch.as_tensor(start), shape, n)
-    if cells > n:
-        raise DataError(f"{cells} components need at least {cells} data, there are {n}; use fewer components")
+    members = max((family.batch for family in model.families().values()), default=1)
+    if members > n:
+        raise DataError(
+            f"{members} components need at least {members} data, there are {n}; use fewer components, or pass start= "
+            "with parameters by name"
+        )
     methods = {"k-means++": _kmeans_plusplus, "random": _random}
     if not isinstance(start, str) or start not in methods:
         raise EngineError(
             f"start must be one of {', '.join(methods)}, parameters by name, responsibilities [n, K] or a Fit; "
             f"got {repr(start) if isinstance(start, str) else type(start).__name__}"
         )
-    return methods[start](model, obs, weights, cells, seed).reshape(*shape, n)
+    # More values than data, as of the states of a chain together, are no clusters.
+    return methods[start if cells <= n else "random"](model, obs, weights, cells, seed).reshape(*shape, n)
 
 
 def _given(r: Tensor, shape: tuple[int, ...], n: int) -> Tensor:

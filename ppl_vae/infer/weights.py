@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ppl_vae.counted import same_data
 from ppl_vae.data import Stream
+from ppl_vae.declare import Observations
 from ppl_vae.errors import DataError
 from ppl_vae.fit import Fit
 
-__all__ = ["check_weights", "one_source", "own_weights"]
+__all__ = ["check_weights", "counting", "empty_rows", "one_source", "own_weights"]
 
 
 def check_weights(weights: Any, n: int) -> Tensor:
@@ -58,8 +59,26 @@ def one_source(stream: Stream, column: Tensor | None, weights: Any) -> None:
         )
 
 
+def empty_rows(model: Any, obs: Any) -> Tensor | None:
+    """Which rows [n] have no observed value at all; None where none has."""
+    if not isinstance(obs, Observations) or not obs.missing:
+        return None
+    nodes = [name for name in obs.values if name not in model.inputs]
+    if any(name not in obs.missing for name in nodes):
+        return None
+    empty = torch.stack([gaps.reshape(len(gaps), -1).all(1) for gaps in obs.missing.values()]).all(0)
+    return empty if bool(empty.any()) else None
+
+
+def counting(model: Any, obs: Any, weights: Tensor | None) -> Tensor | None:
+    """Weights under which rows without any value do not count, which have log p = 0 whatever the model."""
+    empty = empty_rows(model, obs)
+    if empty is None or bool(empty.all()):
+        return weights
+    return (torch.ones(len(obs), dtype=torch.float64) if weights is None else weights) * ~empty.to("cpu")
+
+
 def own_weights(fit: Fit, obs: Any, weights: Any = None) -> Tensor | None:
     """The weights [n] of data that a fit is asked about: those given, else the fit's if these are its training data."""
-    if weights is not None:
-        return check_weights(weights, len(obs))
-    return fit.weights if fit.weights is not None and fit.data is not None and same_data(fit.data, obs) else None
+    own = fit.weights if fit.weights is not None and fit.data is not None and same_data(fit.data, obs) else None
+    return counting(fit.model, obs, own if weights is None else check_weights(weights, len(obs)))

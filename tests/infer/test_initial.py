@@ -103,3 +103,57 @@ def test_em_says_that_a_hierarchy_has_no_mode(frozen):
     if not frozen:
         assert "scale went to zero" in fit.status.message
         assert "frozen=('scale',)" in fit.status.message
+
+
+class States(pv.LatentVariableModel):
+    """Four steps of a chain of two states, each of them a latent, so 16 values together."""
+
+    def __init__(self, prior=None):
+        super().__init__()
+        self.first = pv.families.Categorical(2, prior=prior)
+        self.move = pv.families.Categorical(2, batch=2, prior=prior)
+        self.count = pv.families.Poisson(batch=2, prior=prior)
+
+    @pv.latent
+    def z0(self):
+        return self.first()
+
+    @pv.latent
+    def z1(self, z0):
+        return self.move(z0)
+
+    @pv.latent
+    def z2(self, z1):
+        return self.move(z1)
+
+    @pv.latent
+    def z3(self, z2):
+        return self.move(z2)
+
+    @pv.observed
+    def x0(self, z0):
+        return self.count(z0)
+
+    @pv.observed
+    def x1(self, z1):
+        return self.count(z1)
+
+    @pv.observed
+    def x2(self, z2):
+        return self.count(z2)
+
+    @pv.observed
+    def x3(self, z3):
+        return self.count(z3)
+
+
+def test_fewer_data_than_values_of_the_latents_together():
+    """Values of a chain's states together are no components, of which there must be data for each."""
+    torch.manual_seed(0)
+    rates = torch.tensor([1.0, 8.0])
+    z = (torch.rand(12, 4) < torch.tensor([0.2, 0.4, 0.6, 0.8])).long()
+    data = {f"x{t}": torch.poisson(rates[z[:, t]]).double() for t in range(4)}
+    found = pv.EM(progress=False).fit(States(), data)
+    known = pv.EM(start={"count.rate": rates}, progress=False).fit(States(), data)
+    torch.testing.assert_close(found.trace["bound"][-1], known.trace["bound"][-1], rtol=1e-6, atol=0)
+    assert len(pv.SVI(2, progress=False).fit(States("weak"), data).trace["bound"]) == 2
