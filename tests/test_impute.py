@@ -167,3 +167,36 @@ def test_what_has_no_mean_is_not_imputed(law):
         NoMean().impute(x)
     whole = torch.zeros(3, *law.event_shape)
     assert torch.equal(NoMean().impute(whole), whole)
+
+
+@pytest.fixture(scope="module")
+def factors():
+    """A linear VAE trained on complete data: its decoder's own density has every conditional mean."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 2) @ torch.tensor([[2.0, 1.8], [0.3, -0.2], [1.0, 1.0]]).T + 0.5 * torch.randn(500, 3) + 3
+    networks = pv.nets.linear_encoder(3, 2), pv.nets.linear_decoder(2, 3)
+    vae = pv.models.VAE(*networks, pv.likelihoods.Gaussian(0.5))
+    return pv.SVI(300, optimizer=pv.adam(3e-2), compile="trace", progress=False).fit(vae, x), x
+
+
+def test_what_an_encoder_has_not_seen_is_inferred(factors):
+    """The encoder takes a missing entry for a zero, and its q lies far from the posterior."""
+    fit, x = factors
+    gappy = x[:6].clone()
+    gappy[:5, 0] = NAN  # the last row is whole
+    W, b = fit.model.decoder.weight, fit.model.decoder.bias
+    C = W @ W.T + 0.25 * torch.eye(3)
+    expected = b[0] + C[0, 1:] @ torch.linalg.solve(C[1:, 1:], (x[:5, 1:] - b[1:]).T)
+    found = fit.impute(gappy, 4000)
+    torch.testing.assert_close(found[:5, 0], expected, rtol=0, atol=0.15)  # a draw's deviation is about 1
+    assert torch.equal(found[:, 1:], gappy[:, 1:])
+    assert torch.equal(found[5], x[5])
+    nothing = fit.reconstruct(torch.full((1, 3), NAN), 4000)
+    torch.testing.assert_close(nothing[0], b, rtol=0, atol=0.2)
+
+
+def test_complete_data_are_reconstructed_by_the_encoder(factors):
+    fit, x = factors
+    decoded = fit.model.decoder(fit.posterior(x[:3]).mean)
+    decoded = decoded[0] if isinstance(decoded, tuple) else decoded
+    torch.testing.assert_close(fit.reconstruct(x[:3], 4000), decoded, rtol=0, atol=0.1)

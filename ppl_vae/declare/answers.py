@@ -128,13 +128,27 @@ def _columns(d: TorchDistribution, *values: Tensor) -> list[tuple[Any, ...]]:
 
 def _averaged(sites: Sites, each: Tensor, count: int, event_dim: int) -> Tensor:
     """Mean of [*enumerated, n, *event] under the posterior of the finite latents, and over draws, [n, *event]."""
-    r, event = finite_posterior(sites), each.shape[each.dim() - event_dim :]
-    if r.dim() == 1:
-        mean = each.expand(len(r), *event)
-    else:
-        weight = r.reshape(*r.shape, *[1] * event_dim)
-        mean = (weight * each.expand(r.shape + event)).flatten(0, r.dim() - 2).sum(0)
-    return mean.reshape(count, -1, *event).mean(0)
+    shares, event = _shares(sites, count), each.shape[each.dim() - event_dim :]
+    weighted = shares.reshape(*shares.shape, *[1] * event_dim) * each.expand(shares.shape + event)
+    summed = weighted.flatten(0, shares.dim() - 2).sum(0) if shares.dim() > 1 else weighted
+    return summed.reshape(count, -1, *event).sum(0)
+
+
+def _shares(sites: Sites, count: int) -> Tensor:
+    """What every combination of finite values and every draw counts in a mean, [*enumerated, n count].
+
+    Draws of q count alike, but for data with missing entries: an encoder has seen something in their place, so draws
+    count by p(x, z) / q(z).
+    """
+    alike = finite_posterior(sites) / count
+    gaps = [d.missing.reshape(len(d.missing), -1).any(1) for d in sites.p.values() if isinstance(d, Incomplete)]
+    if count == 1 or not gaps or not sites.drawn:
+        return alike
+    joint = _weights(sites)
+    by_draw = joint.reshape(*joint.shape[:-1], count, -1)
+    whole = by_draw.flatten(0, -2).logsumexp(0)
+    weighted = (by_draw - whole).exp().reshape(joint.shape)
+    return torch.where(torch.stack(gaps).any(0) & (whole > -torch.inf).repeat(count), weighted, alike)
 
 
 def _category_probs(d: TorchDistribution) -> Tensor | None:

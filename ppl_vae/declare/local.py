@@ -18,6 +18,7 @@ from ppl_vae.evidence import EVEN, importance, log_mean_exp
 from ppl_vae.objectives import Elbo
 
 __all__ = [
+    "HALF",
     "POLISH",
     "SEARCH",
     "LocalPosterior",

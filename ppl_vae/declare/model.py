@@ -24,6 +24,7 @@ from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
 from ppl_vae.declare.order import drawn_before
 from ppl_vae.declare.program import Placed, Scope
+from ppl_vae.declare.unamortised import badly_covered, unamortised
 from ppl_vae.errors import DataError, EngineError, check_count, check_particles
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo
@@ -298,7 +299,13 @@ class LatentVariableModel(OfDraws):
             return self._by_rows(obs, count, lambda o, i: answer(self.sites(o, i), name, count, o.values[name]))
 
         with torch.no_grad():
-            return {name: rows(name) for name in names}
+            found, bad = {name: rows(name) for name in names}, badly_covered(self, obs, count)
+        if len(bad):
+            with unamortised(self):
+                better = self._of_observed(obs.rows(bad), particles, names, answer)
+            for name in names:
+                found[name][bad] = better[name]
+        return found
 
     def completed(self, obs: Observations, expected: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """The data with these values of `expected_values` where they are missing."""
