@@ -22,6 +22,8 @@ SINGULAR = 1e-10
 """Smallest eigenvalue of the information, scaled to a unit diagonal, that still counts as positive."""
 UNDETERMINED = 10.0
 """Standard error of a logit or a log beyond which a parameter is on the boundary as far as the data can tell."""
+EDGE = 5.0
+"""Logit or log of a parameter next to the boundary, at least: a probability of 0.7%."""
 BOUNDED = (type(constraints.simplex), type(constraints.positive), type(constraints.unit_interval))
 """Sets whose free coordinates are logs or logits."""
 
@@ -107,11 +109,17 @@ def _not_positive(name: str, value: float) -> EngineError:
     )
 
 
-def check_boundary(free: Coordinates, inverse: Tensor) -> None:
-    """Refuse a probability or a rate that the data cannot tell from zero: its curvature is that of a spike."""
-    for name, error in zip(free.owners(), inverse.diagonal().sqrt().tolist(), strict=True):
+def check_boundary(free: Coordinates, inverse: Tensor, u: Tensor) -> None:
+    """Refuse a probability or a rate that the data do not tell, or not from zero: its curvature is that of a spike."""
+    each = zip(free.owners(), inverse.diagonal().sqrt().tolist(), u.abs().tolist(), strict=True)
+    for name, error, size in each:
         if error > UNDETERMINED and isinstance(of_entries(free.sets[name]), BOUNDED):
+            what = (
+                "on the boundary of its set as far as these data can tell"
+                if size > EDGE
+                else "not told by these data: other values, with others of the remaining parameters, are as likely"
+            )
             raise EngineError(
-                f"{name} is on the boundary of its set as far as these data can tell (the standard error of its log "
-                f"or logit is {error:.3g}); keep it out with EM(frozen=({name!r},)), use fewer components, or a prior"
+                f"{name} is {what} (the standard error of its log or logit is {error:.3g}); keep it out with "
+                f"EM(frozen=({name!r},)), use fewer components, or a prior"
             )

@@ -144,7 +144,7 @@ def standard_errors(fit: Fit, data: Any = None, weights: Any = None, kind: str =
     with unvalidated(), fit.model.numeric():
         gradient, information, meat = derivatives(fit, free, _batches(fit, data, weights), u)
     inverse, condition = invert(free, information)
-    check_boundary(free, inverse)
+    check_boundary(free, inverse, u)
     distance = float((gradient @ inverse @ gradient).clamp_min(0).sqrt())
     variance = kinds[kind](inverse, meat)
     J = jacrev(lambda v: torch.cat([value.flatten() for value in free.values(v).values()]))(u)

@@ -254,6 +254,29 @@ def test_a_probability_of_zero_is_on_the_boundary():
         pv.standard_errors(pv.EM(progress=False).fit(Bits(), x))
 
 
+def test_a_mixture_of_single_bits_is_not_told():
+    """A mixture of Bernoullis of one bit is a Bernoulli, however its shares and chances are chosen."""
+
+    class Bit(pv.LatentVariableModel):
+        def __init__(self):
+            super().__init__()
+            self.mixing = pv.families.Categorical(2)
+            self.bit = pv.families.Bernoulli(1, batch=2)
+
+        @pv.latent
+        def z(self):
+            return self.mixing()
+
+        @observed
+        def x(self, z):
+            return self.bit(z)
+
+    x = (torch.arange(100) % 3 == 0).double()[:, None]
+    start = {"mixing.probs": [0.4, 0.6], "bit.probs": [[0.6], [0.2]]}
+    with pytest.raises(pv.EngineError, match=r"not told by these data|not positive definite"):
+        pv.standard_errors(pv.EM(start=start, progress=False).fit(Bit(), x))
+
+
 def test_how_far_from_the_maximum_is_said(mixture, groups):
     assert pv.standard_errors(mixture).status.ok
     assert pv.standard_errors(mixture).distance < 1e-3
