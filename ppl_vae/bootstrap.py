@@ -41,7 +41,7 @@ def bootstrap(
     """Refit an EM fit to data drawn anew; each refit starts at the fitted parameters.
 
     The spread of the refits estimates that of the estimator, without the quadratic approximation of standard errors.
-    Components of every refit are matched to the labels of the original by their responsibilities.
+    Components of every refit that can trade labels are matched to those of the original by their responsibilities.
 
     Parameters
     ----------

@@ -266,6 +266,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     r = {name: _responsibilities(fit, seen[name]) for name, fit in named.items()}
     reference = next(iter(r.values()))
     known = None if labels is None else _classes(labels, len(obs))
+    traded: dict[str, list[str]] = {}
     for name, fit in named.items():
         own = seen[name]
         judged = judge(fit, own, num_particles)
@@ -274,11 +275,11 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         table.rows[name] = judged.row
         if judged.elpd is not None:
             table.elpd[name] = judged.elpd
-        table.matched[name] = posterior_draws(fit) if fit is first else _matched(fit, own, reference, r[name])
+        table.matched[name], traded[name] = _matched(fit, own, reference, {} if fit is first else r[name])
         table.invariants[name] = invariants(fit.model, own, table.matched[name])
         table.warnings += [f"{name}: {sentence}" for sentence in judged.warnings]
     table.warnings += _other_data(named)
-    table.notes = _label_notes(named, r)
+    table.notes = _label_notes(named, r, traded)
     table.warnings += _against_reference(table)
     return table
 
@@ -380,16 +381,19 @@ def _alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def _matched(
     fit: Fit, obs: Observations, reference: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The fit's draws with components in the order of the first fit's."""
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The fit's draws with components in the order of the first fit's, and the latents whose labels could be traded."""
     draws = posterior_draws(fit)
     if not draws or not own or not _alike(reference, own):
-        return draws
+        return draws, []
     found = symmetries(fit.model, obs, {name: value.flatten(0, 1)[0] for name, value in draws.items()})
-    return matched(draws, found, own, reference, next(iter(draws.values())).shape[:2])
+    traded = [name for symmetry in found for name in symmetry.latents]
+    return matched(draws, found, own, reference, next(iter(draws.values())).shape[:2]), traded
 
 
-def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+def _label_notes(
+    fits: Mapping[str, Fit], r: Mapping[str, Mapping[str, Tensor]], traded: Mapping[str, list[str]]
+) -> list[str]:
     """How labels were treated, fits with the same answer together."""
     said: dict[str, list[str]] = {}
     first, reference = next(iter(r.items()))
@@ -400,7 +404,12 @@ def _label_notes(fits: Mapping[str, Fit], r: Mapping[str, Mapping[str, Tensor]])
         if "labels" in fit.settings:
             said.setdefault(f"labels of its draws: {fit.settings['labels']}", []).append(name)
         if name != first and reference:
-            same = _alike(own, reference)
-            how = f"matched to those of {first} by responsibilities" if same else f"not matched to those of {first}"
-            said.setdefault(f"components {how}", []).append(name)
+            left = [latent for latent, one in own.items() if one.shape[1] > 1 and latent not in traded[name]]
+            why = (
+                ": no trade of labels found that leaves p(x) and p(theta) as they are" if _alike(own, reference) else ""
+            )
+            for latents, how, end in ((traded[name], "matched", " by responsibilities"), (left, "not matched", why)):
+                if latents:
+                    which = f" of {', '.join(latents)}" if len(own) > 1 else ""
+                    said.setdefault(f"components{which} {how} to those of {first}{end}", []).append(name)
     return [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]

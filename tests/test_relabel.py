@@ -145,10 +145,35 @@ class Logit(TwoSided):
     chance = staticmethod(torch.sigmoid)
 
 
+class ZeroTable(pv.LatentVariableModel):
+    """Three features that are near zero in the first of three components: rates [2, 3] of the two others."""
+
+    @pv.latent(shared=True)
+    def probs(self):
+        return dist.Dirichlet(torch.ones(3))
+
+    @pv.latent(shared=True)
+    def rate(self):
+        return dist.Gamma(torch.ones(2, 3), 0.2).to_event(2)
+
+    @pv.latent
+    def z(self, probs):
+        return dist.Categorical(probs)
+
+    @pv.observed
+    def x(self, rate, z):
+        return dist.Poisson(torch.cat([torch.full((1, 3), 1e-4), rate])[z]).to_event(1)
+
+
 UNLIKE = {
     "a component without a rate": (
         ZeroInflated,
         {"probs": [0.2, 0.3, 0.5], "rate": [2.0, 9.0]},
+        [(("z",), {"probs": (Axis(0),), "rate": (Axis(0, 1),)}, ((1, 2),))],
+    ),
+    "as many features as components, one of which has no rate": (
+        ZeroTable,
+        {"probs": [0.2, 0.3, 0.5], "rate": [[2.0, 9.0, 4.0], [7.0, 1.0, 12.0]]},
         [(("z",), {"probs": (Axis(0),), "rate": (Axis(0, 1),)}, ((1, 2),))],
     ),
     "states of a chain": (
@@ -235,6 +260,180 @@ def test_fits_of_such_models_are_compared_in_one_order(case):
         torch.testing.assert_close(table.matched["switched"][name], value)
 
 
+class Asked(pv.LatentVariableModel):
+    """Counts of three components, and an answer of two categories that has nothing to do with them."""
+
+    def __init__(self, prior):
+        super().__init__()
+        self.mixing = pv.families.Categorical(3, prior=prior)
+        self.counts = pv.families.Poisson(batch=3, prior=prior)
+        self.answer = pv.families.Categorical(2, prior=prior)
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def y(self, z):
+        return self.counts(z)
+
+    @pv.observed
+    def b(self):
+        return self.answer()
+
+
+class Drug(pv.LatentVariableModel):
+    """Three intercepts, and slopes of two inputs that all components share."""
+
+    dose = pv.given()
+
+    @pv.latent(shared=True)
+    def weights(self):
+        return dist.Dirichlet(torch.full((3,), 5.0))
+
+    @pv.latent(shared=True)
+    def a(self):
+        return dist.Normal(torch.zeros(3), 10.0).to_event(1)
+
+    @pv.latent(shared=True)
+    def slope(self):
+        return dist.Normal(torch.zeros(2), 3.0).to_event(1)
+
+    @pv.latent
+    def z(self, weights):
+        return dist.Categorical(weights)
+
+    @pv.observed
+    def y(self, a, slope, z, dose):
+        return dist.Normal(a[z] + dose @ slope, 0.5)
+
+
+class Hierarchy(Tied):
+    """The means have a mean of their own each, which they carry along; what all share stays."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0, 0.0])
+
+    @pv.latent(shared=True)
+    def level(self):
+        return dist.Normal(0.0, 1.0)
+
+    @pv.latent(shared=True)
+    def mean(self, level):
+        return dist.Normal(level * torch.ones(3), 1.0).to_event(1)
+
+    @pv.latent(shared=True)
+    def loc(self, mean):
+        return dist.Normal(mean, 2.0).to_event(1)
+
+
+class TwoChains(pv.LatentVariableModel):
+    """Two hidden chains of two states and two steps each, and a shift that both share."""
+
+    @pv.latent(shared=True)
+    def stays(self):
+        return dist.Dirichlet(torch.ones(2, 2)).to_event(1)
+
+    @pv.latent(shared=True)
+    def moves(self):
+        return dist.Dirichlet(torch.ones(2, 2)).to_event(1)
+
+    @pv.latent(shared=True)
+    def a(self):
+        return dist.Normal(torch.zeros(2), 5.0).to_event(1)
+
+    @pv.latent(shared=True)
+    def b(self):
+        return dist.Normal(torch.zeros(2), 5.0).to_event(1)
+
+    @pv.latent(shared=True)
+    def shift(self):
+        return dist.Normal(0.0, 1.0)
+
+    @pv.latent
+    def u1(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.latent
+    def u2(self, stays, u1):
+        return dist.Categorical(stays[u1])
+
+    @pv.latent
+    def v1(self):
+        return dist.Categorical(torch.ones(2) / 2)
+
+    @pv.latent
+    def v2(self, moves, v1):
+        return dist.Categorical(moves[v1])
+
+    @pv.observed
+    def x1(self, a, shift, u1):
+        return dist.Normal(a[u1] + shift, 1.0)
+
+    @pv.observed
+    def x2(self, a, shift, u2):
+        return dist.Normal(a[u2] + shift, 1.0)
+
+    @pv.observed
+    def y1(self, b, shift, v1):
+        return dist.Normal(b[v1] + shift, 1.0)
+
+    @pv.observed
+    def y2(self, b, shift, v2):
+        return dist.Normal(b[v2] + shift, 1.0)
+
+
+class Batteries(pv.LatentVariableModel):
+    """Two binary latents, each seen in four counts of its own."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("u", "v"):
+            setattr(self, f"p_{name}", pv.families.Categorical(2))
+            for k in range(1, 5):
+                setattr(self, f"of_{name}{k}", pv.families.Poisson(batch=2))
+
+    @pv.latent
+    def u(self):
+        return self.p_u()
+
+    @pv.latent
+    def v(self):
+        return self.p_v()
+
+    @pv.observed
+    def u1(self, u):
+        return self.of_u1(u)
+
+    @pv.observed
+    def u2(self, u):
+        return self.of_u2(u)
+
+    @pv.observed
+    def u3(self, u):
+        return self.of_u3(u)
+
+    @pv.observed
+    def u4(self, u):
+        return self.of_u4(u)
+
+    @pv.observed
+    def v1(self, v):
+        return self.of_v1(v)
+
+    @pv.observed
+    def v2(self, v):
+        return self.of_v2(v)
+
+    @pv.observed
+    def v3(self, v):
+        return self.of_v3(v)
+
+    @pv.observed
+    def v4(self, v):
+        return self.of_v4(v)
+
+
 class Wide(pv.LatentVariableModel):
     """A table of twenty columns, each with a family of its own."""
 
@@ -260,6 +459,155 @@ def test_many_parameters_are_not_tried_in_every_combination():
     (found,) = symmetries(fit.model, fit.data, fit.draw(0))
     assert len(found.moves) == 41
     assert all(moves == (Axis(0),) for moves in found.moves.values())
+
+
+def log_p(model, obs, values):
+    """Log p(x_i) and log p(theta)."""
+    with model.numeric(), model.bind(values):
+        return model.log_weights(obs, 1)[0], model.log_prior(values)
+
+
+def asked():
+    torch.manual_seed(0)
+    rates = torch.tensor([1.0, 6.0, 20.0])
+    return {"y": torch.poisson(rates[torch.randint(3, (200,))]), "b": (torch.rand(200) < 0.3).long()}
+
+
+def fitted(model, data, **start):
+    """By EM from these values."""
+    return pv.EM(start={name.replace("__", "."): torch.tensor(v) for name, v in start.items()}, progress=False).fit(
+        model, data
+    )
+
+
+@pytest.mark.parametrize("prior", [None, "weak"])
+def test_parameters_that_do_not_know_the_components_stay(prior):
+    """The answer's two probabilities belong to no two of the three components."""
+    data = asked()
+    fits = {
+        "a": fitted(Asked(prior), data, counts__rate=[1.0, 6.0, 20.0]),
+        "b": fitted(Asked(prior), data, counts__rate=[20.0, 1.0, 6.0]),
+    }
+    fit = fits["a"]
+    (found,) = symmetries(fit.model, fit.data, fit.parameters)
+    assert found.moves == {"mixing.probs": (Axis(0),), "counts.rate": (Axis(0),)}
+    assert found.blocks == ((0, 1, 2),)
+    before = log_p(fit.model, fit.data, fit.parameters)
+    for order in map(torch.tensor, permutations(range(3))):
+        after = log_p(fit.model, fit.data, permute(fit.parameters, found.moves, order))
+        torch.testing.assert_close(after, before)
+    table = pv.compare(fits)
+    torch.testing.assert_close(table.matched["b"], table.matched["a"], rtol=1e-4, atol=1e-4)
+    assert table.notes == ["b: components matched to those of a by responsibilities"]
+    refits = pv.bootstrap(fits["b"], num_samples=4, progress=False).draws["counts.rate"][0]
+    assert bool((refits.argsort(1) == torch.tensor([1, 2, 0])).all())
+
+
+def drug(n=60):
+    torch.manual_seed(5)
+    dose, z = torch.randn(n, 2), torch.randint(3, (n,))
+    y = torch.tensor([-6.0, 0.0, 6.0])[z] + dose @ torch.tensor([1.0, -2.0]) + 0.5 * torch.randn(n)
+    return {"y": y, "dose": dose}
+
+
+def test_slopes_that_all_components_share_stay_when_draws_are_put_in_order():
+    """Draws whose intercepts were exchanged, as chains do that start in different places."""
+    model, data = Drug(), drug()
+    torch.manual_seed(7)
+    draws = {
+        "weights": torch.tensor([0.2, 0.3, 0.5]).repeat(2, 15, 1),
+        "a": torch.tensor([-6.0, 0.0, 6.0]) + 0.1 * torch.randn(2, 15, 3),
+        "slope": torch.tensor([1.0, -2.0]) + 0.1 * torch.randn(2, 15, 2),
+    }
+    orders = torch.stack([torch.randperm(3) for _ in range(30)])
+    again = {**switched({name: draws[name] for name in ("weights", "a")}, orders), "slope": draws["slope"]}
+    done = relabel_draws(model, model.check(data), again, pv.Ordering("a"))
+    for name, value in draws.items():
+        torch.testing.assert_close(done.draws[name], value, rtol=0, atol=0)
+
+
+def test_chains_of_a_mixture_with_shared_slopes_come_back():
+    """The second chain has all three labels in other places."""
+    torch.manual_seed(0)
+    fit = pv.NUTS(40, warmup=60, num_chains=2, progress=False).fit(Drug(), drug(40))
+    draws = {name: value.clone() for name, value in fit.draws.items()}
+    for name in ("weights", "a"):
+        draws[name][1] = draws[name][1][:, [2, 0, 1]]
+    apart = replace(fit, draws=draws)
+    order = pv.relabel(apart).draws["a"].argsort(-1)
+    assert bool((order == order[0, 0]).all())
+    assert bool((pv.relabel(apart, pv.Ordering("a")).draws["a"].diff(dim=-1) > 0).all())
+
+
+def test_means_of_means_move_along():
+    model = Hierarchy()
+    torch.manual_seed(2)
+    values = {"level": torch.tensor(0.3), "mean": torch.randn(3), "loc": LOC["loc"]}
+    obs = model.check(torch.randn(30) * 3)
+    (found,) = symmetries(model, obs, values)
+    assert found.moves == {"mean": (Axis(0),), "loc": (Axis(0),)}
+    assert found.blocks == ((0, 1, 2),)
+    moved = permute(values, found.moves, torch.tensor([2, 0, 1]))
+    torch.testing.assert_close(log_p(model, obs, moved), log_p(model, obs, values))
+
+
+def test_each_of_several_latents_trades_what_depends_on_it():
+    """The second fit has the labels of one latent alone the other way round."""
+    torch.manual_seed(1)
+    u, v = torch.randint(2, (200,)), (torch.rand(200) < 0.3).long()
+    data = {f"u{k}": torch.poisson(torch.tensor([2.0, 6.0 + k])[u]) for k in range(1, 5)}
+    data |= {f"v{k}": torch.poisson(torch.tensor([1.0, 5.0 + k])[v]) for k in range(1, 5)}
+    start = {f"of_{name}{k}__rate": [2.0, 7.0] for name in ("u", "v") for k in range(1, 5)}
+    other = {name: rates[::-1] if name.startswith("of_u") else rates for name, rates in start.items()}
+    fits = {"a": fitted(Batteries(), data, **start), "b": fitted(Batteries(), data, **other)}
+    found = {s.latents: set(s.moves) for s in symmetries(fits["a"].model, fits["a"].data, fits["a"].parameters)}
+    assert found == {(name,): {f"p_{name}.probs", *(f"of_{name}{k}.rate" for k in range(1, 5))} for name in ("u", "v")}
+    table = pv.compare(fits)
+    torch.testing.assert_close(table.matched["b"], table.matched["a"], rtol=1e-4, atol=1e-4)
+    assert table.notes == ["b: components of u, v matched to those of a by responsibilities"]
+
+
+def test_chains_that_share_no_states_trade_apart():
+    values = {
+        "stays": [[0.9, 0.1], [0.2, 0.8]],
+        "moves": [[0.3, 0.7], [0.6, 0.4]],
+        "a": [-3.0, 1.0],
+        "b": [0.0, 4.0],
+        "shift": 0.5,
+    }
+    model, x, theta = drawn(TwoChains, values)
+    found = symmetries(model, model.check(x), theta)
+    assert {s.latents: s.moves for s in found} == {
+        ("u1", "u2"): {"stays": (Axis(0), Axis(1)), "a": (Axis(0),)},
+        ("v1", "v2"): {"moves": (Axis(0), Axis(1)), "b": (Axis(0),)},
+    }
+
+
+class Increasing(Tied):
+    """Means that a law keeps in order have no labels to trade: exchanged, they are outside its support."""
+
+    def __init__(self):
+        super().__init__([0.0, 0.0, 0.0])
+
+    @pv.latent(shared=True)
+    def loc(self):
+        inner = dist.Normal(torch.zeros(3), 3.0).to_event(1)
+        return dist.TransformedDistribution(inner, dist.transforms.OrderedTransform())
+
+
+@pytest.mark.parametrize("model", [Tied([0.0, 1.0, 2.0]), Increasing()])
+def test_components_without_a_symmetry_are_not_said_to_be_matched(model):
+    obs = model.check(torch.randn(30) * 3)
+    fits = {
+        name: pv.Fit(model, "NUTS", {"loc": LOC["loc"].expand(1, 4, 3) + shift}, {}, "none",
+                     pv.Status("finished", ""), 0.0, 0, data=obs)
+        for name, shift in (("a", 0.0), ("b", 0.1))
+    }  # fmt: skip
+    assert symmetries(model, obs, LOC) == []
+    table = pv.compare(fits)
+    assert torch.equal(table.matched["b"]["loc"], fits["b"].draws["loc"])
+    (note,) = table.notes
+    assert "not matched to those of a: no trade of labels" in note
 
 
 def test_an_ordering_by_the_rates_of_all_components_but_one():
