@@ -135,7 +135,8 @@ class LatentVariableModel(OfDraws):
         for node in self.local_nodes():
             if node.name not in scope:
                 scope[node.name] = Placed(torch.zeros(len(obs), dtype=torch.long, device=self.like.device), 0)
-        return self.law(name, scope).origin[2]
+        with self.buffers_kept():
+            return self.law(name, scope).origin[2]
 
     # Values per datum.
 

@@ -306,7 +306,7 @@ class Program(SharedLatents):
     def prototypes(self, obs: Observations, rows: int = 4) -> dict[str, TorchDistribution]:
         """The distribution of every local node on the first rows, latents drawn from the prior."""
         few = obs.rows(torch.arange(min(rows, len(obs)), device=self.like.device))
-        with self.aside(), torch.no_grad(), self.numeric(), ExitStack() as stack:
+        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), ExitStack() as stack:
             values: dict[str, Tensor] = {}
             for node in self._graph.of_kind("latent", shared=True):
                 if node.name not in self._bound:

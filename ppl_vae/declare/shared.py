@@ -114,6 +114,17 @@ class SharedLatents(PyroModule):
             yield
 
     @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Buffers that networks change within the block, as running statistics, are put back after it."""
+        before = [(b, b.clone()) for b in self.buffers() if not is_lazy(b)]
+        try:
+            yield
+        finally:
+            for b, value in before:
+                if not torch.equal(b, value):
+                    b.copy_(value)
+
+    @contextmanager
     def standing(self) -> Iterator[None]:
         """Batch normalisation and its like stand still within the block, and go on afterwards where they did before."""
         before = {module: module.training for module in self.modules()}

@@ -90,13 +90,11 @@ class ModelObjective:
         """See what a batch consists of, and which running statistics the networks change."""
         self.values, self.gaps = list(batch.obs.values), list(batch.obs.missing)
         before = {name: (b, b.clone()) for name, b in self.model.named_buffers()}
-        with self.model.aside(), torch.no_grad(), self.model.numeric():
+        with self.model.aside(), self.model.buffers_kept(), torch.no_grad(), self.model.numeric():
             shared, _ = self.model.draw_shared()
             with self.model.bind(shared):
                 self.model.sites(batch.obs, batch.index if self.sparse else None)
             changed = {name.rpartition(".")[0] for name, (b, old) in before.items() if not torch.equal(b, old)}
-            for b, old in before.values():
-                b.copy_(old)
         # What a network changes in one of its buffers it may change in the others.
         # A floating one may be changed by whoever trains, such as a temperature by a callback.
         self.buffers = {
@@ -160,7 +158,7 @@ class ModelObjective:
 
     def _blame(self, batch: Batch, beta: float) -> str:
         model, particles = self.model, self.objective.num_particles
-        with model.aside(), torch.no_grad(), model.numeric():
+        with model.aside(), model.buffers_kept(), torch.no_grad(), model.numeric():
             shared, _ = model.draw_shared()
             with model.bind(shared):
                 index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)

@@ -203,6 +203,25 @@ def test_a_module_that_its_owner_put_into_eval_stays_there(digits):
 
 
 @pytest.mark.parametrize("mode", ["trace", "off"])
+def test_running_statistics_are_those_of_the_training_steps(mode, digits):
+    """Looks at shapes run the networks too, on a few rows and in training mode."""
+    x = digits.train[:200]
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(64), pv.nets.mlp_encoder(64, 16, 2))
+    decoder = torch.nn.Sequential(torch.nn.BatchNorm1d(2), pv.nets.mlp_decoder(2, 16, 64))
+    vae = pv.models.VAE(encoder, decoder, latent_dim=2)
+    vae.check(x)
+    vae.adapt(x)
+    assert encoder[0].num_batches_tracked == decoder[0].num_batches_tracked == 0
+    assert torch.equal(decoder[0].running_mean, torch.zeros(2))
+    fit = pv.SVI(1, batch_size=50, optimizer=pv.sgd(0.0), compile=mode, progress=False).fit(vae, x)
+    assert fit.model.encoder[0].num_batches_tracked == fit.model.decoder[0].num_batches_tracked == 4
+    step = pv.svi_step(vae, pv.sgd(0.0), compile=mode)
+    for _ in range(3):
+        step(x)
+    assert encoder[0].num_batches_tracked == decoder[0].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
 def test_autocast_around_a_fit_changes_nothing(mode):
     x = (torch.rand(60, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     torch.manual_seed(0)
