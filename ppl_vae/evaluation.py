@@ -192,7 +192,8 @@ def _parts(fit: Fit, data: Any, weights: Any) -> Generator[tuple[Any, Tensor]]:
     if pair or in_memory(data):
         obs = model.check(data)
         n = obs.count() if pair else len(obs)
-        yield obs, check_weights(own_weights(fit, obs, weights), n).to(device)
+        own = check_weights(own_weights(fit, obs, weights), n).to(device)
+        yield obs if pair else obs.drawn(), own  # bound and log p(x) are of the same values
         return
     batches = make_batches(model, data, weights, ROWS if isinstance(data, Dataset) else None, shuffle=False)
     with progress("evaluate", batches.steps or 0, batches.steps is not None) as update:

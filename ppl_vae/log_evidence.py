@@ -117,7 +117,7 @@ def log_evidence(
     model: Any = fit.model if isinstance(fit, Fit) else fit
     values = fit.draw(0) if isinstance(fit, Fit) else {}
     with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
-        obs = model.check(data)
+        obs = model.check(data).drawn()
         if not model.draws_latents(obs):
             return model.evidence(obs)
         plan = Plan(num_particles, at_once, seed, len(obs))

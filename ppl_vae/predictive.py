@@ -173,7 +173,8 @@ def predictive_check(
     """
     import pandas as pd
 
-    obs = _counted(fit, data)
+    counted = _counted(fit, data)
+    obs = seeded(seed, counted.drawn)
     rows: dict[str, dict[str, float]] = {}
     for name, drawn in replicates(fit, obs, draws, seed).items():
         missing = obs.missing.get(name)

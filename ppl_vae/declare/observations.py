@@ -51,6 +51,10 @@ class Observations:
             None if self.weights is None else self.weights[index],
         )
 
+    def drawn(self) -> "Observations":
+        """All data, as one draw where a source draws its rows anew each time they are taken."""
+        return self.rows(slice(None))
+
     def spaced(self, count: int) -> Tensor:
         """Numbers of `count` evenly spaced data, of all where there are fewer."""
         # float32 knows no whole numbers beyond 2^24.

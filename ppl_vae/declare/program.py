@@ -82,7 +82,7 @@ class Program(SharedLatents):
 
     def scope(self, obs: Observations) -> Scope:
         """The values that nodes can be called with: data, inputs and shared latents."""
-        scope = {name: Placed(value, value.dim() - 1) for name, value in obs.values.items()}
+        scope = {name: Placed(value, value.dim() - 1) for name, value in obs.drawn().values.items()}
         for node in self._graph.of_kind("latent", shared=True):
             if node.name not in self._bound:
                 raise EngineError(

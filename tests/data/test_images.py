@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import ppl_vae as pv
 from ppl_vae.data import DynamicBinary, images
 from ppl_vae.errors import DataError
 
@@ -191,3 +192,23 @@ def test_fashion_mnist_of_debian():
     assert fashion.labels["test"].bincount().tolist() == [1000] * 10
     assert fashion.train.mean().item() == pytest.approx(0.286, abs=2e-3)  # the published mean over all 60,000
     assert torch.equal(images("fashion-mnist", root=FASHION).test, fashion.test)
+
+
+def test_a_fit_answers_for_images_that_are_drawn_anew():
+    grey = torch.rand(30, 16, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    x = DynamicBinary(grey)
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(16, 8, 2), pv.nets.mlp_decoder(2, 8, 16))
+    fit = pv.SVI(1, batch_size=10, progress=False).fit(vae, x)
+    assert fit.posterior(x).mean.shape == (30, 2)
+    assert pv.refit_prior(fit, x, 2).model.prior is not None
+    # Bound and log p(x) are of one draw of the pixels, so that there is no noise of theirs in the gap.
+    found = fit.evaluate(x, num_particles=20)
+    assert found.n == 30
+    assert -0.01 < found.log_prob - found.elbo < 0.5
+    assert fit.evaluate(x, num_particles=20).log_prob == found.log_prob
+    assert pv.log_evidence(fit, x, num_particles=20, progress=False).value.shape == (30,)
+    # What is held against the replicates are pixels, not probabilities.
+    statistics = {"values": lambda pixels: len(np.unique(pixels))}
+    for table in (pv.predictive_check(fit, x, statistics, draws=2), pv.predictive_check(fit, None, statistics, 2)):
+        assert table.loc["values of x", "observed"] == 2
