@@ -1,6 +1,7 @@
 """One way from any data to batches: memory, datasets, loaders, iterables, streams."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -147,7 +148,9 @@ def _loaded(model: LatentVariableModel, data: Any, weights: Any, recipe: Recipe)
 def _iterable_set(model: LatentVariableModel, data: Any, weights: Any, recipe: Recipe) -> Batches:
     if recipe.batch_size is None:
         raise DataError(f"{named(data)}: an IterableDataset gives single rows; say batch_size=")
-    return _loaded(model, DataLoader(data, batch_size=recipe.batch_size), weights, recipe)
+    # The loader cuts the batches, of which the first may be short: a small set fills none.
+    loader = DataLoader(data, batch_size=recipe.batch_size)
+    return _loaded(model, loader, weights, replace(recipe, batch_size=None))
 
 
 Maker = Callable[[LatentVariableModel, Any, Any, Recipe], Batches]

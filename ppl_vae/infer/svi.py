@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ppl_vae.alone import alone, unvalidated
 from ppl_vae.declare import LatentVariableModel
@@ -65,7 +66,7 @@ class SVI:
     beta : float or callable
         Weight of the KL term, or a function of the epoch such as `linear(0, 1, epochs=10)`.
     validation : data, optional
-        Held-out data whose bound is recorded every epoch.
+        Held-out data whose bound is recorded every epoch; an IterableDataset comes in batches of `batch_size`.
     patience : int, optional
         Epochs without a better held-out bound before stopping; the best state is kept.
     start : "auto", None, mapping or Fit
@@ -334,7 +335,8 @@ class SVI:
     def _held_out(self, model: LatentVariableModel) -> HeldOut | None:
         if self.validation is None:
             return None
-        return HeldOut(model, make_batches(model, self.validation, shuffle=False), self.seed)
+        size = self.batch_size if isinstance(self.validation, IterableDataset) else None
+        return HeldOut(model, make_batches(model, self.validation, None, size, shuffle=False), self.seed)
 
     def _header(self, model: LatentVariableModel, batches: Batches, held_out: HeldOut | None) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}

@@ -67,6 +67,11 @@ class Sequential(IterableDataset):
         return iter(X)
 
 
+class Few(IterableDataset):
+    def __iter__(self):
+        return iter(X[:3])
+
+
 class Restarts:
     def __iter__(self):
         return iter(X.split(SIZE))
@@ -107,6 +112,15 @@ KNOWN_SIZE = (*SEEKABLE, "loader", "loader with a generator", "loader with worke
 @pytest.fixture
 def model():
     return Rows()
+
+
+def test_an_iterable_dataset_may_be_smaller_than_a_batch():
+    vae = pv.models.VAE(pv.nets.mlp_encoder(3, 8, 2), pv.nets.mlp_decoder(2, 8, 3), pv.likelihoods.Gaussian(3))
+    fit = pv.SVI(2, batch_size=5, validation=Few(), progress=False).fit(vae, Few())
+    assert fit.trace["validation"].isfinite().tolist() == [True, True]
+    found, whole = fit.evaluate(Few(), num_particles=5), fit.evaluate(X[:3], num_particles=5)
+    assert found.n == 3
+    assert found.log_prob == pytest.approx(whole.log_prob)
 
 
 def plain(batches, number=0, start=0):
