@@ -13,7 +13,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.processes import Share
-from ppl_vae.infer.step import NO_FACTOR, Pieces
+from ppl_vae.infer.step import NO_FACTOR, Frozen, Pieces
 from ppl_vae.objectives import Elbo, Objective, Sites
 from ppl_vae.objectives.sites import score
 
@@ -62,6 +62,7 @@ class ModelObjective:
             )
         self.total = self.like.new_tensor(total)
         local = {id(p) for p in model.local_posteriors.parameters()}
+        self.frozen = Frozen(model.named_parameters())
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, p in named if id(p) not in local]
         self.row_names = [name for name, p in named if id(p) in local]
@@ -76,6 +77,7 @@ class ModelObjective:
 
     def pieces(self, batch: Batch, beta: float, count: int) -> list[Pieces]:
         """Values and gaps of the batch, its weights, beta and the total, with the rows of per-datum parameters."""
+        self.frozen.check()
         if not self.values:
             self._look(batch)
         shared = [self.total, self.like.new_tensor(beta), *self.buffers.values()]

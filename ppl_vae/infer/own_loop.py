@@ -55,8 +55,9 @@ def svi_step(
     Raises
     ------
     EngineError
-        If the model has shared latents and no size or guide, or the optimiser none of its parameters; from the step, if
-        the objective is not finite: the parameters are not moved then.
+        If the model has shared latents and no size or guide, all its parameters are frozen, or the optimiser has none
+        of them; from the step, if the objective is not finite: the parameters are not moved then; or if a parameter was
+        frozen or unfrozen since the step was made.
 
     Examples
     --------
@@ -82,7 +83,14 @@ def svi_step(
     return _OwnStep(model, optimizer, size, objective or elbo(), choose(compile, 0, 0, None), precision)
 
 
-def _check_parameters(optimizer: torch.optim.Optimizer, model: LatentVariableModel) -> None:
+def _check_parameters(optimizer: Any, climbed: ModelObjective) -> None:
+    model = climbed.model
+    if not climbed.dense:
+        frozen = any(True for _ in model.parameters())
+        what = "all parameters are frozen: call model.requires_grad_(True)" if frozen else "it has no parameter"
+        raise EngineError(f"svi_step: there is nothing to fit in this {type(model).__name__}; {what}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in moved for p in model.parameters()):
         raise EngineError(
@@ -107,8 +115,7 @@ class _OwnStep:
         self.climbed = ModelObjective(model, objective, float(size or 1), annealed=True, precision=precision)
         if self.climbed.sparse:
             raise DataError("svi_step has no rows of the data set to give a per-datum q; use SVI(...).fit")
-        if isinstance(optimizer, torch.optim.Optimizer):
-            _check_parameters(optimizer, model)
+        _check_parameters(optimizer, self.climbed)
         made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
         self.step = Step(self.climbed, stepper(made), mode)
         self.ones: dict[int, Tensor] = {}

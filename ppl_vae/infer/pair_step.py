@@ -17,7 +17,7 @@ from ppl_vae.declare.pair import PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
-from ppl_vae.infer.step import CHECK, NO_FACTOR, Pieces, Step, choose
+from ppl_vae.infer.step import CHECK, NO_FACTOR, Frozen, Pieces, Step, choose
 from ppl_vae.infer.stepper import Stepper, stepper
 
 __all__ = ["PairObjective", "PairStep"]
@@ -72,7 +72,7 @@ class PairObjective:
         self.buffers: list[Tensor] = []
         if look:
             self._look(args, kwargs or {})
-        self.dense = pair.free()
+        self.dense, self.frozen = pair.free(), Frozen(pair.store["params"].items())
         if not self.dense:
             raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
         self.weight = torch.tensor(weight, dtype=self.dense[0].dtype, device=self.dense[0].device)
@@ -94,6 +94,7 @@ class PairObjective:
         """The tensors of a step; what one datum is only the programs know, so there is but one piece."""
         if count != 1:
             raise EngineError(f"the arguments of a Pyro pair cannot be cut into accumulate={count} pieces")
+        self.frozen.check()
         return [Pieces((), [*batch, *self.buffers], self.weight)]
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """One step of gradient ascent: a traced value and gradient, summed over pieces and processes, and an optimiser."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.alone import differentiable
+from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.tracing import Traced
 
-__all__ = ["CHECK", "NO_FACTOR", "Climbed", "Pieces", "Step", "StepResult", "choose"]
+__all__ = ["CHECK", "NO_FACTOR", "Climbed", "Frozen", "Pieces", "Step", "StepResult", "choose"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Largest relative difference between a graph and its function that rounding may make."""
@@ -54,6 +55,34 @@ class Pieces:
     rows: Sequence[Tensor]
     rest: Sequence[Tensor]
     weight: Tensor
+
+
+class Frozen:
+    """Which parameters want a gradient, as of now: a step moves those that did when it was made.
+
+    Parameters
+    ----------
+    named : iterable of (str, Tensor)
+        The parameters.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        self.named = [(name, p, p.requires_grad) for name, p in named]
+
+    def check(self) -> None:
+        """Refuse to go on where one was frozen or unfrozen since.
+
+        Raises
+        ------
+        EngineError
+            Naming it.
+        """
+        for name, parameter, wanted in self.named:
+            if parameter.requires_grad != wanted:
+                raise EngineError(
+                    f"requires_grad of {name} was {wanted} when this step was made and is {not wanted} now: make a new "
+                    "step by pv.svi_step(...); within SVI(...).fit parameters take turns by alternate="
+                )
 
 
 class Climbed(Protocol):

@@ -1,5 +1,7 @@
 """A step for one's own loop: what it says when the objective is no number, and what it takes for missing."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
@@ -43,6 +45,48 @@ def test_what_means_nothing_is_refused(make, message):
     model = vae()
     with pytest.raises(EngineError, match=message):
         make(model, torch.optim.Adam(model.parameters()))
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_what_was_frozen_since_the_step_was_made_is_told(mode):
+    model, x = vae(), torch.randn(16, 4)
+    step = pv.svi_step(model, pv.adam(1e-2), compile=mode)
+    step(x)
+    model.encoder.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(EngineError, match=r"requires_grad of encoder\S+ was True .* make a new step by pv.svi_step"):
+        step(x)
+    step = pv.svi_step(model, pv.adam(1e-2), compile=mode)
+    step(x)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("encoder"), name
+    model.requires_grad_(True)
+    with pytest.raises(EngineError, match=r"was False .* and is True now"):
+        step(x)
+
+
+def test_a_network_of_a_pair_that_was_frozen_is_told():
+    net = torch.nn.Linear(1, 1)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(torch.ones(1)), 1.0), obs=x)
+
+    step = pv.svi_step((model, nothing), pv.adam(1e-2))
+    step(torch.ones(3))
+    net.bias.requires_grad_(False)
+    with pytest.raises(EngineError, match=r"requires_grad of net\S*bias was True"):
+        step(torch.ones(3))
+
+
+def test_a_model_in_which_all_is_frozen_is_refused():
+    model = pv.SVI(1, progress=False).fit(vae(), torch.zeros(16, 4)).model
+    for optimizer in (torch.optim.Adam(model.decoder.parameters()), pv.adam()):
+        with pytest.raises(EngineError, match=r"all parameters are frozen: call model.requires_grad_\(True\)"):
+            pv.svi_step(model, optimizer)
+    step = pv.svi_step(model.requires_grad_(True), torch.optim.Adam(model.decoder.parameters()))
+    assert step(torch.zeros(16, 4)).isfinite()
 
 
 def test_missing_entries_are_found_among_infinities_or_not_at_all():
