@@ -1,7 +1,7 @@
 """How good q is: the gap of the bound and its parts, the weights of its draws, and an independent check of log p(x)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,16 @@ from ppl_vae.diagnose.codes import Codes, UndefinedError
 from ppl_vae.diagnose.gap import LocalBound, local_bound
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.diagnose.weights import draw_weights, weigh
-from ppl_vae.evidence import Evidence, hardly_vary
+from ppl_vae.evidence import Evidence, exact, hardly_vary
 
 __all__ = ["Inference", "inference"]
 
 PART = "inference"
 BAD_SHARE, NATS, DRAWS = 0.25, 1.0, 5.0
 """Most data with a bad k, nats of amortisation gap, and fewest effective draws at the median, of a sound q."""
+WEIGHTED = ("log p(x)", "gap", "bad Pareto k", "effective sample size")
+"""What takes draws of q with weights of their own."""
+POINT = "q is a point mass, and its draws are all alike: of log p(x) there is the ELBO alone"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Inference:
     bound : Tensor
         [n] nats, the ELBO of each datum that was looked at.
     evidence : Evidence
-        Of the same data and draws: log p(x), error, effective sample size and k-hat.
+        Of the same data and draws: log p(x), error, effective sample size and k-hat; the bound where q is a point mass.
     local : LocalBound or None
         The bound with a q of its own for some of them.
     annealed : Evidence or None
@@ -48,12 +51,15 @@ class Inference:
 
 def inference(codes: Codes, num_particles: int, gap_data: int, ais_data: int) -> Inference:
     """Measure the gap, its parts, the tails of the weights, and check log p(x)."""
-    each, log_w = draw_weights(codes, num_particles)
+    each, log_w = draw_weights(codes, 1 if codes.points else num_particles)
     bound = each.mean(0)
-    evidence = weigh(log_w)
+    # A point mass has one draw, whose weight is the bound.
+    evidence = replace(exact(bound), method="bound") if codes.points else weigh(log_w)
     local, split = _split(codes, gap_data)
     check, said = _check(codes, evidence, ais_data)
     rows = [*_evidence(bound, evidence, num_particles), *split, *_tails(evidence, num_particles), *said]
+    if codes.points:
+        rows = [undefined(q.name, PART, q.meaning, POINT) if q.name in WEIGHTED else q for q in rows]
     return Inference(bound, evidence, local, check, rows)
 
 

@@ -335,6 +335,17 @@ def test_a_diagnosis_does_not_judge_the_spread_of_codes():
     assert not any("warm-up" in sentence and "inactive" in sentence for sentence in found.advice)
 
 
+def test_a_diagnosis_weighs_no_draws_of_a_point_mass():
+    torch.manual_seed(0)
+    fit = pv.SVI(1, callbacks=[pv.CodebookUpdates()], compile="off", progress=False).fit(vqvae(), data())
+    found = fit.diagnose(data(), num_particles=50, gap_data=2, ais_data=2)
+    assert found["ELBO"].value == pytest.approx(fit.evaluate(data()).elbo)
+    for name in ("log p(x)", "gap", "bad Pareto k", "effective sample size", "approximation gap"):
+        assert found[name].value is None, name
+    assert "q is a point mass" in found["log p(x)"].text
+    assert found.inference.evidence.method == "bound"
+
+
 def test_updates_know_when_an_epoch_ends_or_say_that_they_do_not():
     def batches():
         yield from data(32).split(16)
