@@ -354,3 +354,31 @@ def test_a_lazy_network_finds_its_width_in_the_first_data_and_is_trained():
     assert first.weight.shape == (3, 2)
     assert torch.equal(first.weight, second.weight)
     assert fits[0].trace["bound"][-1] > fits[0].trace["bound"][0] + 1
+
+
+class LazyEncoder(nn.Module):
+    """Mean and scale from layers that learn from their first call how wide their input is."""
+
+    def __init__(self, *more):
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(8), *more, nn.Tanh(), nn.LazyLinear(4))
+
+    def forward(self, x):
+        loc, scale = self.net(x).chunk(2, -1)
+        return loc, nn.functional.softplus(scale)
+
+
+def test_a_lazy_encoder_is_trained_and_one_that_cannot_be_copied_says_what_to_do():
+    x = torch.randn(40, 3, generator=draws())
+    decoder = pv.nets.mlp_decoder(2, 8, 3)
+    fit = pv.SVI(2, progress=False).fit(pv.models.VAE(LazyEncoder(), decoder, "gaussian", latent_dim=2), x)
+    assert fit.model.encoder.net[0].weight.shape == (8, 3)
+    assert fit.status.ok
+    vae = pv.models.VAE(LazyEncoder(nn.LazyBatchNorm1d()), decoder, "gaussian", latent_dim=2)
+    with pytest.raises(
+        pv.EngineError, match=r"encoder.net.1.running_mean .* lazy .* model.eval\(\).elbo\(data\[:4\]\)"
+    ):
+        pv.SVI(1, progress=False).fit(vae, x)
+    vae.eval().elbo(x[:4])
+    fit = pv.SVI(1, batch_size=20, progress=False).fit(vae.train(), x)
+    assert fit.model.encoder.net[1].num_batches_tracked == 2

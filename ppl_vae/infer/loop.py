@@ -144,7 +144,7 @@ class Loop:
         return self.epoch + (self.number / self.batches.steps if self.batches.steps else 0)
 
     def _beta(self) -> float:
-        return self.beta(self._reached()) if callable(self.beta) else self.beta
+        return float(self.beta(self._reached()) if callable(self.beta) else self.beta)
 
     def _one_step(self, batch: Batch) -> Status | None:
         before = torch.get_rng_state()  # so that a step that fails can be looked at again

@@ -12,6 +12,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batch
+from ppl_vae.infer.schedules import within
 from ppl_vae.infer.step import CHECK, Step, choose
 from ppl_vae.infer.stepper import stepper
 from ppl_vae.objectives import Objective, elbo
@@ -56,8 +57,8 @@ def svi_step(
     ------
     EngineError
         If the model has shared latents and no size or guide, all its parameters are frozen, or the optimiser has none
-        of them; from the step, if the objective is not finite: the parameters are not moved then; or if a parameter was
-        frozen or unfrozen since the step was made.
+        of them. From the step, if beta is negative, a parameter was frozen or unfrozen since the step was made, or the
+        objective is not finite: the parameters are not moved then.
 
     Examples
     --------
@@ -123,6 +124,8 @@ class _OwnStep:
 
     def __call__(self, batch: Any, beta: float = 1.0) -> Tensor:
         """One step; the bound of the batch, nats per datum."""
+        within(beta, 0, lambda beta: beta >= 0, "svi_step: beta must be a number that is not negative")
+        beta = float(beta)
         obs = self.model.observe(batch)
         n = len(obs)
         if n not in self.ones:

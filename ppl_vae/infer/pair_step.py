@@ -19,6 +19,7 @@ from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
 from ppl_vae.infer.step import CHECK, NO_FACTOR, Frozen, Pieces, Step, choose
 from ppl_vae.infer.stepper import Stepper, stepper
+from ppl_vae.infer.tracing import UntraceableError
 
 __all__ = ["PairObjective", "PairStep"]
 
@@ -114,7 +115,7 @@ class PairObjective:
             raise EngineError(f"the parameters {', '.join(new)} appeared after the first run; make them in every run")
         written = sorted(name for name, p in before.items() if now.get(name) is not p)
         if written and get_innermost_proxy_mode() is not None:
-            raise EngineError(f"the program itself writes its parameters {', '.join(written)}")
+            raise UntraceableError(f"the program itself writes its parameters {', '.join(written)}")
 
     def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
         """A pair has no rows that are moved with a batch."""

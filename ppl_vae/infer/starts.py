@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.observations import check_order
@@ -13,7 +14,14 @@ from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.start_values import check_values
 
-__all__ = ["are_responsibilities", "first_responsibilities", "given_values", "take_networks", "trained_copy"]
+__all__ = [
+    "are_responsibilities",
+    "first_responsibilities",
+    "given_values",
+    "initialise",
+    "take_networks",
+    "trained_copy",
+]
 
 HARDNESS = 0.9
 """Share of a datum given to its nearest seed; the rest keeps every component's covariance regular."""
@@ -64,12 +72,30 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
 
 def trained_copy(model: LatentVariableModel) -> LatentVariableModel:
     """A copy for training: what its owner froze by `requires_grad_(False)` stays, networks of an earlier fit go on."""
+    lazy = next((name for name, buffer in model.named_buffers() if is_lazy(buffer)), None)
+    if lazy is not None:
+        raise EngineError(
+            f"{lazy} belongs to a lazy module, whose buffers cannot be copied before it has seen data: run the model "
+            "once, model.eval().elbo(data[:4]), then model.train()"
+        )
     copy = model.unfitted()
     for module in copy.modules():
         if getattr(module, "_of_fit", False):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
     return copy
+
+
+def initialise(model: LatentVariableModel, obs: Observations) -> None:
+    """Let lazy modules, those of posteriors too, see a few data, so that their parameters have a size."""
+    if not any(map(is_lazy, model.parameters())):
+        return
+    few = obs.rows(torch.arange(min(4, len(obs)), device=model.like.device))
+    index = torch.arange(len(few), device=model.like.device) if model.local_posteriors else None
+    with model.standing(), model.aside(), torch.no_grad(), model.numeric():
+        shared, _ = model.draw_shared()
+        with model.bind(shared):
+            model.sites(few, index)
 
 
 def are_responsibilities(start: Any) -> bool:

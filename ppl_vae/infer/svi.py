@@ -33,7 +33,7 @@ from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, idle, rising
 from ppl_vae.infer.schedules import within
 from ppl_vae.infer.settled import settled
-from ppl_vae.infer.starts import trained_copy
+from ppl_vae.infer.starts import initialise, trained_copy
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
@@ -255,6 +255,7 @@ class SVI:
                 first.place(model)
         if model.local_posteriors and not batches.indexed:
             raise DataError(index_needed(batches, ", ".join(model.local_posteriors)))
+        initialise(model, obs)
         if not model.training:  # as a Fit's model; else each module is as its owner left it
             model.train()
 

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ppl_vae.alone import unvalidated
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.infer.compiling import compiled, kept_generators
 from ppl_vae.infer.folding import fold_constants
 from ppl_vae.infer.lean import lean, products, quick
@@ -149,11 +149,15 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     >>> graph_of(lambda x: (x + 1,), torch.zeros(2))(torch.ones(2))
     (tensor([2., 2.]),)
     """
+    if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+        raise UntraceableError("torch.autograd.set_detect_anomaly is on, which reads the values of gradients")
     try:
         # Shapes are noted down within one mode: a mode for every operation takes as long again as tracing.
         once = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
         with traceable(), _Unchecked(), kept_generators(tensors), once:
             graph = make_fx(function)(*[t.clone() for t in tensors])
+    except (DataError, DeclarationError, EngineError):  # what is refused is refused of eager steps too
+        raise
     except Exception as error:  # whatever a user's node does that a tracer cannot follow
         if torch.is_inference_mode_enabled():  # which eager steps cannot help
             raise

@@ -89,6 +89,22 @@ def test_a_model_in_which_all_is_frozen_is_refused():
     assert step(torch.zeros(16, 4)).isfinite()
 
 
+def test_beta_is_a_number_that_is_not_negative(recwarn):
+    x = torch.randn(16, 4)
+    found = []
+    for beta in (0.5, torch.tensor(0.5)):
+        model = vae()
+        step = pv.svi_step(model, pv.sgd(1e-2), compile="off")
+        step(x, beta=beta)
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    with pytest.raises(EngineError, match="svi_step: beta must be a number that is not negative; got -1"):
+        step(x, beta=-1)
+    fit = pv.SVI(2, beta=lambda epoch: torch.tensor(0.5), compile="off", progress=False).fit(vae(), x)
+    assert fit.status.ok
+    assert not [str(w.message) for w in recwarn if "copy construct" in str(w.message)]
+
+
 def test_missing_entries_are_found_among_infinities_or_not_at_all():
     inf, nan = float("inf"), float("nan")
     rows = torch.tensor([[0.0, 1.0, 2.0, 3.0], [inf, -inf, 0.0, 0.0], [nan, 0.0, 1.0, inf]])

@@ -169,6 +169,30 @@ def test_a_model_that_branches_trains_like_any_other():
     assert fit.settings["compile"] == same.settings["compile"] == "off"
 
 
+def test_a_refusal_comes_without_a_warning_of_the_tracer():
+    def refused(x):
+        raise pv.EngineError("take elbo()")
+
+    def writes(x):
+        raise UntraceableError("it writes")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(pv.EngineError, match=r"^take elbo\(\)$"):
+            Traced(refused)(torch.ones(2))
+    with pytest.raises(UntraceableError, match="it writes"), pytest.warns(UserWarning, match="runs eagerly.*it writes"):
+        Traced(writes)(torch.ones(2))
+
+
+def test_anomaly_detection_runs_eagerly_and_says_so():
+    x = torch.randn(30, 2)
+    net = pv.models.VAE(pv.nets.mlp_encoder(2, 4, 1), pv.nets.mlp_decoder(1, 4, 2), pv.likelihoods.Gaussian(2))
+    with torch.autograd.set_detect_anomaly(True), pytest.warns(UserWarning, match="set_detect_anomaly is on") as caught:
+        fit = pv.SVI(2, compile="trace", progress=False).fit(net, x)
+    assert fit.settings["compile"] == "off"
+    assert len([w for w in caught if "Error detected" in str(w.message)]) == 0
+
+
 @pytest.mark.parametrize(
     "function",
     [
