@@ -186,8 +186,7 @@ def _program(law: _Law, node: str, inputs: Mapping[str, Tensor]) -> tuple[Export
         rows = Dim("rows")
         program = torch.export.export(law, values, dynamic_shapes=(tuple({0: rows} for _ in values),))
     except Exception as error:  # whatever torch.export says about a user's network
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{where} cannot be exported: {type(error).__name__}: {reason}") from error
+        raise EngineError(f"{where} cannot be exported: {type(error).__name__}: {_reason(error)}") from error
     _drop_unused(program)
     more = tuple(value.repeat(2, *[1] * (value.dim() - 1)) for value in values)
     if not all(map(_same, program.module()(*more), law(*more))):
@@ -202,6 +201,18 @@ def _program(law: _Law, node: str, inputs: Mapping[str, Tensor]) -> tuple[Export
         "inputs": [_signature(name, value) for name, value in inputs.items()],
         "outputs": [_signature(name, value, bool(values)) for name, value in named.items()],
     }
+
+
+def _reason(error: Exception) -> str:
+    """What explains a refusal of torch.export: the first of the points that it lists, or else its first line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    told = next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])
+    told = told.partition(" If you're using")[0]  # options that are set here
+    if "specialized it to be a constant" not in told:
+        return told
+    return (
+        f"{told} A program takes any number of rows: write x.shape[0] in place of len(x), which is one number for good"
+    )
 
 
 def _signature(name: str, value: Tensor, per_datum: bool = True) -> dict[str, Any]:
