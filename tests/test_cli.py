@@ -226,6 +226,19 @@ def test_a_training_that_ended_is_reported_again_from_its_checkpoint(tmp_path, c
     assert "checkpoint of another call" in capsys.readouterr().err
 
 
+def test_more_epochs_need_the_warm_up_of_the_fewer(tmp_path, capsys):
+    output = ["--checkpoint", str(tmp_path / "run"), "--quiet", "--output", str(tmp_path / "r.html")]
+    command = ["train", *output, *SHORT[2:], "--epochs"]
+    assert main([*command, "1"]) == 0
+    assert main([*command, "20"]) == 1
+    said = capsys.readouterr().err
+    assert "beta.Linear.epochs was 1 there and is 2 here" in said
+    assert said.endswith("add --warmup 1\n")
+    assert main([*command, "20", "--warmup", "3"]) == 1
+    assert "add --warmup" not in capsys.readouterr().err
+    assert main([*command, "3", "--warmup", "1"]) == 0
+
+
 def test_a_large_beta_empties_the_units(tmp_path, capsys):
     page = tmp_path / "r.html"
     options = ["train", "--json", "--output", str(page), "--epochs", "4", *SHORT[2:]]

@@ -4,6 +4,7 @@ Exit codes: 0 well, 1 failure, 2 usage or input, 3 diagnostics failed under --st
 go to standard output; progress and logs to standard error.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,8 @@ def train(options: Annotated[Train | None, Parameter(name="*")] = None) -> int:
     )
     say(options, f"training on {len(data.train)} data, {len(data.validation)} for validation")
     with shown(options):
-        fit = engine.fit(_vae(options, data), data.train)
+        with _warmup_named(options):
+            fit = engine.fit(_vae(options, data), data.train)
         say(options, f"evaluating on {len(data.test)} held-out data")
         found = fit.evaluate(data.test, num_particles=options.particles)
         failed = failed_training(fit, found)
@@ -162,6 +164,23 @@ def _verdict(options: Common, failed: list[str]) -> int:
 
 
 # Fits.
+
+
+@contextmanager
+def _warmup_named(options: Train) -> Iterator[None]:
+    """Where a checkpoint is refused for a warm-up that nobody set, say how to set it."""
+    from ppl_vae.errors import EngineError
+
+    try:
+        yield
+    except EngineError as error:
+        there = re.search(r"beta\.Linear\.epochs was (\d+) there", str(error))
+        if there is None or options.warmup is not None:
+            raise
+        raise EngineError(
+            f"{error}. The warm-up is a tenth of --epochs unless it is given: to go on for more epochs, add --warmup "
+            f"{there[1]}"
+        ) from error
 
 
 @contextmanager

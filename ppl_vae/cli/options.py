@@ -110,11 +110,11 @@ class Train(Common):
     beta: float = 1.0
     "Weight of the KL term: above 1 for fewer, more independent units; the bound that is reported has weight 1."
     warmup: Whole | None = None
-    "Epochs over which that weight rises from 0; a tenth of all if not given."
+    "Epochs over which that weight rises from 0; a tenth of all if not given. Give it to go on for more epochs."
     particles: Whole = 1000
     "Draws per datum for the importance-weighted log p(x)."
     checkpoint: Path | None = None
-    "Folder for the state of the training: the same command goes on from it after an interruption."
+    "Folder for the state of the training: the same command goes on from it after an interruption, or for more epochs."
     compile: Literal["auto", "inductor", "trace", "off"] = "auto"
     "The training step as a compiled graph, a plain graph, or run through Python; auto weighs what pays."
 
