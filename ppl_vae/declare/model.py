@@ -91,7 +91,7 @@ class LatentVariableModel(OfDraws):
         rows = min(4, len(obs))
         with self.numeric():
             laws = self.prototypes(obs, rows)
-            fixed = self._fixed_supports(laws, obs.rows(slice(0, rows)))
+            fixed = self._fixed_supports(laws, obs, rows)
             return check(type(self).__name__, self._graph, laws, obs, rows, index, fixed)
 
     def observe(self, data: Any) -> Observations:

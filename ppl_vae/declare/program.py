@@ -328,15 +328,16 @@ class Program(SharedLatents):
                     scope[node.name] = Placed(labels, 0)
             return found
 
-    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
+    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], obs: Observations, rows: int) -> list[str]:
         """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
-        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in few.values or n.name in few.missing}
+        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in obs.values or n.name in obs.missing}
         hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
         depends = [name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and bounds(law)]
         others: Mapping[str, TorchDistribution] = {}
         if depends:
             with self.aside(seed=0), self.unbound():
-                others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
+                few = obs.rows(torch.arange(rows, device=self.like.device))
+                others = self.prototypes(few.repeat(COPIES), COPIES * rows)
         return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
 
 

@@ -175,7 +175,7 @@ class Intake:
             obs = model.observe(self._named(first))
             self.few = min(FEW, len(obs))
             self.laws = model.prototypes(obs, self.few)
-            self.fixed = model._fixed_supports(self.laws, obs.rows(slice(0, self.few)))
+            self.fixed = model._fixed_supports(self.laws, obs, self.few)
         self.gaps: tuple[str, ...] = ()
         self.first = self.observe(first, "the first batch")
         self.gaps = tuple(self.first.missing)
