@@ -35,7 +35,8 @@ class Objective(Protocol):
 class Elbo:
     """L_i = E_q[log p(x_i | z)] - beta KL(q(z | x_i) || p(z)), [n] nats; beta = 1 is the bound (000 (25), (43)).
 
-    With free bits lambda the KL of unit j is max(lambda, its mean over the batch) (Kingma et al. 2016, eq. 15).
+    With free bits lambda the KL of unit j is max(lambda, its mean over the batch) (Kingma et al. 2016, eq. 15), beside
+    an enumerated latent y that of E_q(y)[KL(q(z_j | y) || p(z_j | y))].
     """
 
     num_particles: int = 1
@@ -78,16 +79,19 @@ class Elbo:
         return (value + score(sites, value)).reshape(self.num_particles, -1).mean(0)
 
     def by_unit(self, sites: Sites, name: str) -> Tensor:
-        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units]."""
+        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units].
+
+        Where it depends on enumerated latents y, it is the mean over them: E_q(y)[KL(q(z_j | y) || p(z_j | y))].
+        """
         q, p, z = sites.q[name], sites.p[name], sites.values[name]
         independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
-        batch = max(len(q.batch_shape), len(p.batch_shape))
-        if not independent or batch > 1 or q.base_dist.event_shape:
+        if not independent or q.base_dist.event_shape:
             return -sites.expect(self.divergence(sites, name))[:, None]
-        q, p = q.base_dist, p.base_dist
+        units, q, p = q.event_dim, q.base_dist, p.base_dist
         known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
         each = analytic_kl(q, p) if known else q.log_prob(z) - p.log_prob(z)
-        return each.expand(z.shape).flatten(1)
+        each = each.expand(torch.broadcast_shapes(each.shape, z.shape))
+        return sites.expect(each.flatten(-units), event_dim=1)
 
     def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
         """The bound at each particle, [num_particles, n]."""
@@ -126,9 +130,10 @@ def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) ->
     kl : {"sampled", "analytic"}
         Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
     free_bits : float
-        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch: against collapse. With
-        several processes or SVI's `accumulate=` the mean is over the rows that one process has in one piece, so that
-        the maximum of each part is taken, which is more than that of the whole batch.
+        Nats of KL that each unit of a drawn latent has for free, in the mean over a batch and over the classes of an
+        enumerated latent: against collapse. With several processes or SVI's `accumulate=` the mean is over the rows
+        that one process has in one piece, so that the maximum of each part is taken, which is more than that of the
+        whole batch.
 
     Raises
     ------

@@ -70,19 +70,20 @@ class Sites:
         log_p = self.log_p.get(name)
         return log_p is not None and any(-d <= log_p.dim() and log_p.shape[d] > 1 for d in self.summed.values())
 
-    def expect(self, value: Tensor) -> Tensor:
-        """E_q over the enumerated latents of q, then drop every dimension but the datum's: [n]."""
+    def expect(self, value: Tensor, event_dim: int = 0) -> Tensor:
+        """E_q over the enumerated latents of q, every dimension before the datum's dropped: [n, *event]."""
         if self.enumerated:
-            log_q = total(self.log_q[name] for name in self.enumerated)
+            log_q: Tensor = total(self.log_q[name] for name in self.enumerated)
+            log_q = log_q.reshape(log_q.shape + (1,) * event_dim)
             value, log_q = torch.broadcast_tensors(value, log_q)
             # An impossible value of z contributes 0, not 0 * -inf.
             value = torch.where(log_q == -torch.inf, 0.0, value) * log_q.exp()
-        return by_datum(value)
+        return by_datum(value, event_dim)
 
 
-def by_datum(value: Tensor) -> Tensor:
-    """The sum over every dimension but the datum's, the last one, [n]."""
-    return value.flatten(0, -2).sum(0) if value.dim() > 1 else value
+def by_datum(value: Tensor, event_dim: int = 0) -> Tensor:
+    """The sum over every dimension before the datum's, which is the last one before the event's, [n, *event]."""
+    return value.flatten(0, -2 - event_dim).sum(0) if value.dim() > 1 + event_dim else value
 
 
 def total(terms: Iterable[Any]) -> Tensor:

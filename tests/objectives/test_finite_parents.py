@@ -47,6 +47,25 @@ class Enumerated(Summed):
         return dist.Categorical(logits=x[..., :2])
 
 
+class Labelled(Enumerated):
+    """M2: p(c) p(z) p(x | z, c), with q(c | x) and q(z | x, c)."""
+
+    c = Enumerated.c
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    @z.posterior
+    def q_z(self, x, c):
+        loc, scale = self.encoder(x)
+        return dist.Normal(loc * torch.tensor([[1.0, 3.0], [-2.0, 0.1]])[c], scale).to_event(1)
+
+    @pv.observed
+    def x(self, z, c):
+        return dist.Normal(self.decoder(z) + c[..., None], 1.0).to_event(1)
+
+
 def value(model, objective, seed=1):
     with torch.no_grad(), model.numeric():
         torch.manual_seed(seed)
@@ -70,3 +89,40 @@ def test_an_enumerated_parent_is_averaged_over():
     # Free bits that no unit lacks: the mean over the batch is the bound's.
     floored = value(Enumerated(), pv.elbo(free_bits=1e-9))
     torch.testing.assert_close(floored.mean(), bound.mean())
+
+
+def divergences(model):
+    """E_q(c | x) KL(q(z_j | x, c) || p(z_j | c)) of two normals, by hand and one class after the other, [n, 2]."""
+    found = torch.zeros(len(X), 2)
+    with torch.no_grad():
+        share = torch.softmax(X[:, :2], -1)
+        for k in range(2):
+            c = torch.tensor([k])
+            q, p = (model.q_z(X, c), model.z()) if isinstance(model, Labelled) else (model.q_z(X), model.z(c))
+            (m, s), (a, b) = [(d.base_dist.loc, d.base_dist.scale) for d in (q, p)]
+            kl = (b / s).log() + (s.square() + (m - a).square()) / (2 * b.square()) - 0.5
+            found += share[:, k, None] * kl
+    return found
+
+
+@pytest.mark.parametrize("make", [Enumerated, Labelled])
+def test_free_bits_are_of_each_unit_averaged_over_the_classes(make):
+    """sum_j max(lambda, E_q(c) KL_j): with a floor over all units, over one of them, and under both."""
+    model = make()
+    each = divergences(model).mean(0)
+    rest = value(model, pv.elbo(kl="analytic")).mean() + each.sum()
+    assert each.min() + 0.01 < each.max()
+    for floor in (50.0, each.mean().item(), each.min().item() / 2):
+        floored = value(model, pv.elbo(kl="analytic", free_bits=floor)).mean()
+        torch.testing.assert_close(floored, rest - each.clamp_min(floor).sum())
+    drawn = value(model, pv.elbo(free_bits=50.0)).mean()
+    torch.testing.assert_close(drawn, rest - 100.0)
+
+
+@pytest.mark.parametrize("make", [Enumerated, Labelled])
+def test_the_units_divergences_at_draws_have_the_closed_form_as_their_mean(make):
+    model, many = make(), 4000
+    with torch.no_grad(), model.numeric():
+        torch.manual_seed(0)
+        each = pv.elbo(free_bits=1.0).by_unit(model.sites(model.check(X).repeat(many)), "z").reshape(many, len(X), 2)
+    assert bool(((each.mean(0) - divergences(model)).abs() < 5 * each.std(0) / many**0.5).all())
