@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,7 @@ def weights_of(model: LatentVariableModel, obs: Observations, count: int, encode
         z = q.rsample((count,)) if q.has_rsample else q.sample((count,))
         given[name], log_q = z.flatten(0, 1), log_q + q.log_prob(z)
     rows = obs.repeat(count)
-    rows = Observations({**rows.values, **given}, rows.missing, rows.columns)
+    rows = replace(rows, values={**rows.values, **given})
     index = torch.arange(len(obs), device=model.like.device).repeat(count) if model.local_posteriors else None
     return log_weights(model.sites(rows, index), count) - log_q
 

@@ -29,7 +29,7 @@ ROOMS = {
     "priors": 2,
     "codebooks": 2,
     "code_priors": 2,
-    "relaxed": 2,
+    "relaxed": 1,
     "posteriors": 2,
     "data": 1,
     "missing": 1,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_vae.data.tables import Table, frame_of_any_size
+from ppl_vae.declare.tiling import tile
 from ppl_vae.errors import DataError
 from ppl_vae.missing import fill
 
@@ -27,12 +28,14 @@ class Observations:
     """Observed values and inputs by name, [n, *event], NaN filled with zero and remembered in `missing`.
 
     `weights`, [n], are for likelihoods that take a mean over the rows of a batch; None counts all rows alike.
+    `once`, of data that are repeated, are the rows of which they are copies.
     """
 
     values: Mapping[str, Any]
     missing: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: Tensor | None = None
+    once: "Observations | None" = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -64,15 +67,12 @@ class Observations:
         """The data `times` over, one copy after the other."""
         if times == 1:
             return self
-
-        def tile(value: Tensor) -> Tensor:
-            return value.repeat(times, *[1] * (value.dim() - 1))
-
         return Observations(
-            {name: tile(value) for name, value in self.values.items()},
-            {name: tile(value) for name, value in self.missing.items()},
+            {name: tile(value, times) for name, value in self.values.items()},
+            {name: tile(value, times) for name, value in self.missing.items()},
             self.columns,
-            None if self.weights is None else tile(self.weights),
+            None if self.weights is None else tile(self.weights, times),
+            self if self.once is None else self.once,
         )
 
     def to(self, like: Tensor) -> "Observations":

@@ -17,6 +17,7 @@ from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
 from ppl_vae.declare.order import entangled
 from ppl_vae.declare.shared import Law, SharedLatents
+from ppl_vae.declare.tiling import tiled
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.missing import Incomplete, Known
 from ppl_vae.objectives import Sites
@@ -239,7 +240,7 @@ class Program(SharedLatents):
     def _posterior(self, node: Node, scope: Scope, obs: Observations, index: Tensor | None) -> TorchDistribution | None:
         n = len(obs)
         if node.name in self._graph.posteriors:
-            q = self._call(self._graph.posteriors[node.name], scope)
+            q = self._declared(self._graph.posteriors[node.name], scope, obs)
         elif node.name in self.local_posteriors:
             q = self.local_posteriors[node.name](torch.arange(n, device=self.like.device) if index is None else index)
         else:
@@ -247,6 +248,18 @@ class Program(SharedLatents):
         q = q if q.batch_shape else q.expand([n])
         q = q.weigh(obs.weights) if obs.weights is not None and hasattr(q, "weigh") else q
         return Known(q, obs.values[node.name], ~obs.missing[node.name]) if self.partly_observed(node.name, obs) else q
+
+    def _declared(self, posterior: Posterior, scope: Scope, obs: Observations) -> TorchDistribution:
+        """A declared posterior, run once for all copies of a datum where it looks at nothing that is drawn."""
+        if obs.once is not None and posterior.name not in self._untiled:
+            given = self.scope(obs.once)
+            if given.keys() >= set(posterior.parents):
+                q, n = self._call(posterior, given), len(obs.once)
+                whole = tiled(q, len(obs) // n) if q.batch_shape == (n,) else None
+                if whole is not None:
+                    return whole
+                self._untiled.add(posterior.name)
+        return self._call(posterior, scope)
 
     def require_finite(self, name: str, d: TorchDistribution) -> None:
         """Refuse the law of a latent without a posterior that does not have finitely many values."""

@@ -48,6 +48,8 @@ class SharedLatents(PyroModule):
         self.shared_guide: PyroModule | None = None
         self.guide_name: str | None = None
         self._columns: Mapping[str, tuple[str, ...]] = {}
+        # Posteriors whose laws cannot be tiled: they are run on every copy of the data.
+        self._untiled: set[str] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_pyro") and "_pyro_name" not in vars(self):

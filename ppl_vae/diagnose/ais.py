@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vae.alone import differentiable
-from ppl_vae.declare.observations import Observations
 from ppl_vae.diagnose.codes import Code, Codes, UndefinedError
 from ppl_vae.errors import DataError
 from ppl_vae.evidence import Evidence, importance
@@ -122,7 +121,7 @@ class Path:
         """Log p(z) with the Jacobian of T, and log p(x | z), [rows] each."""
         z, log_jacobian = self._constrained(u)
         prior = self.codes.prior(z, self.rows)
-        rows = Observations({**self.rows.values, **z}, self.rows.missing, self.rows.columns)
+        rows = replace(self.rows, values={**self.rows.values, **z})
         joint = self.codes.model.log_weights(rows, 1)[0]
         return prior + log_jacobian, joint - prior
 

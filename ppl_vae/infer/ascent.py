@@ -95,13 +95,19 @@ class ModelObjective:
         with self.model.aside(), self.model.buffers_kept(), torch.no_grad(), self.model.numeric():
             shared, _ = self.model.draw_shared()
             with self.model.bind(shared):
-                self.model.sites(batch.obs, batch.index if self.sparse else None)
+                self.model.sites(*self._repeated(batch))
             changed = {name.rpartition(".")[0] for name, (b, old) in before.items() if not torch.equal(b, old)}
         # What a network changes in one of its buffers it may change in the others.
         # A floating one may be changed by whoever trains, such as a temperature by a callback.
         self.buffers = {
             name: b for name, (b, _) in before.items() if name.rpartition(".")[0] in changed or b.is_floating_point()
         }
+
+    def _repeated(self, batch: Batch) -> tuple[Observations, Tensor | None]:
+        """The rows of a batch once for each particle, and the numbers of their own parameters, if any."""
+        particles = self.objective.num_particles
+        index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
+        return batch.obs.repeat(particles), index
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Objective, bound and penalties of a piece, with these tensors in the place of the model's parameters."""
@@ -159,12 +165,11 @@ class ModelObjective:
             return NO_FACTOR
 
     def _blame(self, batch: Batch, beta: float) -> str:
-        model, particles = self.model, self.objective.num_particles
+        model = self.model
         with model.aside(), model.buffers_kept(), torch.no_grad(), model.numeric():
             shared, _ = model.draw_shared()
             with model.bind(shared):
-                index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
-                sites = model.sites(batch.obs.repeat(particles), index)
+                sites = model.sites(*self._repeated(batch))
         if node := culprit(sites):
             return node
         part = self.pieces(batch, beta, 1)[0]
