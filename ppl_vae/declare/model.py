@@ -29,6 +29,7 @@ from ppl_vae.errors import DataError, EngineError, check_count, check_particles
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo
 from ppl_vae.over_classes import OverClasses
+from ppl_vae.progress import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -420,11 +421,13 @@ class LatentVariableModel(OfDraws):
         obs = self.check(data)
         at_once = max(1, ROWS_AT_ONCE // particles)
         parts = []
-        for start in range(0, len(obs), at_once):
-            rows = obs.rows(torch.arange(start, min(start + at_once, len(obs)), device=self.like.device))
-            with self.numeric(), local_q(self, rows):
-                index = torch.arange(len(rows), device=self.like.device).repeat(particles)
-                parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
+        with progress("data", len(obs), len(obs) > at_once) as update:
+            for start in range(0, len(obs), at_once):
+                rows = obs.rows(torch.arange(start, min(start + at_once, len(obs)), device=self.like.device))
+                with self.numeric(), local_q(self, rows):
+                    index = torch.arange(len(rows), device=self.like.device).repeat(particles)
+                    parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
+                update(start + len(rows), "")
         return torch.cat(parts, dim)
 
 
