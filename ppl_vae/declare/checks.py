@@ -12,13 +12,12 @@ from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
-from ppl_vae.families.supports import of_entries
+from ppl_vae.families.supports import bounds, of_entries
 
-__all__ = ["COPIES", "bounds", "check", "check_inputs", "same_bounds"]
+__all__ = ["COPIES", "all_bounds", "check", "check_inputs", "same_bounds"]
 
 COPIES = 32
 """Draws of a datum's latents by which it is told whether a support depends on them."""
-ENDS = ("lower_bound", "upper_bound")
 FEW = 15
 """Whole numbers up to which data are counts or classes rather than pixels from 0 to 255."""
 
@@ -207,20 +206,14 @@ def _check_support(
     raise DataError(message)
 
 
-def bounds(d: TorchDistribution) -> list[Tensor]:
-    """The ends of the set that each entry lives in, where they are numbers: [] or [rows, ...]."""
-    if isinstance(d, Blocks):
-        return [bound for part in d.parts for bound in bounds(part)]
-    try:
-        support = of_entries(d.support)
-    except NotImplementedError:
-        return []
-    return [torch.as_tensor(getattr(support, name)) for name in ENDS if hasattr(support, name)]
+def all_bounds(d: TorchDistribution) -> list[Tensor]:
+    """The ends of the sets that entries live in, those of all columns together."""
+    return [bound for part in d.parts for bound in bounds(part)] if isinstance(d, Blocks) else bounds(d)
 
 
 def same_bounds(d: TorchDistribution, others: TorchDistribution, copies: int) -> bool:
     """Whether the law of some rows has the same ends as that of so many copies of them, at other latents."""
-    for one, again in zip(bounds(d), bounds(others), strict=True):
+    for one, again in zip(all_bounds(d), all_bounds(others), strict=True):
         by_row = one.dim() > 0 and len(one) > 1
         if not torch.equal(again, one.repeat(copies, *[1] * (one.dim() - 1)) if by_row else one.expand_as(again)):
             return False

@@ -1,7 +1,7 @@
 """How a declaration runs: values in scope, nodes called with their parents, factors of log p and log q."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.alone import unvalidated
-from ppl_vae.declare.checks import COPIES, bounds, same_bounds
+from ppl_vae.declare.checks import COPIES, all_bounds, same_bounds
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
@@ -19,6 +18,7 @@ from ppl_vae.declare.order import entangled
 from ppl_vae.declare.shared import Law, SharedLatents
 from ppl_vae.declare.tiling import tiled
 from ppl_vae.errors import DataError, DeclarationError, EngineError
+from ppl_vae.families.supports import log_density
 from ppl_vae.missing import Incomplete, Known
 from ppl_vae.objectives import Sites
 
@@ -175,10 +175,9 @@ class Program(SharedLatents):
                     f"(a point mass is a Categorical with one probability 1)"
                 )
             value = scope[node.name].value
-            # Where a support depends on latents, a datum is outside it for some of their values.
-            with unvalidated() if node.kind == "observed" else nullcontext():
-                log_p = self.restrict(node.name, value, obs, d.log_prob(value))
-            if node.kind == "observed" and obs.weights is not None:
+            observed = node.kind == "observed"
+            log_p = self.restrict(node.name, value, obs, log_density(d, value) if observed else d.log_prob(value))
+            if observed and obs.weights is not None:
                 # A datum that does not count may be impossible, and 0 * -inf is not 0.
                 log_p = torch.where(obs.weights > 0, log_p, 0.0)
             sites.p[node.name], sites.log_p[node.name] = d, log_p
@@ -345,7 +344,9 @@ class Program(SharedLatents):
         """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
         hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in obs.values or n.name in obs.missing}
         hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
-        depends = [name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and bounds(law)]
+        depends = [
+            name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and all_bounds(law)
+        ]
         others: Mapping[str, TorchDistribution] = {}
         if depends:
             with self.aside(seed=0), self.unbound():

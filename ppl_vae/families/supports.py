@@ -1,9 +1,19 @@
 """The sets that values live in."""
 
-from torch.distributions import constraints
+from inspect import getattr_static
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
 
-__all__ = ["of_entries"]
+from ppl_vae.alone import unvalidated
+from ppl_vae.missing import Incomplete
+
+__all__ = ["bounds", "log_density", "of_entries"]
+
+ENDS = ("lower_bound", "upper_bound")
 
 
 def of_entries(support: Constraint) -> Constraint:
@@ -17,3 +27,40 @@ def of_entries(support: Constraint) -> Constraint:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def bounds(d: TorchDistribution) -> list[Tensor]:
+    """The ends of the set that each entry lives in, [] or [rows, ...], where parameters of the law decide on them.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> bounds(dist.Uniform(0.0, torch.tensor([1.0, 5.0]))), bounds(dist.Gamma(1.0, 1.0))
+    ([tensor(0.), tensor([1., 5.])], [])
+    """
+    inner = d
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if not isinstance(getattr_static(type(inner), "support", None), property):
+        return []
+    try:
+        support = of_entries(inner.support)
+    except NotImplementedError:
+        return []
+    return [torch.as_tensor(getattr(support, name)) for name in ENDS if hasattr(support, name)]
+
+
+def log_density(d: TorchDistribution, value: Tensor) -> Tensor:
+    """Log p(value), minus infinity outside a support that parameters decide on, where torch computes something else.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> log_density(dist.Pareto(torch.tensor([1.0, 3.0]), 1.0), torch.tensor(2.0))
+    tensor([-1.3863,    -inf])
+    """
+    with unvalidated():
+        log_p = d.log_prob(value)
+    if isinstance(d, Incomplete) or d.has_enumerate_support or not bounds(d):  # what is missing is in every set
+        return log_p
+    return torch.where(d.support.check(value), log_p, -torch.inf)

@@ -12,6 +12,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.program import Placed, Scope, enumerate_values
 from ppl_vae.errors import EngineError
 from ppl_vae.families import Family, Sums
+from ppl_vae.families.supports import log_density
 from ppl_vae.families.workspace import reused_buffers
 from ppl_vae.infer.assignment import Assign, soft
 from ppl_vae.infer.parallel import threads
@@ -233,7 +234,7 @@ class Plan:
             family, index, _ = getattr(d, "origin", (None, None, ()))
             if family is None or hidden:
                 d = self.model.distribution(name, scope, chunk.obs)
-                log = self.model.restrict(name, value, chunk.obs, d.log_prob(value))
+                log = self.model.restrict(name, value, chunk.obs, log_density(d, value))
             if family is not None:
                 kernel = self.kernel(family)
                 features = family.features(value.reshape(-1, *d.event_shape)) if hidden else chunk.features[name]

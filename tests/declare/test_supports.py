@@ -100,3 +100,22 @@ def test_a_support_that_is_the_same_for_all_values_is_checked():
     Tries().log_prob(torch.tensor([0.0, 10.0]))
     with pytest.raises(pv.DataError, match="outside the support of Binomial, the first is 12 in row 1"):
         Tries().log_prob(torch.tensor([3.0, 12.0]))
+
+
+class Shifted(Ranges):
+    """Two Pareto laws, of which one begins where the other is well on its way."""
+
+    @pv.observed
+    def x(self, z):
+        return dist.Pareto(self.top[z], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("engine", [pv.EM(progress=False), pv.SVI(300, optimizer=pv.adam(5e-2), progress=False)])
+def test_a_law_has_no_density_outside_its_support(engine):
+    """Without a check torch continues the density below a Pareto's beginning: there component 1 alone is possible."""
+    x = torch.tensor([1.5, 3.0, 6.0, 9.0], dtype=torch.float64)
+    fit = engine.fit(Shifted().double(), x)
+    share = fit.parameters["mixing.probs"]
+    expected = (share[0] / x**2 + share[1] * 5 * (x > 5) / x**2).log()
+    torch.testing.assert_close(fit.log_prob(x), expected)
+    assert torch.equal(fit.responsibilities(x)[:2], torch.tensor([[1.0, 0.0]] * 2).double())
