@@ -75,7 +75,8 @@ def counting(model: Any, obs: Any, weights: Tensor | None) -> Tensor | None:
     empty = empty_rows(model, obs)
     if empty is None or bool(empty.all()):
         return weights
-    return (torch.ones(len(obs), dtype=torch.float64) if weights is None else weights) * ~empty.to("cpu")
+    own = torch.ones(len(obs), dtype=torch.float64) if weights is None else weights
+    return own * ~empty.to(own.device)
 
 
 def own_weights(fit: Fit, obs: Any, weights: Any = None) -> Tensor | None:
