@@ -137,11 +137,12 @@ def _averaged(sites: Sites, each: Tensor, count: int, event_dim: int) -> Tensor:
 def _shares(sites: Sites, count: int) -> Tensor:
     """What every combination of finite values and every draw counts in a mean, [*enumerated, n count].
 
-    Draws of q count alike, but for data with missing entries: an encoder has seen something in their place, so draws
-    count by p(x, z) / q(z).
+    Draws of q count alike, but for data of which entries are missing that q looks at: it has seen something in their
+    place, so draws count by p(x, z) / q(z).
     """
     alike = finite_posterior(sites) / count
-    gaps = [d.missing.reshape(len(d.missing), -1).any(1) for d in sites.p.values() if isinstance(d, Incomplete)]
+    seen = {name: d for name, d in sites.p.items() if name in sites.looked_at}
+    gaps = [d.missing.reshape(len(d.missing), -1).any(1) for d in seen.values() if isinstance(d, Incomplete)]
     if count == 1 or not gaps or not sites.drawn:
         return alike
     joint = _weights(sites)

@@ -1,8 +1,8 @@
-"""What the order of the guide's draws means for closed forms."""
+"""What the guide's draws depend on: each other, and data."""
 
 from ppl_vae.declare.nodes import Graph
 
-__all__ = ["entangled"]
+__all__ = ["drawn_before", "entangled", "looked_at"]
 
 
 def entangled(graph: Graph) -> frozenset[str]:
@@ -39,3 +39,16 @@ def drawn_before(graph: Graph) -> dict[str, set[str]]:
     for name, q in graph.posteriors.items():
         before[name] = {other for p in q.parents if p in before for other in (p, *before[p])}
     return before
+
+
+def looked_at(graph: Graph) -> frozenset[str]:
+    """Observed nodes that declared posteriors are computed from; without any, all, from which q's are searched for.
+
+    Examples
+    --------
+    >>> looked_at(Graph())
+    frozenset()
+    """
+    observed = frozenset(node.name for node in graph.of_kind("observed"))
+    parents = {parent for q in graph.posteriors.values() for parent in q.parents}
+    return observed & parents if graph.posteriors else observed

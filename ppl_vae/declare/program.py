@@ -14,7 +14,7 @@ from ppl_vae.declare.checks import COPIES, all_bounds, same_bounds
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
-from ppl_vae.declare.order import entangled
+from ppl_vae.declare.order import entangled, looked_at
 from ppl_vae.declare.shared import Law, SharedLatents
 from ppl_vae.declare.tiling import tiled
 from ppl_vae.errors import DataError, DeclarationError, EngineError
@@ -148,7 +148,8 @@ class Program(SharedLatents):
 
     def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
         """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
-        scope, sites = self.scope(obs), Sites({}, {}, sampled=entangled(self._graph))
+        sites = Sites({}, {}, sampled=entangled(self._graph), looked_at=looked_at(self._graph))
+        scope = self.scope(obs)
         for node in self._inferred(scope):
             q = self._posterior(node, scope, obs, index)
             if q is None:

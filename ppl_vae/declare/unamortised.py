@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ppl_vae.declare.local import HALF
 from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.order import looked_at
 
 __all__ = ["badly_covered", "unamortised"]
 
 
 def badly_covered(model: Any, obs: Observations, count: int) -> Tensor:
     """Numbers of the data with missing entries at which the weights of the declared posterior's draws are uneven."""
-    gaps = [gaps.reshape(len(gaps), -1).any(1) for name, gaps in obs.missing.items() if name in model._observed_names()]
+    looked = looked_at(model._graph)
+    gaps = [gaps.reshape(len(gaps), -1).any(1) for name, gaps in obs.missing.items() if name in looked]
     none = torch.zeros(0, dtype=torch.long, device=model.like.device)
     if not gaps or not model._graph.posteriors:
         return none

@@ -37,6 +37,8 @@ class Sites:
     sampled : frozenset of str
         Latents z of which -KL(q || p) at the other draws is not E_q[log p - log q]: a parent of p was drawn from z, as
         in q(z1 | x) q(z2 | z1) with p(z1 | z2). Their divergence is taken at the draws.
+    looked_at : frozenset of str
+        Nodes that q is computed from, and so from something else where entries of them are missing.
     """
 
     log_p: dict[str, Tensor]
@@ -50,6 +52,7 @@ class Sites:
     shared_log_q: Tensor | float = 0.0
     penalties: dict[str, Tensor] = field(default_factory=dict)
     sampled: frozenset[str] = frozenset()
+    looked_at: frozenset[str] = frozenset()
 
     @property
     def drawn(self) -> list[str]:
