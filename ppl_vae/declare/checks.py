@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from ppl_vae.declare.nodes import Graph
 from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.tiling import tile
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
 from ppl_vae.families.supports import bounds, of_entries
@@ -215,7 +216,7 @@ def same_bounds(d: TorchDistribution, others: TorchDistribution, copies: int) ->
     """Whether the law of some rows has the same ends as that of so many copies of them, at other latents."""
     for one, again in zip(all_bounds(d), all_bounds(others), strict=True):
         by_row = one.dim() > 0 and len(one) > 1
-        if not torch.equal(again, one.repeat(copies, *[1] * (one.dim() - 1)) if by_row else one.expand_as(again)):
+        if not torch.equal(again, tile(one, copies) if by_row else one.expand_as(again)):
             return False
     return True
 

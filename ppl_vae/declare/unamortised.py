@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.declare.local import HALF
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.order import looked_at
+from ppl_vae.evidence import importance
 
 __all__ = ["badly_covered", "unamortised"]
 
@@ -29,8 +30,7 @@ def badly_covered(model: Any, obs: Observations, count: int) -> Tensor:
     if not len(rows):
         return none
     log_w = model._by_rows(obs.rows(rows), count, lambda o, i: model.log_weights(o, count, i), dim=1)
-    worth = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
-    return rows[~(worth >= HALF * count)]
+    return rows[~(importance(log_w).effective_sample_size >= HALF * count)]
 
 
 @contextmanager
