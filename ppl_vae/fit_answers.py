@@ -18,12 +18,18 @@ from ppl_vae.progress import progress
 __all__ = ["Answers"]
 
 ELEMENTS_AT_ONCE = 1 << 20
+TOGETHER = 1 << 22
+"""Numbers that are held at once where every datum has a q of its own at every draw of theta."""
 PER_DATUM = 64
-"""Numbers that a q of each datum is about."""
+"""Such numbers of a datum and a draw, at least."""
+PER_ENTRY = 8
+"""Such numbers of each entry of a datum, at least."""
 ROWS = 1 << 16
 """Data for which all draws of theta may be taken at once."""
 DRAWS = 200
 """Draws, evenly spaced, that answers other than the predictive density are means over, at most."""
+FEW = 8
+"""Draws, evenly spaced, about which a q that is to serve all draws is laid."""
 LEAST = 10
 """Draws of a latent at each theta whose importance weights are held against each other, at least."""
 DRAWN = "draws of theta"
@@ -87,7 +93,7 @@ class Answers:
         if not self.model.draws_latents(obs):
             flat = self._exact_pointwise(obs)
         else:
-            near = cache(lambda: self.model.nearby(obs, self.draw(0), num_particles))
+            near = cache(lambda: self.model.nearby(obs, self._at(self._some(FEW)), num_particles))
             flat = torch.stack(
                 self._each_draw(
                     obs,
@@ -107,21 +113,21 @@ class Answers:
         alone: Callable[[], Any],
     ) -> list[Any]:
         """An answer at each of these draws of theta: many at once where a latent has a q for every datum and draw."""
-        few = self.draws and 2 * PER_DATUM * len(obs) <= ELEMENTS_AT_ONCE
+        few = self.draws and 2 * _held(obs) <= TOGETHER
         if few and self.model.draws_without_posterior(obs):
             found: list[Any] = []
             # A model whose operations depend on values goes draw by draw.
             with suppress(RuntimeError), progress(DRAWN, len(chosen)) as update:
-                for part in self._in_parts(chosen, len(obs)):
+                for part in self._in_parts(chosen, _held(obs)):
                     update(len(found), f"{len(obs)} data")
                     found += together(part)
                 return found
         return list(self._asked(alone, chosen))
 
-    def _in_parts(self, chosen: list[int], n: int) -> list[dict[str, Tensor]]:
-        """These draws, as many together as the q's of n data allow."""
-        at_once = max(1, ELEMENTS_AT_ONCE // (n * PER_DATUM))
-        stacked = {name: value.flatten(0, 1)[chosen].split(at_once) for name, value in self.draws.items()}
+    def _in_parts(self, chosen: list[int], held: int) -> list[dict[str, Tensor]]:
+        """These draws, as many together as may be where each of them holds so many numbers."""
+        at_once = max(1, TOGETHER // held)
+        stacked = {name: value.split(at_once) for name, value in self._at(chosen).items()}
         return [dict(zip(stacked, part, strict=True)) for part in zip(*stacked.values(), strict=True)]
 
     def _exact_pointwise(self, obs: Any) -> Tensor:
@@ -134,11 +140,10 @@ class Answers:
             with self.model.bind(values), self.model.numeric():
                 return function()
 
-        stacked = {name: value.flatten(0, 1)[chosen] for name, value in self.draws.items()}
         at_once = max(1, ELEMENTS_AT_ONCE // (len(obs) * 8))
         with torch.no_grad(), unvalidated():
             try:
-                return torch.vmap(one, chunk_size=at_once)(stacked)
+                return torch.vmap(one, chunk_size=at_once)(self._at(chosen))
             except RuntimeError:  # a model whose operations depend on values goes draw by draw
                 each = [one(self.draw(s)) for s in chosen]
                 return tree_map(lambda *values: torch.stack(values), *each)
@@ -254,9 +259,13 @@ class Answers:
         )
         return self.model.completed(obs, _mean(each))
 
-    def _some(self) -> list[int]:
+    def _some(self, most: int = DRAWS) -> list[int]:
         """The draws that an answer is the mean over."""
-        return self.spaced(min(DRAWS, self.num_draws))
+        return self.spaced(min(most, self.num_draws))
+
+    def _at(self, chosen: list[int]) -> dict[str, Tensor]:
+        """These draws of all shared latents, [S, *event]."""
+        return {name: value.flatten(0, 1)[chosen] for name, value in self.draws.items()}
 
     def _each(self, num_particles: int) -> int:
         """How many of so many draws of z each of these draws of theta has."""
@@ -308,6 +317,12 @@ class Answers:
             if isinstance(parts[0], dict):
                 return {name: torch.cat([p[name] for p in parts])[order] for name in parts[0]}
             return torch.cat(parts)[order]
+
+
+def _held(obs: Any) -> int:
+    """About how many numbers a q of every datum holds at each draw of theta."""
+    width = sum(value[:1].numel() for value in obs.values.values())
+    return len(obs) * max(PER_DATUM, PER_ENTRY * width)
 
 
 def _mean(answers: Iterable[Any]) -> Any:

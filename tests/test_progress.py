@@ -135,7 +135,7 @@ def test_an_answer_over_draws_says_how_far_it_has_come(screen, clock, monkeypatc
         clock[0] += 10
         return take(self, *args)
 
-    monkeypatch.setattr(fit_answers, "ELEMENTS_AT_ONCE", 2 * 64 * len(x))
+    monkeypatch.setattr(fit_answers, "TOGETHER", 2 * 64 * len(x))
     monkeypatch.setattr(Nested, "log_prob_of_draws", slow)
     assert fit.log_predictive(x, num_particles=2).shape == (6,)
     assert "draws of theta" in screen.getvalue()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -14,7 +14,6 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from ppl_vae.alone import differentiable
-from ppl_vae.evidence import EVEN, importance, log_mean_exp
 from ppl_vae.objectives import Elbo
 
 __all__ = [
@@ -22,29 +21,26 @@ __all__ = [
     "POLISH",
     "SEARCH",
     "LocalPosterior",
-    "at_draws",
+    "Rounds",
+    "Values",
+    "about_prior",
     "best_q",
-    "each_draw",
+    "bound_of",
     "local_q",
-    "log_prob_at_draws",
     "middle",
-    "nearby",
+    "placed",
 ]
 
 NODES = 64
 """Of the quadrature for moments of a mapped normal."""
-PARTICLES_AT_ONCE = 1 << 18
-"""Draws of q that are held at once, over data and draws of theta."""
 HALF = 0.5
 """Share of its draws that a datum's weights are worth, at least, before a q is searched for anew."""
-LEAST = 25
-"""Draws of q by which one can tell what their weights are worth."""
 SEARCH = ((50, 0.4), (50, 0.4), (50, 0.4), (50, 0.2))
 POLISH = ((150, 0.05), (100, 0.02))
 """Steps and first learning rate of each round of the local optimisation."""
 
 Values = dict[str, Tensor]
-Answer = TypeVar("Answer")
+Rounds = Sequence[tuple[int, float]]
 
 
 class LocalPosterior(nn.Module):
@@ -166,10 +162,10 @@ def local_q(model: Any, obs: Any) -> Iterator[None]:
         with model.aside(seed=0):  # reported numbers must not depend on how often they are asked for
 
             def bound(q: Values) -> Tensor:
-                with _placed(model.local_posteriors, q):
-                    return _bound(model, obs)
+                with placed(model.local_posteriors, q):
+                    return bound_of(model, obs)
 
-            found = best_q(_prior(model, obs), bound)
+            found = best_q(about_prior(model, obs), bound)
             with torch.no_grad():
                 for name, parameter in model.local_posteriors.named_parameters():
                     parameter.copy_(found[name])
@@ -178,152 +174,17 @@ def local_q(model: Any, obs: Any) -> Iterator[None]:
         model.local_posteriors = trained
 
 
-def at_draws(
-    model: Any, obs: Any, draws: Values, num_particles: int, answer: Callable[[Any, Tensor], Tensor]
-) -> Tensor:
-    """An answer for each datum at each theta_s, [S, n], where every datum has a q of its own at every theta_s.
-
-    What `local_q` gives draw by draw, with the local optimisations of all draws in one.
-
-    Parameters
-    ----------
-    model : LatentVariableModel
-        With a continuous latent that has no posterior.
-    obs : Observations
-        The data, n rows.
-    draws : dict of Tensor
-        The shared latents, [S, *event], by name.
-    num_particles : int
-        Draws of q for each datum.
-    answer : callable
-        Asked once for all data, `num_particles` times over, and the number of each datum's q.
-    """
-    with _searched(model, obs, draws) as q, torch.no_grad():
-        return _answers(model, obs, draws, q, num_particles, answer)
-
-
-def _answers(
-    model: Any, obs: Any, draws: Values, q: Values, num_particles: int, answer: Callable[[Any, Tensor], Answer]
-) -> Answer:
-    def asked(theta: Values, own: Values) -> Answer:
-        index = torch.arange(len(obs), device=model.like.device).repeat(num_particles)
-        with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-            return answer(obs.repeat(num_particles), index)
-
-    at_once = max(1, PARTICLES_AT_ONCE // (len(obs) * num_particles))
-    return torch.vmap(asked, randomness="different", chunk_size=at_once)(draws, q)
-
-
-def nearby(model: Any, obs: Any, draw: Values, num_particles: int) -> Values | None:
-    """The q's found at one draw [*event] of theta, if their weights are so even that they may serve other draws."""
-    if num_particles < LEAST:
-        return None
-    draws = {name: value[None] for name, value in draw.items()}
-    with _searched(model, obs, draws) as q, torch.no_grad():
-        _, variance = _weighed(model, obs, draws, q, num_particles)
-    return {name: value[0] for name, value in q.items()} if bool(_even(variance, num_particles)) else None
-
-
-def log_prob_at_draws(model: Any, obs: Any, draws: Values, num_particles: int, near: Values | None) -> Tensor:
-    """Log p(x_i | theta_s) by importance weights, [S, n] nats.
-
-    Any q gives weights without bias, so that the q's of one draw of theta serve others. They are searched for anew at
-    draws where the weights of a datum are worth less than half of the draws of q, or those of all data less than 90%.
-
-    Parameters
-    ----------
-    model, obs, draws, num_particles
-        As of `at_draws`.
-    near : dict of Tensor, optional
-        The q's to begin with, of `nearby`.
-    """
-    if near is None:
-        return at_draws(
-            model, obs, draws, num_particles, lambda o, i: log_mean_exp(model.log_weights(o, num_particles, i))
-        )
-    with _allocated(model, obs, draws) as start, torch.no_grad():
-        count = len(next(iter(draws.values())))
-        q = {name: value.expand(count, *value.shape) for name, value in near.items()}
-        value, variance = _weighed(model, obs, draws, q, num_particles)
-        if len(far := (~_even(variance, num_particles)).nonzero()[:, 0]):
-            theta, own = ({name: value[far] for name, value in values.items()} for values in (draws, start))
-            value[far] = _weighed(model, obs, theta, _best(model, obs, theta, own), num_particles)[0]
-    return value
-
-
-def _even(variance: Tensor, num_particles: int) -> Tensor:
-    """Whether weights are worth enough, [S]: 1 / (1 + P v) of P draws, v the variance of log p(x_i), [S, n]."""
-    spread = num_particles * variance
-    return (spread <= 1 / HALF - 1).all(1) & (spread.mean(1) <= 1 / EVEN - 1)
-
-
-def _weighed(model: Any, obs: Any, draws: Values, q: Values, num_particles: int) -> tuple[Tensor, Tensor]:
-    """Log p(x_i | theta_s) by draws of q, and its variance, [S, n] each."""
-
-    def weighed(rows: Any, index: Tensor) -> tuple[Tensor, Tensor]:
-        found = importance(model.log_weights(rows, num_particles, index))
-        return found.value, found.standard_error.square()
-
-    return _answers(model, obs, draws, q, num_particles, weighed)
-
-
-def each_draw(model: Any, obs: Any, draws: Values, answer: Callable[[], Answer]) -> list[Answer]:
-    """An answer at each theta_s of the draws [S, *event], where every datum has its own q, as `at_draws` finds them."""
-    found = []
-    with _searched(model, obs, draws) as q, model.aside(), torch.no_grad():
-        for s in range(len(next(iter(draws.values())))):
-            theta, own = ({name: value[s] for name, value in values.items()} for values in (draws, q))
-            with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-                found.append(answer())
-    return found
-
-
-@contextmanager
-def _searched(model: Any, obs: Any, draws: Values) -> Iterator[Values]:
-    """Within the block these data have posteriors of their own; gives the best q at each theta_s, [S, ...] by name."""
-    with _allocated(model, obs, draws) as start:
-        yield _best(model, obs, draws, start)
-
-
-@contextmanager
-def _allocated(model: Any, obs: Any, draws: Values) -> Iterator[Values]:
-    """Within the block these data have posteriors of their own; gives q's about the prior at each theta_s, [S, ...]."""
-    trained, count = model.local_posteriors, len(next(iter(draws.values())))
-    model.local_posteriors = nn.ModuleDict()
-    try:
-        start: Values = {}
-        if model.draws_without_posterior(obs):
-            with model.aside(seed=0), model.bind({name: value[0] for name, value in draws.items()}):
-                start = _prior(model, obs)
-        yield {name: value.repeat(count, *[1] * value.dim()) for name, value in start.items()}
-    finally:
-        model.local_posteriors = trained
-
-
-def _best(model: Any, obs: Any, draws: Values, start: Values) -> Values:
-    """The best q at each theta_s, [S, ...] by name, from a search that begins at these."""
-
-    def bound(theta: Values, own: Values) -> Tensor:
-        with model.bind(theta), model.numeric(), _placed(model.local_posteriors, own):
-            return _bound(model, obs)
-
-    if not start:
-        return start
-    with model.aside(seed=0):
-        return best_q(start, lambda q: torch.vmap(bound, randomness="different")(draws, q).sum())
-
-
 # The local optimisation, of `loc` and `log_scale` of each latent by name.
 
 
-def _prior(model: Any, obs: Any) -> Values:
+def about_prior(model: Any, obs: Any) -> Values:
     """About the prior, for every datum: loc 0 and scale 1 in the prior's units."""
     model.allocate(obs, len(obs))
     model.measure(obs)
     return {name: torch.zeros_like(value) for name, value in model.local_posteriors.named_parameters()}
 
 
-def _bound(model: Any, obs: Any) -> Tensor:
+def bound_of(model: Any, obs: Any) -> Tensor:
     """The sum of the ELBO over data, its gradient along the draws alone.
 
     The rest of the gradient, the score of q, has mean zero; without it the noise vanishes as q becomes the posterior
@@ -334,9 +195,7 @@ def _bound(model: Any, obs: Any) -> Tensor:
     return Elbo()(sites).sum() + score - score.detach()
 
 
-def best_q(
-    q: Values, bound: Callable[[Values], Tensor], rounds: Sequence[tuple[int, float]] = SEARCH + POLISH
-) -> Values:
+def best_q(q: Values, bound: Callable[[Values], Tensor], rounds: Rounds = SEARCH + POLISH) -> Values:
     """The q of the highest bound, from rounds of which each has the scales found by the one before as its units."""
     for steps, learning_rate in rounds:
         q = _climb(q, bound, steps, learning_rate)
@@ -366,7 +225,7 @@ def _climb(q: Values, bound: Callable[[Values], Tensor], steps: int, learning_ra
 
 
 @contextmanager
-def _placed(posteriors: nn.ModuleDict, values: dict[str, Tensor]) -> Iterator[None]:
+def placed(posteriors: nn.ModuleDict, values: dict[str, Tensor]) -> Iterator[None]:
     """Within the block the parameters of the posteriors are these."""
     places: list[tuple[dict[str, Any], str]] = [
         (posteriors[name.rpartition(".")[0]]._parameters, name.rpartition(".")[2]) for name in values

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.declare.answers import class_probabilities, expected_of, reconstructed
-from ppl_vae.declare.local import at_draws, each_draw, log_prob_at_draws, nearby
+from ppl_vae.declare.local_draws import at_draws, each_draw, log_prob_at_draws, nearby
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.pyro_programs import PyroPrograms
 from ppl_vae.errors import EngineError
@@ -26,9 +26,9 @@ Asked = Callable[[Sites, str, int, Any], Tensor]
 class OfDraws(PyroPrograms):
     """The answers of a model at draws [S, ...] of its shared latents."""
 
-    def nearby(self, data: Any, draw: Mapping[str, Tensor], num_particles: int = 100) -> dict[str, Tensor] | None:
-        """The best q of every datum at one draw [*event] of theta, where it may serve others in `log_prob_of_draws`."""
-        return nearby(self, self.check(data), dict(draw), num_particles)
+    def nearby(self, data: Any, draws: Mapping[str, Tensor], num_particles: int = 100) -> dict[str, Tensor] | None:
+        """A q of every datum about these few draws [S, ...] of theta, where it may serve all in `log_prob_of_draws`."""
+        return nearby(self, self.check(data), dict(draws), num_particles)
 
     def log_prob_of_draws(
         self,

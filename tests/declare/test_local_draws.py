@@ -1,11 +1,13 @@
 """A q for every datum at every draw of theta: the local optimisations of all draws are one."""
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
 from ppl_vae import given, latent, observed
+from ppl_vae.declare import local_draws
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0])
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0])
@@ -95,3 +97,41 @@ def test_new_data_of_other_length_and_with_gaps(gap):
     assert found.shape == (1, 3, 2)
     if gap:
         torch.testing.assert_close(found[..., 1], torch.zeros(1, 3, dtype=found.dtype), atol=0.03, rtol=0)
+
+
+class Rasch(pv.LatentVariableModel):
+    """z_i ~ N(0, 1), y_ij ~ Bernoulli(logit = z_i - b_j): no normal q is its posterior."""
+
+    @latent(shared=True)
+    def b(self):
+        return dist.Normal(torch.zeros(5), 1.0).to_event(1)
+
+    @latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @observed
+    def y(self, z, b):
+        return dist.Bernoulli(logits=3 * (z[..., None] - b)).to_event(1)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_better_qs_are_searched_for_where_weights_are_uneven(gap, monkeypatch):
+    """Draws of theta far apart, log p(y | b) by quadrature: only some data at some draws have a search of their own."""
+    torch.manual_seed(0)
+    y = (torch.rand(40, 5) < 0.5).float()
+    y = y.masked_fill(torch.rand(y.shape) < 0.2, torch.nan) if gap else y
+    fit = pv.SVI(1, progress=False).fit(Rasch(), y)
+    b = torch.randn(30, 5).double() / 3
+    fit = pv.Fit(**{**vars(fit), "draws": {"b": b[None].to(fit.draws["b"])}})
+    searched, best = [], local_draws._best
+    monkeypatch.setattr(local_draws, "_best", lambda *given: searched.append(given[3].numel()) or best(*given))
+    found = fit.pointwise(y, 400)[0].double()
+    z, weights = (torch.as_tensor(a) for a in np.polynomial.hermite_e.hermegauss(80))
+    bernoulli = dist.Bernoulli(logits=3 * (z[:, None] - b[:, None, None]))
+    log_p = bernoulli.log_prob(y.double().nan_to_num()[:, None]).masked_fill(y.isnan()[:, None], 0.0).sum(-1)
+    exact = ((weights / weights.sum()).log() + log_p).logsumexp(-1)
+    torch.testing.assert_close(found, exact, atol=0.35, rtol=0)
+    assert (found - exact).square().mean().sqrt() < 0.05
+    assert searched[0] == 8 * len(y)
+    assert 0 < sum(searched[1:]) < b.shape[0] * len(y) / 2
