@@ -13,10 +13,12 @@ from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.tiling import tile
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
-from ppl_vae.families.supports import bounds, of_entries
+from ppl_vae.families.supports import bounds, of_any_row, of_entries
 
-__all__ = ["COPIES", "all_bounds", "check", "check_inputs", "same_bounds"]
+__all__ = ["COPIES", "TRIAL", "all_bounds", "check", "check_inputs", "same_bounds"]
 
+TRIAL = 7
+"""Rows on which a declaration is tried, whatever the data: a number that few other dimensions have."""
 COPIES = 32
 """Draws of a datum's latents by which it is told whether a support depends on them."""
 FEW = 15
@@ -28,7 +30,6 @@ def check(
     graph: Graph,
     laws: Mapping[str, TorchDistribution],
     obs: Observations,
-    rows: int,
     index: Tensor | None,
     fixed: Collection[str],
 ) -> Observations:
@@ -39,7 +40,7 @@ def check(
     owner : str
         The model's name, for messages.
     laws : mapping
-        Distribution of each local node on the first `rows` rows.
+        Distribution of each local node on `TRIAL` rows.
     obs : Observations
         The data.
     index : Tensor, optional
@@ -62,7 +63,7 @@ def check(
     for name, d in laws.items():
         node = graph.nodes[name]
         per_datum = any(parent not in graph.nodes or not graph.nodes[parent].shared for parent in node.parents)
-        _check_event_dims(owner, name, d, rows if per_datum else 1)
+        _check_event_dims(owner, name, d, TRIAL if per_datum else 1)
         if node.kind == "latent" and name in obs.missing and not d.has_enumerate_support:
             raise DataError(
                 f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite "
@@ -186,7 +187,7 @@ def _check_support(
     inner = d.base_dist if isinstance(d, dist.Independent) else d
     message = (
         f"{where}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}"
-        f"{_bounds(of_entries(d.support))}, the first is {shown} in {row(first)}"
+        f"{_bounds(of_any_row(of_entries(d.support)))}, the first is {shown} in {row(first)}"
         + (f", entry {entry}" if entry else "")
     )
     message += getattr(inner.support, "advice", "")
@@ -231,4 +232,4 @@ def _bounds(support: constraints.Constraint) -> str:
 
 def _entries_inside(d: TorchDistribution, value: Tensor) -> Tensor:
     # The set of an entry tells which one is outside, not only which row.
-    return of_entries(d.support).check(value)
+    return of_any_row(of_entries(d.support)).check(value)

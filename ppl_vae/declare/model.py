@@ -89,11 +89,9 @@ class LatentVariableModel(OfDraws):
         `index` [n] has the rows' numbers in the data set of which these are a part, for messages.
         """
         obs = self.observe(data)
-        rows = min(4, len(obs))
         with self.numeric():
-            laws = self.prototypes(obs, rows)
-            fixed = self._fixed_supports(laws, obs, rows)
-            return check(type(self).__name__, self._graph, laws, obs, rows, index, fixed)
+            laws, fixed = self.trial(obs)
+            return check(type(self).__name__, self._graph, laws, obs, index, fixed)
 
     def observe(self, data: Any) -> Observations:
         """Read data for this model: named tensors in its dtype, NaN noted as missing, [n] of one feature as [n, 1]."""

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.checks import COPIES, all_bounds, same_bounds
+from ppl_vae.declare.checks import COPIES, TRIAL, all_bounds, same_bounds
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
@@ -329,10 +329,12 @@ class Program(SharedLatents):
                 if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
                     values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
             stack.enter_context(self.bind(values))
-            scope, found = self.scope(few), {}
+            scope, found, hidden = self.scope(few), {}, set()
             for node in self.local_nodes():
                 d = found[node.name] = self._call(node, scope)
+                self._check_rows(node, scope, [p for p in node.parents if p in hidden], len(few))
                 if node.name not in scope:
+                    hidden |= {node.name} if d.has_enumerate_support else set()
                     value = d.sample() if d.batch_shape else d.sample((len(few),))
                     scope[node.name] = Placed(value, d.event_dim)
                 elif isinstance(d, dist.Categorical):
@@ -341,9 +343,30 @@ class Program(SharedLatents):
                     scope[node.name] = Placed(labels, 0)
             return found
 
-    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], obs: Observations, rows: int) -> list[str]:
+    def _check_rows(self, node: Node, scope: Scope, finite: list[str], rows: int) -> None:
+        """Refuse a law that takes the values of an enumerated latent, which lie before the rows, for the rows."""
+        if not finite:
+            return
+        # As many values as there are rows could not be told from them.
+        values = {name: placed.expand(torch.Size((rows + 1, rows))) for name, placed in scope.items() if name in finite}
+        d = self._call(node, {**scope, **{name: Placed(v, scope[name].event_dim) for name, v in values.items()}})
+        if d.batch_shape and d.batch_shape[-1] not in (1, rows):
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise DeclarationError(
+                f"{type(self).__name__}.{node.name} was called with {shapes}, and its distribution has the batch shape "
+                f"{list(d.batch_shape)}; the last dimension is of the data, and those before it are of the values that "
+                f"are summed out: keep it, as table[z] does"
+            )
+
+    def trial(self, obs: Observations) -> tuple[dict[str, TorchDistribution], list[str]]:
+        """The distribution of every local node on `TRIAL` rows of the data, and the nodes whose support is fixed."""
+        few = obs.rows(torch.arange(TRIAL, device=self.like.device) % len(obs))
+        laws = self.prototypes(few, TRIAL)
+        return laws, self._fixed_supports(laws, few)
+
+    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
         """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
-        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in obs.values or n.name in obs.missing}
+        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in few.values or n.name in few.missing}
         hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
         depends = [
             name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and all_bounds(law)
@@ -351,8 +374,7 @@ class Program(SharedLatents):
         others: Mapping[str, TorchDistribution] = {}
         if depends:
             with self.aside(seed=0), self.unbound():
-                few = obs.rows(torch.arange(rows, device=self.like.device))
-                others = self.prototypes(few.repeat(COPIES), COPIES * rows)
+                others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
         return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
 
 

@@ -1,5 +1,6 @@
 """The sets that values live in."""
 
+from copy import copy
 from inspect import getattr_static
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.alone import unvalidated
 from ppl_vae.missing import Incomplete
 
-__all__ = ["bounds", "log_density", "of_entries"]
+__all__ = ["bounds", "log_density", "of_any_row", "of_entries"]
 
 ENDS = ("lower_bound", "upper_bound")
 
@@ -27,6 +28,23 @@ def of_entries(support: Constraint) -> Constraint:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def of_any_row(support: Constraint) -> Constraint:
+    """The set whose ends are given for some rows, [rows, ...], for any number of them, where they are the same for all.
+
+    Examples
+    --------
+    >>> tries = constraints.integer_interval(0, torch.tensor([10, 10, 10]))
+    >>> of_any_row(tries).check(torch.tensor([10.0, 11.0]))
+    tensor([ True, False])
+    """
+    found = copy(support)
+    for name in ENDS:
+        end = getattr(support, name, None)
+        if isinstance(end, Tensor) and end.dim() and bool((end == end[0]).all()):
+            setattr(found, name, end[0])
+    return found
 
 
 def bounds(d: TorchDistribution) -> list[Tensor]:

@@ -16,9 +16,6 @@ from ppl_vae.infer.processes import Share
 
 __all__ = ["Batch", "Batches", "Intake", "Recipe", "ahead", "order_of", "seed_of", "shared_rows", "taken"]
 
-FEW = 4
-"""Rows on which the nodes' distributions are looked at."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -172,10 +169,7 @@ class Intake:
         graph = model.graph()
         self.nodes = [name for kind in ("observed", "input") for name, info in graph.items() if info.kind == kind]
         with self._told("the first batch"):
-            obs = model.observe(self._named(first))
-            self.few = min(FEW, len(obs))
-            self.laws = model.prototypes(obs, self.few)
-            self.fixed = model._fixed_supports(self.laws, obs, self.few)
+            self.laws, self.fixed = model.trial(model.observe(self._named(first)))
         self.gaps: tuple[str, ...] = ()
         self.first = self.observe(first, "the first batch")
         self.gaps = tuple(self.first.missing)
@@ -185,7 +179,7 @@ class Intake:
         model = self.model
         with self._told(which), model.numeric():
             obs = model.observe(self._named(batch))
-            obs = check(type(model).__name__, model._graph, self.laws, obs, self.few, index, self.fixed)
+            obs = check(type(model).__name__, model._graph, self.laws, obs, index, self.fixed)
         none = {name: torch.zeros_like(obs.values[name], dtype=torch.bool) for name in self.gaps}
         return Observations(obs.values, {**none, **obs.missing}, obs.columns)
 

@@ -153,8 +153,8 @@ def hide():
 
 FIRST_USE = {
     "forgotten to_event, observed": (
-        lambda: Chain(_wide).elbo(torch.zeros(7, 5)),
-        ["Chain.x", "(4, 5)", ".to_event(1)"],
+        lambda: Chain(_wide).elbo(torch.zeros(9, 5)),
+        ["Chain.x", "(7, 5)", ".to_event(1)"],
     ),
     "forgotten to_event, latent": (
         lambda: Chain(z=lambda: dist.Normal(torch.zeros(3), 1.0)).elbo(torch.zeros(7)),
@@ -331,3 +331,21 @@ def test_what_a_model_cannot_answer(use, fragments):
         use()
     for fragment in fragments:
         assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+@pytest.mark.parametrize("law", [lambda table, z: table[z][..., 0], lambda table, z: table], ids=["cut", "whole"])
+def test_a_law_whose_rows_are_the_values_of_a_finite_latent_is_refused(law, n):
+    """With as many data as values it would fit, class k matched with datum k."""
+
+    class Wrong(pv.LatentVariableModel):
+        @latent
+        def z(self):
+            return dist.Categorical(probs=torch.tensor([0.5, 0.5]))
+
+        @observed
+        def x(self, z):
+            return dist.Bernoulli(law(torch.tensor([0.1, 0.8]), z))
+
+    with pytest.raises(DeclarationError, match=r"Wrong.x was called with z \[8, 7\], .* batch shape \[\d\]"):
+        pv.EM(progress=False).fit(Wrong(), torch.ones(n))
