@@ -93,17 +93,26 @@ class Answers:
         if not self.model.draws_latents(obs):
             flat = self._exact_pointwise(obs)
         else:
-            near = cache(lambda: self.model.nearby(obs, self._at(self._some(FEW)), num_particles))
-            flat = torch.stack(
-                self._each_draw(
-                    obs,
-                    list(range(self.num_draws)),
-                    lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles, near()),
-                    lambda: self.model.log_prob(obs, num_particles),
-                )
-            )
+            flat = self._weighed_pointwise(obs, num_particles)
+            with self.model.bind(self.draw(0)):
+                bad = self.model.badly_covered(obs, num_particles)
+            if len(bad):
+                with self.model.unamortised():
+                    flat[:, bad] = self._weighed_pointwise(obs.rows(bad), num_particles)
         first = next(iter(self.draws.values()))
         return flat.reshape(*first.shape[:2], -1)
+
+    def _weighed_pointwise(self, obs: Any, num_particles: int) -> Tensor:
+        """Log p(x_i | theta_s) by importance weights, [S, n]."""
+        near = cache(lambda: self.model.nearby(obs, self._at(self._some(FEW)), num_particles))
+        with torch.no_grad():
+            each = self._each_draw(
+                obs,
+                list(range(self.num_draws)),
+                lambda draws: self.model.log_prob_of_draws(obs, draws, num_particles, near()),
+                lambda: log_mean_exp(self.model.all_log_weights(obs, num_particles)),
+            )
+            return torch.stack(each)
 
     def _each_draw(
         self,
@@ -113,8 +122,7 @@ class Answers:
         alone: Callable[[], Any],
     ) -> list[Any]:
         """An answer at each of these draws of theta: many at once where a latent has a q for every datum and draw."""
-        few = self.draws and 2 * _held(obs) <= TOGETHER
-        if few and self.model.draws_without_posterior(obs):
+        if self.draws and self.model.draws_without_posterior(obs) and 2 * _held(obs) <= TOGETHER:
             found: list[Any] = []
             # A model whose operations depend on values goes draw by draw.
             with suppress(RuntimeError), progress(DRAWN, len(chosen)) as update:

@@ -195,6 +195,58 @@ def test_what_an_encoder_has_not_seen_is_inferred(factors):
     torch.testing.assert_close(nothing[0], b, rtol=0, atol=0.2)
 
 
+def test_log_prob_of_what_was_seen_does_not_rest_on_what_was_not(factors):
+    """log N(x_seen; b, W W^T + 0.25 I) of the seen entries, where draws of the encoder's q miss the posterior."""
+    fit, x = factors
+    gappy = x[:40].clone()
+    gappy[:20, 0] = gappy[20:30, 2] = NAN
+    W, b = fit.model.decoder.weight.detach(), fit.model.decoder.bias.detach()
+    C = W @ W.T + 0.25 * torch.eye(3)
+    seen = [~row.isnan() for row in gappy]
+    exact = [dist.MultivariateNormal(b[s], C[s][:, s]).log_prob(row[s]) for s, row in zip(seen, gappy, strict=True)]
+    found = fit.log_prob(gappy, 1000)
+    torch.testing.assert_close(found, torch.stack(exact), rtol=0, atol=0.25)
+    assert (found - torch.stack(exact)).mean().abs() < 0.01
+    assert fit.evaluate(gappy, 1000).min_ess > 300
+
+
+class Bayesian(pv.LatentVariableModel):
+    """z ~ N(0, 1), x ~ N(z + shift, 0.5) of two features, and an encoder that takes what is missing for zeros."""
+
+    @latent(shared=True)
+    def shift(self):
+        return dist.Normal(0.0, 10.0)
+
+    @latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal((x.sum(-1) - 10) * 4 / 9, 1 / 3)  # exact for shift = 5
+
+    @observed
+    def x(self, z, shift):
+        return dist.Normal((z + shift)[..., None].expand(*z.shape, 2), 0.5).to_event(1)
+
+
+def test_over_draws_of_theta_log_prob_of_what_was_seen_is_so_too(monkeypatch):
+    x = torch.tensor([[5.0, 6.0], [4.0, NAN], [NAN, 5.5], [NAN, 3.0]])
+    fit = pv.SVI(1, progress=False).fit(Bayesian(), x[:1])
+    shift = 5 + torch.linspace(-0.3, 0.3, 40)
+    fit = pv.Fit(**{**vars(fit), "draws": {"shift": shift[None]}})
+    calls, sites = [], Bayesian.sites
+    monkeypatch.setattr(Bayesian, "sites", lambda self, *rest: calls.append(1) or sites(self, *rest))
+    found = fit.pointwise(x, 400)[0]
+    for row, own in zip(x, found.T, strict=True):
+        seen = ~row.isnan()
+        C = torch.ones(2, 2) + 0.25 * torch.eye(2)
+        law = dist.MultivariateNormal(shift[:, None].expand(-1, int(seen.sum())), C[seen][:, seen])
+        torch.testing.assert_close(own, law.log_prob(row[seen]), rtol=0, atol=0.3)
+        assert (own - law.log_prob(row[seen])).mean().abs() < 0.05
+    assert len(calls) < 1500  # not a search for each draw
+
+
 def test_complete_data_are_reconstructed_by_the_encoder(factors):
     fit, x = factors
     decoded = fit.model.decoder(fit.posterior(x[:3]).mean)

@@ -1,43 +1,24 @@
 """The declared model: what it can be asked once its shared latents have values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.answers import (
-    class_probabilities,
-    completed,
-    expected_of,
-    finite_posterior,
-    log_weights,
-    reconstructed,
-)
 from ppl_vae.declare.checks import check, check_inputs
-from ppl_vae.declare.local import local_q
 from ppl_vae.declare.nodes import Term
 from ppl_vae.declare.observations import Observations, observe
-from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
-from ppl_vae.declare.order import drawn_before
+from ppl_vae.declare.of_data import OfData
+from ppl_vae.declare.of_draws import one_or_all
 from ppl_vae.declare.program import Placed, Scope
-from ppl_vae.declare.unamortised import badly_covered, unamortised
-from ppl_vae.errors import DataError, EngineError, check_count, check_particles
-from ppl_vae.evidence import Evidence, exact, importance
-from ppl_vae.objectives import Elbo
-from ppl_vae.over_classes import OverClasses
-from ppl_vae.progress import progress
+from ppl_vae.errors import DataError, check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["LatentVariableModel", "NodeInfo"]
-
-ROWS_AT_ONCE = 1 << 16
-"""Rows times particles held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,7 @@ class NodeInfo:
     law: str
 
 
-class LatentVariableModel(OfDraws):
+class LatentVariableModel(OfData):
     """Base class of declared models: nodes are methods that return distributions, their arguments are their parents.
 
     `model` and `guide` are ordinary Pyro programs; the engines EM, SVI and NUTS fit a copy. A model without priors
@@ -171,149 +152,6 @@ class LatentVariableModel(OfDraws):
                 total = total + self.distribution(node.name, scope, obs).log_prob(scope[node.name].value)
             return total
 
-    def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
-        """Evidence lower bound L_i = E_q[log p(x_i, z) - log q(z | x_i)], [n] nats (000 (25), (28))."""
-        objective = Elbo(num_particles)
-        with torch.no_grad():
-            return self._by_rows(data, num_particles, lambda obs, i: objective(self.sites(obs, i)))
-
-    def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
-        """Log p(x_i): exact when every latent is finite, else by importance weights from q.
-
-        Parameters
-        ----------
-        data : Tensor or mapping
-            Observed values, n rows.
-        num_particles : int
-            Draws of q per datum, where the latents are continuous.
-        """
-        needs_draws = bool(self.draws_latents(self.check(data)))
-        count = num_particles if needs_draws else 1
-        with torch.no_grad():
-            log_w = self._by_rows(data, count, lambda obs, i: self.log_weights(obs, count, i), dim=1)
-        return importance(log_w) if needs_draws else exact(log_w[0])
-
-    def log_weights(self, obs: Observations, count: int, index: Tensor | None = None) -> Tensor:
-        """Log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n]."""
-        return log_weights(self.sites(obs, index), count)
-
-    def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
-        """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
-        return self.evidence(data, num_particles).value
-
-    def responsibilities(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
-        """p(z = k | x_i) of the finite latents: [n, K], or a dictionary by name when there are several (000 (11)).
-
-        Exact where all latents are finite. Beside continuous ones it is q(z = k | x_i) of a latent that has a declared
-        posterior, and of the others an estimate by importance weights.
-
-        Parameters
-        ----------
-        data : Tensor or mapping
-            Observed values, n rows.
-        num_particles : int
-            Draws of q per datum, where the other latents are continuous.
-
-        Raises
-        ------
-        EngineError
-            If no latent is finite.
-        """
-        check_particles(num_particles)
-        obs = self.check(data)
-        finite = self.finite_latents(obs)
-        if not finite:
-            raise EngineError(f"{type(self).__name__} has no finite latent to infer: use posterior(x)")
-        drawn, before = set(self.draws_latents(obs)), drawn_before(self._graph)
-
-        def probabilities(name: str) -> Tensor:
-            count = num_particles if before.get(name, drawn) & drawn else 1
-            return self._by_rows(obs, count, lambda o, i: class_probabilities(self.sites(o, i), name, count))
-
-        with torch.no_grad():
-            found = {name: probabilities(name) for name in finite}
-        return next(iter(found.values())) if len(found) == 1 else found
-
-    def posterior(self, data: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z | x_i) of each latent: a distribution, or a dictionary when there are several, batch shape [n].
-
-        Finite latents have their `responsibilities`. A q that depends on such a one is a mixture over its values.
-        """
-        obs = self.check(data)
-        with torch.no_grad(), self.numeric(), local_q(self, obs):
-            sites = self.sites(obs)
-            drawn = {name: sites.q[name] for name in sites.drawn}
-            by_class = any(len(q.batch_shape) > 1 for q in drawn.values())
-            shares = finite_posterior(sites) if by_class else torch.ones(())
-            found = {name: OverClasses(q, shares) if len(q.batch_shape) > 1 else q for name, q in drawn.items()}
-        if sites.summed or sites.enumerated:
-            r = self.responsibilities(obs)
-            by_name = r if isinstance(r, dict) else {next(iter({**sites.enumerated, **sites.summed})): r}
-            found |= {name: dist.Categorical(probs=p) for name, p in by_name.items()}
-        return next(iter(found.values())) if len(found) == 1 else found
-
-    def reconstruct(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
-        """E[x | z], mean over draws of z from the posterior of each datum, [n, *event] (004 s.4.1).
-
-        Of a categorical node it is the probabilities of its values, [n, *event, C].
-
-        Raises
-        ------
-        EngineError
-            Where x has no mean.
-        """
-        obs = self.check(data)
-        return one_or_all(self._of_observed(obs, num_particles, self._observed_names(), reconstructed))
-
-    def impute(self, data: Any, num_particles: int = 100) -> Tensor | dict[str, Tensor]:
-        """The data with E[x_missing | x_seen] in place of what is missing (NaN), [n, *event].
-
-        Every seen entry of a datum tells of its missing ones: by the posterior of the latents, and within a component
-        by the correlations of a multivariate normal or Student-t. A missing category is the most probable one.
-
-        Raises
-        ------
-        EngineError
-            Where a missing value has no mean.
-
-        Examples
-        --------
-        >>> import ppl_vae as pv
-        >>> x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.1], [3.0, 5.9], [2.5, 5.0]])
-        >>> fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(1, 2), x)
-        >>> fit.impute(torch.tensor([[1.5, torch.nan]])).round(decimals=1).tolist()
-        [[1.5, 3.0]]
-        """
-        obs = self.check(data)
-        return self.completed(obs, self.expected_values(obs, num_particles))
-
-    def expected_values(self, obs: Observations, num_particles: int = 100) -> dict[str, Tensor]:
-        """E[x | x_seen] of each observed node with gaps, [n, numbers]: probabilities in place of categories."""
-        return self._of_observed(obs, num_particles, self._gappy(obs), expected_of)
-
-    def _of_observed(self, obs: Observations, particles: int, names: list[str], answer: Asked) -> dict[str, Tensor]:
-        """An answer about these observed nodes, by rows of the data."""
-        count = particles if self.draws_latents(obs) else 1
-
-        def rows(name: str) -> Tensor:
-            return self._by_rows(obs, count, lambda o, i: answer(self.sites(o, i), name, count, o.values[name]))
-
-        with torch.no_grad():
-            found, bad = {name: rows(name) for name in names}, badly_covered(self, obs, count)
-        if len(bad):
-            with unamortised(self):
-                better = self._of_observed(obs.rows(bad), particles, names, answer)
-            for name in names:
-                found[name][bad] = better[name]
-        return found
-
-    def completed(self, obs: Observations, expected: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """The data with these values of `expected_values` where they are missing."""
-        laws, found = self.prototypes(obs), {name: obs.values[name] for name in self._observed_names()}
-        for name, mean in expected.items():
-            found[name] = completed(laws[name], name, mean, obs.values[name], obs.missing[name])
-        return one_or_all(found)
-
     def sample(self, n: int, **inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """N new data from p(z) p(x | z) (004 s.4.2): a tensor, or a dictionary when several nodes are observed."""
         drawn = self.sample_joint(n, **inputs)
@@ -345,27 +183,6 @@ class LatentVariableModel(OfDraws):
                 d = self.distribution(node.name, scope, obs)
                 scope[node.name] = Placed(d.sample() if d.batch_shape else d.sample((n,)), d.event_dim)
             return {node.name: scope[node.name].value for node in self.local_nodes()}
-
-    def finite_latents(self, obs: Observations) -> list[str]:
-        """Latents that are summed out for some datum at least."""
-        laws = self.prototypes(obs)
-        finite = [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
-        return [name for name in finite if name not in obs.values or name in obs.missing]
-
-    def class_probabilities(self, obs: Observations, finite: list[str]) -> dict[str, Tensor]:
-        """p(z = k | x_i) of these finite latents by name, [n, K] each, where no other latent is to be drawn."""
-        sites = self.sites(obs)
-        return {name: class_probabilities(sites, name, 1) for name in finite}
-
-    def draws_latents(self, obs: Observations) -> list[str]:
-        """Latents that are neither given nor summed out exactly, so need draws from a q."""
-        laws = self.prototypes(obs)
-        latents = [node.name for node in self.local_nodes() if node.kind == "latent"]
-        return [n for n in latents if n not in obs.values and not laws[n].has_enumerate_support]
-
-    def draws_without_posterior(self, obs: Observations) -> list[str]:
-        """Those of `draws_latents` that have no declared posterior."""
-        return [name for name in self.draws_latents(obs) if name not in self._graph.posteriors]
 
     # What the model is.
 
@@ -408,25 +225,6 @@ class LatentVariableModel(OfDraws):
         from ppl_vae.report import model_html
 
         return model_html(self)
-
-    # Rows at a time.
-
-    def _by_rows(
-        self, data: Any, particles: int, function: Callable[[Observations, Tensor | None], Tensor], dim: int = 0
-    ) -> Tensor:
-        """Apply a function of repeated rows to bounded chunks of the data, and put the answers together."""
-        check_particles(particles)
-        obs = self.check(data)
-        at_once = max(1, ROWS_AT_ONCE // particles)
-        parts = []
-        with progress("data", len(obs), len(obs) > at_once) as update:
-            for start in range(0, len(obs), at_once):
-                rows = obs.rows(torch.arange(start, min(start + at_once, len(obs)), device=self.like.device))
-                with self.numeric(), local_q(self, rows):
-                    index = torch.arange(len(rows), device=self.like.device).repeat(particles)
-                    parts.append(function(rows.repeat(particles), index if self.local_posteriors else None))
-                update(start + len(rows), "")
-        return torch.cat(parts, dim)
 
 
 def _formula(node: Term) -> str:

@@ -118,10 +118,17 @@ class PyroPair:
     def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
         """Log p(x_i): exact when the guide has nothing to draw for a datum, else by importance weights."""
         with torch.no_grad():
-            drawn = self.draws_latents(data)
-            count = num_particles if drawn else 1
-            log_w = torch.cat([log_weights(self.sites(data), 1) for _ in range(count)])
-        return importance(log_w) if drawn else exact(log_w[0])
+            if self.draws_latents(data):
+                return importance(self.all_log_weights(data, num_particles))
+            return exact(self.all_log_weights(data, 1)[0])
+
+    def all_log_weights(self, data: Any, count: int) -> Tensor:
+        """Log p(x_i, z_s) - log q(z_s), [count, n]."""
+        return torch.cat([log_weights(self.sites(data), 1) for _ in range(count)])
+
+    def badly_covered(self, data: Any, count: int) -> Tensor:
+        """None of the data: a guide is taken as it is."""
+        return torch.zeros(0, dtype=torch.long)
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log p(x_i), [n] nats."""

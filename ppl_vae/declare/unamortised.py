@@ -29,7 +29,7 @@ def badly_covered(model: Any, obs: Observations, count: int) -> Tensor:
     rows = torch.stack(gaps).any(0).nonzero()[:, 0]
     if not len(rows):
         return none
-    log_w = model._by_rows(obs.rows(rows), count, lambda o, i: model.log_weights(o, count, i), dim=1)
+    log_w = model.all_log_weights(obs.rows(rows), count)
     return rows[~(importance(log_w).effective_sample_size >= HALF * count)]
 
 

@@ -382,7 +382,7 @@ def test_two_models_of_one_class_keep_their_own_parameters():
 def test_rows_in_chunks_are_rows_at_once(monkeypatch):
     model, x = make("mixture, full")
     whole = model.log_prob(x), model.responsibilities(x)
-    monkeypatch.setattr("ppl_vae.declare.model.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("ppl_vae.declare.of_data.ROWS_AT_ONCE", 4)
     torch.testing.assert_close(model.log_prob(x), whole[0])
     torch.testing.assert_close(model.responsibilities(x), whole[1])
 
@@ -390,7 +390,7 @@ def test_rows_in_chunks_are_rows_at_once(monkeypatch):
 def test_a_mixture_vaes_particles_survive_chunks(monkeypatch):
     model, x = make("mixture vae")
     assert isinstance(model, GaussianMixtureVAE)
-    monkeypatch.setattr("ppl_vae.declare.model.ROWS_AT_ONCE", 4000)
+    monkeypatch.setattr("ppl_vae.declare.of_data.ROWS_AT_ONCE", 4000)
     evidence = model.evidence(x, num_particles=2000)
     assert evidence.value.shape == (6,)
     joint = torch.tensor([0.2, 0.3, 0.5]).double() * Normal(model.loc, math.sqrt(1.81)).log_prob(x[:, None]).exp()
