@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.declare.local import HALF, POLISH, SEARCH, Rounds, Values, about_prior, best_q, bound_of, placed
+from ppl_vae.declare.local import HALF, POLISH, SEARCH, Rounds, Values, about_prior, best_q, bound_of, middle, placed
 from ppl_vae.evidence import EVEN, importance, log_mean_exp
 
 __all__ = ["at_draws", "each_draw", "log_prob_at_draws", "nearby"]
@@ -65,28 +65,29 @@ def _answers(
 
 
 def nearby(model: Any, obs: Any, draws: Values, num_particles: int) -> Values | None:
-    """The normal q's with the moments of those found at a few draws [S, *event] of theta, all S in equal parts.
+    """Normal q's over the middle of those found at a few draws [S, *event] of theta.
 
     None if the weights of most data are too uneven for these q's to serve other draws.
     """
     if num_particles < LEAST:
         return None
     with _searched(model, obs, draws) as q, torch.no_grad():
-        near = _matched(q)
+        near = _over(q)
         _, variance = _weighed(model, obs, draws, _all_rows(model, obs, draws), _everywhere(near, draws), num_particles)
         serves = _uneven(variance, num_particles).double().mean() <= HALF
         return _in_units(model, near, 1) if serves else None
 
 
-def _matched(q: Values) -> Values:
-    """Mean and deviation of the mixture of these normals [S, n, width] in equal parts."""
+def _over(q: Values) -> Values:
+    """About as wide as the mixture of these normals [S, n, width], whatever a few of them that lie far out are."""
     found: Values = {}
     for name, value in q.items():
         latent, _, parameter = name.rpartition(".")
         if parameter == "loc":
             log_scale = f"{latent}.log_scale"
-            variance = (2 * q[log_scale]).exp().mean(0) + value.var(0, correction=0)
-            found |= {name: value.mean(0), log_scale: variance.log() / 2}
+            center, spread = middle(value)
+            own = (2 * q[log_scale]).exp().median(0).values
+            found |= {name: center, log_scale: (own + spread.square()).log() / 2}
     return found
 
 
