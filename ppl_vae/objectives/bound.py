@@ -63,6 +63,7 @@ class Elbo:
 
     def floored(self, sites: Sites, beta: Tensor | float, weights: Tensor | None) -> Tensor:
         """The objective with free bits for every drawn latent, [n]."""
+        sites = sites.collapsed()
         if branching := [name for name in sites.drawn if sites.branches(name)]:
             raise EngineError(
                 f"elbo: free_bits need the divergence of each latent by itself, and the prior of {branching[0]!r} "
@@ -140,8 +141,8 @@ def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) ->
     ValueError
         If an argument is out of range.
     EngineError
-        At the first step, for free bits of a latent whose prior depends on a finite latent that is summed out: it has
-        no KL by itself.
+        At the first step, for free bits of several latents whose priors depend on a finite one that is summed out:
+        they have no KL by themselves. A single one has that to its prior with the finite one summed out.
 
     Examples
     --------

@@ -62,6 +62,7 @@ class InfoVae:
 
     def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The objective; beta weighs both terms beside the reconstruction."""
+        sites = sites.collapsed()
         value = Elbo(self.num_particles, self.kl)(sites, beta * (1 - self.alpha))
         return value - beta * (self.alpha + self.lambda_ - 1) * self.batch_discrepancy(sites, weights)
 

@@ -1,13 +1,15 @@
 """The factors of log p and log q at one draw of the latents: what every objective is written on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+
+from ppl_vae.over_classes import OverClasses
 
 __all__ = ["Sites", "analytic_kl", "by_datum", "has_analytic_kl", "score", "total"]
 
@@ -72,6 +74,26 @@ class Sites:
         """Whether the prior of a latent has a value for each value of a latent that is summed out."""
         log_p = self.log_p.get(name)
         return log_p is not None and any(-d <= log_p.dim() and log_p.shape[d] > 1 for d in self.summed.values())
+
+    def collapsed(self) -> "Sites":
+        """The same with the prior of a drawn latent z for what it is with those summed out that it depends on.
+
+        log p(x, z) = log p(x | z) + log p(z), log p(z) = log sum_c p(c) p(z | c): of one such latent z, beside which
+        none is enumerated. Others are as they were.
+        """
+        branching = [name for name in self.drawn if self.branches(name)]
+        if len(branching) != 1 or self.enumerated:
+            return self
+        (name,), joint = branching, self.joint()
+        log_c = total(self.log_p[c] for c in self.summed)
+        # Where some values of c are known, p(z) is given these.
+        log_z = by_datum(self.marginal(log_c + self.log_p[name]) - self.marginal(log_c))
+        log_z = log_z.expand(joint.shape[-1:])
+        shares = (log_c - self.marginal(log_c)).exp().expand(joint.shape)
+        priors = {other: log_z if other == name else self.log_p[other] for other in self.log_p if other in self.log_q}
+        rest = by_datum(self.marginal(joint)) - total(priors.values())
+        laws = {**self.p, name: OverClasses(self.p[name], shares)}
+        return replace(self, log_p={**priors, "the data": rest}, p=laws, summed={})
 
     def expect(self, value: Tensor, event_dim: int = 0) -> Tensor:
         """E_q over the enumerated latents of q, every dimension before the datum's dropped: [n, *event]."""

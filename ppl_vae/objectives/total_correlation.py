@@ -50,6 +50,7 @@ class TcElbo:
 
     def __call__(self, sites: Sites, beta: Tensor | float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The objective; the argument beta weighs all three parts."""
+        sites = sites.collapsed()
         rest = total(value for name, value in sites.log_p.items() if name not in sites.log_q)
         finite = total(Elbo().divergence(sites, name) for name in sites.enumerated)
         value = sites.expect(sites.marginal(rest + beta * finite))
@@ -67,24 +68,32 @@ class TcElbo:
                 f"tc_elbo needs log p(z) of a latent by itself, and the prior of {name!r} depends on "
                 f"{', '.join(sites.summed)}, which is summed out: take elbo()"
             )
-        each = _log_q_of_all(sites.q[name], sites.values[name], name)
+        whole, each = _log_q_of_all(sites.q[name], sites.values[name], name)
         log_share = _log_shares(each, self.size, self.num_particles, weights)
-        log_q = torch.logsumexp(each.sum(-1) + log_share, 1)
+        log_q = torch.logsumexp(whole + log_share, 1)
         by_unit = torch.logsumexp(each + log_share[..., None], 1).sum(-1)
-        own = each.sum(-1).diagonal()
-        return TcTerms(own - log_q, log_q - by_unit, by_unit - sites.expect(sites.log_p[name]))
+        return TcTerms(whole.diagonal() - log_q, log_q - by_unit, by_unit - sites.expect(sites.log_p[name]))
 
 
-def _log_q_of_all(q: TorchDistribution, z: Tensor, name: str) -> Tensor:
-    """Log q(z_ij | x_k) for every draw i, row k and unit j, [m, m, units]."""
-    base = q.base_dist if isinstance(q, dist.Independent) else q
-    if base.event_shape or len(q.batch_shape) != 1:
+def _log_q_of_all(q: TorchDistribution, z: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Log q(z_i | x_k) for every draw i and row k, [m, m], and log q(z_ij | x_k) of every unit j, [m, m, units]."""
+    units = _units(q)
+    if units is None or len(q.batch_shape) != 1:
         reason = "a value for each value of a finite latent" if len(q.batch_shape) > 1 else "no density for each unit"
         raise EngineError(
-            f"tc_elbo needs a q whose units are independent, one draw per datum; q of {name!r}, a {type(q).__name__}, "
-            f"has {reason}: take elbo(), or the diagonal posterior"
+            f"tc_elbo needs a q whose units have known densities, one draw per datum; q of {name!r}, a "
+            f"{type(q).__name__}, has {reason}: take elbo(), or the diagonal or full posterior"
         )
-    return base.log_prob(z[:, None]).reshape(len(z), len(z), -1)
+    each = units.log_prob(z[:, None]).reshape(len(z), len(z), -1)
+    return (each.sum(-1) if isinstance(q, dist.Independent) else q.log_prob(z[:, None])), each
+
+
+def _units(q: TorchDistribution) -> TorchDistribution | None:
+    """The laws of the units by themselves, [n, units], where they are known."""
+    if isinstance(q, torch.distributions.MultivariateNormal):
+        return dist.Normal(q.loc, q.variance.sqrt())
+    base = q.base_dist if isinstance(q, dist.Independent) else q
+    return None if base.event_shape else base
 
 
 def _log_shares(each: Tensor, size: float, particles: int, weights: Tensor | None) -> Tensor:
@@ -131,8 +140,8 @@ def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1
     ValueError
         If a number is out of range.
     EngineError
-        At the first step, if the units of a latent are not independent under q, or its prior depends on a finite latent
-        that is summed out.
+        At the first step, if the densities of a latent's units are not known, as those of a flow, or the priors of
+        several latents depend on a finite one that is summed out.
 
     References
     ----------
