@@ -61,6 +61,12 @@ class Row:
     after: str | None = None
     """The row whose fit of the same seed it goes on from, with no warm-up and a rate that falls from the beginning."""
 
+    def reached(self, value):
+        """The goal, whether a value of -log p(x) meets it, and what lies between the two."""
+        if self.goal is None:
+            return ""
+        return f"{self.goal}, {'met' if value <= self.goal else 'missed'} by {abs(value - self.goal):.2g}"
+
     def optimizer(self):
         adam = pv.normalized(pv.adam(RATE))
         if self.patience:
@@ -202,7 +208,8 @@ def run(arguments):
 
 
 def text(results):
-    lines = [f"{'model':<14}{'-log p(x), nats':>18}{'published':>24}{'goal':>9}{'seeds':>9}{'epochs':>16}{'hours':>7}"]
+    head = f"{'model':<14}{'-log p(x), nats':>18}{'published':>24}{'goal':>26}{'seeds':>9}{'epochs':>16}{'hours':>7}"
+    lines = [head]
     for name in dict.fromkeys(record["row"] for record in results):
         done = [record for record in results if record["row"] == name and "nll" in record]
         row = ALL[name]
@@ -210,10 +217,10 @@ def text(results):
             lines.append(f"{name:<14}{'not finished':>18}")
             continue
         values, hours = [r["nll"] for r in done], sum(r["seconds_training"] + r["seconds_evaluation"] for r in done)
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        mean, spread = statistics.mean(values), f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         seeds, epochs = ",".join(str(r["seed"]) for r in done), ", ".join(str(r["epochs"]) for r in done)
         lines.append(
-            f"{name:<14}{f'{statistics.mean(values):.2f}{spread}':>18}{row.published:>24}{row.goal or '':>9}"
+            f"{name:<14}{f'{mean:.2f}{spread}':>18}{row.published:>24}{row.reached(mean):>26}"
             f"{seeds:>9}{epochs:>16}{hours / 3600:>7.1f}"
         )
     return "\n".join(lines)

@@ -61,6 +61,17 @@ def test_a_run_is_trained_evaluated_and_then_read_from_its_file(table, tmp_path)
     assert "228.70 ± 0.15" in text
 
 
+def test_each_row_says_whether_its_goal_is_met_and_by_how_much_it_is_missed(table):
+    run = {"seed": 0, "epochs": 500, "seconds_training": 1.0, "seconds_evaluation": 1.0}
+    values = {"gaussian": 228.718, "vamp": 227.21, "vamp, wide": 227.0}
+    text = table.text([{**run, "row": name, "nll": value} for name, value in values.items()])
+    gaussian, vamp, wide = text.splitlines()[1:]
+    assert "228.7, missed by 0.018" in gaussian
+    assert "227.3, met by 0.09" in vamp
+    assert "met" not in wide
+    assert "missed" not in wide
+
+
 def test_the_best_row_is_the_training_of_its_candidate_which_goes_on_from_another_row(table, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "PSEUDO_INPUTS", 10)
     data = (pv.data.DynamicBinary(0.3 * torch.ones(100, 784)), images(20, 1), images(30, 2))
