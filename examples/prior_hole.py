@@ -6,9 +6,9 @@ import ppl_vae as pv
 
 
 def four_kinds(n, seed):
-    """Images of 4 x 4 binary pixels with one bright row and a twentieth of the pixels flipped."""
+    """Images of 4 x 4 binary pixels with one bright row and a fiftieth of the pixels flipped."""
     generator = torch.Generator().manual_seed(seed)
-    p = 0.9 * torch.eye(4).repeat_interleave(4, 1) + 0.05
+    p = 0.96 * torch.eye(4).repeat_interleave(4, 1) + 0.02
     return torch.bernoulli(p[torch.randint(4, (n,), generator=generator)], generator=generator)
 
 
@@ -17,14 +17,16 @@ def one_bright_row(x):
     return ((x.view(-1, 4, 4).mean(2) > 0.6).sum(1) == 1).double().mean().item()
 
 
-def main(epochs=60):
+def main(epochs=100, seed=0):
     x, new = four_kinds(400, 1), four_kinds(400, 2)
 
     def train(make_prior):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         vae = pv.models.VAE(pv.nets.mlp_encoder(16, 32, 2), pv.nets.mlp_decoder(2, 32, 16), prior=make_prior())
-        # With a KL term of a tenth the codes of the kinds move apart, further than N(0, I) reaches.
-        return pv.SVI(epochs, 100, pv.adam(1e-2), beta=0.1, compile="trace", progress=False).fit(vae, x)
+        # With less of the KL term the codes of the kinds move apart and leave the middle of N(0, I) empty. A step moves
+        # a component of a learned prior by a hundredth at most, so that it takes hundreds of them to reach the codes.
+        engine = pv.SVI(epochs, 50, pv.adam(1e-2), beta=0.3, compile="trace", seed=seed, progress=False)
+        return engine.fit(vae, x)
 
     fits = {
         "N(0, I)": train(lambda: None),
@@ -47,8 +49,9 @@ def main(epochs=60):
 
     assert not found["N(0, I)"].ok
     for name in ("mixture", "VampPrior", "refitted"):
+        assert found[name]["prior in holes"].value < 0.6 * found["N(0, I)"]["prior in holes"].value
         assert found[name]["KL(q(z) || p)"].value < 0.8 * found["N(0, I)"]["KL(q(z) || p)"].value
-        assert log_prob[name] > log_prob["N(0, I)"] + 0.2
+        assert log_prob[name] > log_prob["N(0, I)"] + 0.05
         assert shares[name] > shares["N(0, I)"] + 0.05
 
 

@@ -51,6 +51,12 @@ def test_example(name):
     runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](**FEW[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_learned_priors_leave_less_of_the_prior_in_holes_at_every_seed(seed):
+    runpy.run_path(str(EXAMPLES / "prior_hole.py"))["main"](seed=seed)
+
+
 def test_the_new_model_is_short():
     source = (EXAMPLES / "new_model.py").read_text().split("class ")[1].split("\n\n\ndef")[0]
     assert len([line for line in source.splitlines() if line.strip()]) < 25
