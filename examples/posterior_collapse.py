@@ -35,6 +35,8 @@ def main(epochs=80):
     collapsed = fits["as it is"].log_prob(digits.test, 200).mean()
     assert found["as it is"]["active units"].value == 0
     assert not found["as it is"].ok
+    assert f"beta=pv.linear(0, 1, epochs={0.75 * epochs:.0f})" in found["as it is"].advice[0], "the warm-up above"
+    assert "pv.elbo(free_bits=0.2)" in found["warm-up"].advice[0], "what comes after a warm-up of that length"
     assert abs(collapsed - independent) < 0.5, "a collapsed VAE is a model of independent pixels"
     for name in ("warm-up", "free bits"):
         assert found[name]["active units"].value >= 3

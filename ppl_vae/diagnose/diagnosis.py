@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare.local import local_q
-from ppl_vae.diagnose.advice import advise
+from ppl_vae.diagnose.advice import Training, advise, training_of
 from ppl_vae.diagnose.aggregate import aggregate
 from ppl_vae.diagnose.codes import Codes
 from ppl_vae.diagnose.collapse import Collapse, collapse
@@ -43,6 +43,8 @@ class Diagnosis:
         That chose them and drew the codes.
     notes : tuple of str
         What limits the whole table.
+    training : Training
+        How the model was trained, for the advice.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class Diagnosis:
     index: Tensor
     seed: int
     notes: tuple[str, ...] = ()
+    training: Training = field(default_factory=Training)
     quantities: dict[str, Quantity] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,7 +203,8 @@ def diagnose(
         with model.numeric(), local_q(model, obs):
             found = aggregate(Codes(model, obs))
             q = inference(found.codes, num_particles, gap_data, ais_data)
-            return Diagnosis(collapse(found), hole(found), q, index, seed, _notes(fit, counted))
+            told = _notes(fit, counted), training_of(fit, obs)
+            return Diagnosis(collapse(found), hole(found), q, index, seed, *told)
 
 
 def chosen(n: int, size: int, weights: Tensor | None) -> Tensor:

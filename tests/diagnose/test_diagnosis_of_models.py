@@ -182,7 +182,7 @@ def test_every_quantity_that_can_warn_has_a_rule():
 
 
 def test_the_pages_that_advice_names_exist():
-    pages = {rule.mend.split("see docs/")[1] for rule in RULES}
+    pages = {rule.page for rule in RULES}
     assert {page for page in pages if not (DOCS / f"{page}.md").exists()} == set()
 
 

@@ -49,6 +49,12 @@ def test_t22_a_collapsed_vae_is_seen_where_the_gap_shows_nothing(collapsed):
     assert any("docs/collapse" in sentence for sentence in found.advice)
 
 
+def test_t22_the_advice_is_the_warm_up_that_mends_it(collapsed):
+    said = diagnosed(collapsed).advice[0]
+    assert "beta=pv.linear(0, 1, epochs=45)" in said  # the warm-up of MENDS
+    assert "this fit had 0 epochs of warm-up" in said
+
+
 MENDS = {
     "warm-up": {"beta": pv.linear(0, 1, epochs=45)},
     "free bits": {"objective": pv.elbo(free_bits=0.3)},
