@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pyro.distributions as dist
 import pytest
 import torch
+from example_models import make
 from matplotlib import image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -240,6 +241,32 @@ def test_training_page(trained, tmp_path):
         assert part in reader.text, part
     assert len(reader.images) >= 2 + 2 + 1 + 1
     assert "diagnosis" in reader.ids
+    for part in ("traversals", "aggregate posterior", "units against the prior"):
+        assert part in reader.text, part
+
+
+def test_training_page_of_codes_shows_their_use(tmp_path):
+    data, net = pv.data.images("digits"), pv.nets.mlp_decoder
+    torch.manual_seed(0)
+    vq = pv.models.VQVAE(net(64, 16, 8), net(8, 16, 64), pv.codebooks.Averaged(8, 4), 2)
+    one = pv.models.CategoricalVAE(net(64, 8, 5), net(5, 8, 64), 5, "gaussian-learned")
+    for model, section, callbacks in ((vq, "diagnosis", [pv.CodebookUpdates()]), (one, "usage", [])):
+        fit = SVI(1, 256, compile="off", callbacks=callbacks, progress=False).fit(model, data.train)
+        reader = read(write_training(fit, fit.evaluate(data.test, 5), data, tmp_path / "t.html").read_text())
+        assert section in reader.ids
+        assert "usage of z" in reader.text
+        assert "codes used, perplexity" in reader.text
+
+
+def test_training_page_of_a_conditional_model(tmp_path):
+    model, data = make("conditional vae")
+    fit = SVI(1, compile="off", progress=False).fit(model, data)
+    page = write_training(fit, fit.evaluate(data, 5), data, tmp_path / "t.html", shape=(1, 2, 2))
+    reader = read(page.read_text())
+    assert {"pictures", "plane", "diagnosis"} <= {*reader.ids}
+    assert "predictive" not in reader.ids
+    assert "at the inputs of held-out data in turn" in reader.text
+    assert "which training never saw" not in reader.text
 
 
 def test_training_page_of_a_table(tmp_path):

@@ -9,6 +9,7 @@ from ppl_vae.diagnose.gap import LocalBound, local_bound
 from ppl_vae.diagnose.hole import Hole
 from ppl_vae.diagnose.inference import Inference
 from ppl_vae.diagnose.quantity import Quantity
+from ppl_vae.diagnose.usage import code_shares
 
 __all__ = [
     "Codes",
@@ -20,6 +21,7 @@ __all__ = [
     "LocalBound",
     "Quantity",
     "annealed",
+    "code_shares",
     "diagnose",
     "discrepancy",
     "local_bound",

@@ -23,6 +23,8 @@ ACTIVE = 0.01
 INFORMED = 0.1
 """Nats below which a code says next to nothing about its datum."""
 NO_ANSWER = "the encoder has no answer where data are moved by a hundredth of their sd"
+SHOWN = 20
+"""Units whose KL is written out."""
 STEP, DIRECTIONS = 0.01, 8
 """Of the finite differences along random directions, in standard deviations of the inputs."""
 
@@ -63,7 +65,7 @@ def collapse(found: Aggregate) -> Collapse:
     active = between >= ACTIVE
     rows = [_active(active, judged=not codes.points)]  # a codebook's scale is its own, and warm-up is no help
     kl, kl_units = divergence(codes)
-    rows.append(_kl(codes, kl))
+    rows += [_kl(kl), _kl_per_unit(kl_units)]
     rows += _information(found, kl)
     moved, said = _sensitivity(codes)
     return Collapse(codes.units(), between, active, kl_units, moved, [*rows, said])
@@ -108,8 +110,17 @@ def _marginal_divergence(codes: Codes) -> Tensor:
     return torch.stack(each).mean(0)
 
 
-def _kl(codes: Codes, kl: Tensor) -> Quantity:
+def _kl(kl: Tensor) -> Quantity:
     return measured("KL", PART, "mean over data of KL(q(z | x) || p(z))", kl.mean(), error(kl))
+
+
+def _kl_per_unit(kl: Tensor | None) -> Quantity:
+    name, meaning = "KL per unit", "the same of each unit, the largest first"
+    if kl is None:
+        return undefined(name, PART, meaning, "prior or q is no product over units")
+    largest = kl.sort(descending=True).values[:SHOWN].tolist()
+    meaning += f"; {len(kl) - SHOWN} more are smaller" if len(kl) > SHOWN else ""
+    return Quantity(name, PART, meaning, largest[0], unit="nats", each=tuple(largest))
 
 
 def mutual_information(found: Aggregate) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,8 @@ class Diagnosis:
         What limits the whole table.
     training : Training
         How the model was trained, for the advice.
+    data : Observations
+        The rows that were looked at, for the figures.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class Diagnosis:
     seed: int
     notes: tuple[str, ...] = ()
     training: Training = field(default_factory=Training)
+    data: Any = None
     quantities: dict[str, Quantity] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +109,7 @@ class Diagnosis:
         return frame.astype({"value": float, "standard_error": float})
 
     def figures(self, fit: Any = None, shape: Any = None, labels: Any = None) -> dict[str, Any]:
-        """Axes by name; samples from holes need the fit and the shape of its images: see plots.diagnosis_figures."""
+        """Axes by name; those of what is decoded need the fit, and the shape of images: see plots.diagnosis_figures."""
         from ppl_vae.plots import diagnosis_figures
 
         return diagnosis_figures(self, fit, shape, labels)
@@ -203,7 +206,7 @@ def diagnose(
         with model.numeric(), local_q(model, obs):
             found = aggregate(Codes(model, obs))
             q = inference(found.codes, num_particles, gap_data, ais_data)
-            told = _notes(fit, counted), training_of(fit, obs)
+            told = _notes(fit, counted), training_of(fit, obs), obs
             return Diagnosis(collapse(found), hole(found), q, index, seed, *told)
 
 

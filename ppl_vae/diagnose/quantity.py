@@ -33,6 +33,8 @@ class Quantity:
         The verdict: False is a warning, None where there is nothing to judge.
     why : str
         Why it is not defined.
+    each : tuple of float
+        Of a quantity of several units, the largest values; `value` is the first of them.
 
     Examples
     --------
@@ -48,12 +50,15 @@ class Quantity:
     unit: str = ""
     ok: bool | None = None
     why: str = ""
+    each: tuple[float, ...] = ()
 
     @property
     def text(self) -> str:
         """The value with its error and unit, or why it is not defined."""
         if self.value is None:
             return f"not defined: {self.why}"
+        if self.each:
+            return f"{'  '.join(f'{value:.2f}' for value in self.each)} {self.unit}"
         if self.standard_error is None:
             return f"{self.value:.4g} {self.unit}".rstrip()
         return f"{with_error(self.value, self.standard_error)} {self.unit}".rstrip()

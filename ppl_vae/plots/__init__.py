@@ -10,7 +10,7 @@ from ppl_vae.plots.chains import trace_rank
 from ppl_vae.plots.choice import intervals, selection
 from ppl_vae.plots.diagnosed import diagnosis_figures
 from ppl_vae.plots.graph import render
-from ppl_vae.plots.latent import latent_map, traversals
+from ppl_vae.plots.latent import feature_walks, latent_map, traversals
 from ppl_vae.plots.mixture import fit_ellipses
 from ppl_vae.plots.pixels import images, latent_space, prior_samples, reconstructions
 from ppl_vae.plots.predictive import predictive_check
@@ -23,6 +23,7 @@ __all__ = [
     "code_usage",
     "diagnosis_figures",
     "epochs",
+    "feature_walks",
     "fit_ellipses",
     "hole_samples",
     "images",

@@ -4,14 +4,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ppl_vae.errors import EngineError
-from ppl_vae.plots.latent import means_at
+from ppl_vae.plots.decoded import inputs_of, means_at, repeated
 from ppl_vae.plots.pixels import Shape, images
 from ppl_vae.plots.style import BIG, GREY, array, color, new_axes
 
 __all__ = ["aggregate_marginals", "aggregate_plane", "code_usage", "hole_samples"]
 
+CLASSES = 20
+"""Classes from which no key of their colours is drawn."""
 MANY = 64
 """Units from which only those furthest from the prior are drawn."""
 
@@ -48,8 +51,19 @@ def aggregate_plane(diagnosis: Any, labels: Any = None, ax: Axes | None = None) 
         ax.scatter(x, y, s=28, marker="x", color=color(1), lw=1.2, label="prior in holes")
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
+    if labels is not None:
+        _key(ax, np.unique(array(labels)).astype(int))
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize="small", markerscale=1.6)
     return ax
+
+
+def _key(ax: Axes, classes: np.ndarray) -> None:
+    """The colours of the classes, right of the plane."""
+    if len(classes) > CLASSES:
+        return
+    marks = [Line2D([], [], ls="none", marker="o", ms=5, color=color(int(k)), label=str(k)) for k in classes]
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.add_artist(ax.legend(handles=marks, title="class", frameon=False, fontsize="small", **place))
 
 
 def _drawn(diagnosis: Any) -> tuple[Any, Any, Any]:
@@ -130,7 +144,8 @@ def hole_samples(
     holes = {name: value[:count] for name, value in diagnosis.hole.holes.items()}
     if not holes or not len(next(iter(holes.values()))):
         raise EngineError("no draw of the prior fell into a hole: there is nothing to show")
-    decoded = means_at(fit, holes)
+    given = repeated(inputs_of(fit.model, diagnosis.data.values), len(next(iter(holes.values()))))
+    decoded = means_at(fit, holes, given)
     return images(decoded.reshape(len(decoded), -1), shape, ax, columns)
 
 

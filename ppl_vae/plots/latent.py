@@ -1,6 +1,7 @@
 """What the decoder makes of the latent space: walks along its units, and a map of a plane."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,14 @@ from ppl_vae.declare import Observations
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.codes import Codes, flat
 from ppl_vae.errors import EngineError
+from ppl_vae.plots.decoded import inputs_of, means_at, repeated, shown_node
 from ppl_vae.plots.pixels import Shape, images
-from ppl_vae.plots.style import array
+from ppl_vae.plots.style import array, new_axes, values_of
 
-__all__ = ["latent_map", "means_at", "traversals"]
+__all__ = ["feature_walks", "latent_map", "plane_latent", "traversals"]
 
 MOST = 8
 """Units that are walked along unless they are named."""
-
-
-def means_at(fit: Any, z: dict[str, Tensor], inputs: dict[str, Tensor] | None = None) -> np.ndarray:
-    """E[x | z] of the first observed node, [m, *event].
-
-    Parameters
-    ----------
-    fit : Fit
-        A point fit.
-    z : dict of Tensor
-        Values of the latents by name, [m, *event].
-    inputs : dict of Tensor, optional
-        [m, ...], of a conditional model.
-
-    Raises
-    ------
-    EngineError
-        If x depends on a latent that was not given.
-    """
-    model = fit.model
-    name = next(node.name for node in model.local_nodes() if node.kind == "observed")
-    with torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
-        given = Observations({**{k: v.to(model.like) for k, v in z.items()}, **(inputs or {})})
-        scope = model.scope(given)
-        lacking = [p for p in model._graph.nodes[name].parents if p not in scope]
-        if lacking:
-            raise EngineError(f"{name} also depends on {lacking[0]!r}, which has no value here")
-        return array(model.distribution(name, scope, Observations({})).mean)
 
 
 def traversals(
@@ -84,25 +58,87 @@ def traversals(
     span : float
         The walk goes this many standard deviations of the prior to both sides of its mean.
     """
-    mean, prior, codes, inputs = _spread(fit, data, start, steps)
-    chosen = list(units) if units is not None else mean.std(0).argsort(descending=True)[:MOST].tolist()
-    centre, sd = prior.mean(0), prior.std(0)
-    walk = torch.linspace(-span, span, steps, dtype=mean.dtype)
-    rows = mean[start].repeat(len(chosen) * steps, 1)
-    for i, j in enumerate(chosen):
-        rows[i * steps : (i + 1) * steps, j] = centre[j] + walk * sd[j]
-    tiled = {name: value.repeat(len(chosen), *[1] * (value.dim() - 1)) for name, value in inputs.items()}
-    decoded = means_at(fit, _by_latent(codes, rows), tiled)
-    ax = images(decoded.reshape(len(decoded), -1), shape, ax, steps)
-    names, height = codes.units(), shape[-2] + max(1, shape[-2] // 14)
-    for i, j in enumerate(chosen):
-        ax.text(-2, (i + 0.5) * height, names[j], ha="right", va="center", fontsize="small")
+    walk = _walk(fit, data, units, start, np.linspace(-span, span, steps))
+    ax = images(walk.means.reshape(len(walk.means), -1), shape, ax, steps)
+    height = shape[-2] + max(1, shape[-2] // 14)
+    for i, name in enumerate(walk.units):
+        ax.text(-2, (i + 0.5) * height, name, ha="right", va="center", fontsize="small")
     ax.set_title(f"each unit from -{span:g} to {span:g} sds of its prior", fontsize="medium")
     return ax
 
 
-def _spread(fit: Any, data: Any, start: int, steps: int) -> tuple[Tensor, Tensor, Codes, dict[str, Tensor]]:
-    """Posterior means of data, draws of the prior, the codes, and the inputs of the datum `start`, `steps` times."""
+def feature_walks(
+    fit: Any,
+    data: Any,
+    ax: Axes | None = None,
+    units: Sequence[int] | None = None,
+    start: int = 0,
+    steps: int = 9,
+    span: float = 2.5,
+) -> Axes:
+    """Walk along one latent unit at a time, a block each: E[x | z] of every feature, in sds of the data.
+
+    A row is a feature, a block of columns a unit that goes from -span to span. A block of one colour in every row is a
+    unit that the decoder ignores; a row that changes in one block alone is a feature of that unit.
+
+    Parameters
+    ----------
+    fit : Fit
+        A point fit of a model of numbers.
+    data : Tensor, array or mapping
+        n rows.
+    ax : Axes, optional
+        Where to draw.
+    units : sequence of int, optional
+        Which, all latents' units side by side; by default the 8 whose posterior mean varies most over the data, in
+        that order.
+    start : int
+        The datum at whose posterior mean the walks pass.
+    steps : int
+        Places along a unit.
+    span : float
+        The walk goes this many standard deviations of the prior to both sides of its mean.
+    """
+    walk = _walk(fit, data, units, start, np.linspace(-span, span, steps))
+    obs, name, columns = values_of(fit, data)
+    x = array(obs.values[name]).astype(float).reshape(len(obs), -1)
+    sd = np.nanstd(x, 0)
+    moved = (walk.means.reshape(len(walk.means), -1) - np.nanmean(x, 0)) / np.where(sd > 0, sd, 1.0)
+    names = columns if len(columns) == moved.shape[1] else tuple(str(j) for j in range(moved.shape[1]))
+    ax = new_axes(ax, (1.5 + 0.8 * len(walk.units), 1.3 + 0.25 * len(names)))
+    most = max(float(np.abs(moved).max()), 1e-12)
+    picture = ax.imshow(moved.T, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    for edge in range(steps, len(moved), steps):
+        ax.axvline(edge - 0.5, color="white", lw=3)
+    ax.set_xticks(np.arange(len(walk.units)) * steps + (steps - 1) / 2, walk.units, fontsize="small")
+    ax.set_yticks(np.arange(len(names)), names, fontsize="small")
+    ax.set_title(f"each unit from -{span:g} to {span:g} sds of its prior", fontsize="medium")
+    ax.figure.colorbar(picture, ax=ax, label="E[x | z], sds of the data\nfrom their mean")
+    return ax
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The units that are walked along by name, and E[x | z] at all places, unit after unit, [units * steps, *event]."""
+
+    units: list[str]
+    means: np.ndarray
+
+
+def _walk(fit: Any, data: Any, units: Sequence[int] | None, start: int, places: np.ndarray) -> _Walk:
+    """Walk along each unit through `places`, in sds of its prior, the others being those of the datum `start`."""
+    mean, prior, codes, inputs = _spread(fit, data, start)
+    chosen = list(units) if units is not None else mean.std(0).argsort(descending=True)[:MOST].tolist()
+    centre, sd, steps = prior.mean(0), prior.std(0), len(places)
+    rows = mean[start].repeat(len(chosen) * steps, 1)
+    for i, j in enumerate(chosen):
+        rows[i * steps : (i + 1) * steps, j] = centre[j] + torch.from_numpy(places).to(mean) * sd[j]
+    names = codes.units()
+    return _Walk([names[j] for j in chosen], means_at(fit, _by_latent(codes, rows), repeated(inputs, len(rows))))
+
+
+def _spread(fit: Any, data: Any, start: int) -> tuple[Tensor, Tensor, Codes, dict[str, Tensor]]:
+    """Posterior means of data, draws of the prior, the codes, and the inputs of the datum `start`."""
     model = fit.model
     with forked_rng(), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
         torch.manual_seed(fit.seed)
@@ -110,10 +146,9 @@ def _spread(fit: Any, data: Any, start: int, steps: int) -> tuple[Tensor, Tensor
         with local_q(model, obs):
             codes = Codes(model, obs)
             mean = codes.moments()[0]
-        given = obs.rows(torch.full((2000,), start)) if model.inputs else Observations({})
-        prior = flat(codes.draw_prior(2000, Observations({name: given.values[name] for name in model.inputs})))
-    inputs = {name: obs.values[name][start : start + 1] for name in model.inputs}
-    return mean, prior, codes, {name: value.repeat(steps, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+        inputs = {name: obs.values[name][start : start + 1] for name in model.inputs}
+        prior = flat(codes.draw_prior(2000, Observations(repeated(inputs, 2000))))
+    return mean, prior, codes, inputs
 
 
 def _by_latent(codes: Codes, rows: Tensor) -> dict[str, Tensor]:
@@ -123,13 +158,20 @@ def _by_latent(codes: Codes, rows: Tensor) -> dict[str, Tensor]:
     return {name: part.reshape(len(rows), *event) for (name, event), part in zip(events.items(), parts, strict=True)}
 
 
-def latent_map(fit: Any, shape: Shape, ax: Axes | None = None, steps: int = 15, span: float = 2.5) -> Axes:
+def latent_map(
+    fit: Any,
+    shape: Shape,
+    ax: Axes | None = None,
+    steps: int = 15,
+    span: float = 2.5,
+    inputs: Mapping[str, Any] | None = None,
+) -> Axes:
     """E[x | z] over a plane: a latent of two units, each from -span to span, z0 to the right and z1 upwards.
 
     Parameters
     ----------
     fit : Fit
-        A point fit of a model of images with one latent of two units.
+        A point fit of a model of images, with one latent of two units that the image depends on.
     shape : sequence of int
         (height, width) or (channels, height, width).
     ax : Axes, optional
@@ -138,22 +180,41 @@ def latent_map(fit: Any, shape: Shape, ax: Axes | None = None, steps: int = 15, 
         Images in a row.
     span : float
         In units of z.
+    inputs : mapping, optional
+        Of a conditional model, its inputs by name, [m, ...]; the first row is that of all images. Data of the model
+        will do, of which only the inputs are read.
 
     Raises
     ------
     EngineError
-        If the latent does not have two units.
+        If there is no such latent, or the model is conditional and an input is not there.
     """
-    latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
+    given = repeated(inputs_of(fit.model, inputs), 1)
+    name = plane_latent(fit.model, given)
     walk = torch.linspace(-span, span, steps)
     across, up = torch.meshgrid(walk, walk.flip(0), indexing="xy")
-    name, plane = latents[0], torch.stack([across.flatten(), up.flatten()], 1)
-    size = fit.model.sample_joint(1)[name].numel() if not fit.model.inputs else 0
-    if len(latents) != 1 or size != 2:
-        raise EngineError(
-            f"latent_map needs one latent of two units; {type(fit.model).__name__} has {latents}: see traversals"
-        )
-    decoded = means_at(fit, {name: plane})
+    decoded = means_at(fit, {name: torch.stack([across.flatten(), up.flatten()], 1)}, repeated(given, steps**2))
     ax = images(decoded.reshape(len(decoded), -1), shape, ax, steps)
     ax.set_title(f"{name} from -{span:g} to {span:g} in both units", fontsize="medium")
     return ax
+
+
+def plane_latent(model: Any, inputs: Mapping[str, Tensor]) -> str:
+    """Name of the one drawn latent, a vector of two units, that what is shown depends on.
+
+    Raises
+    ------
+    EngineError
+        If there is none.
+    """
+    parents = model._graph.nodes[shown_node(model)].parents
+    drawn = model.sample_joint(1, **inputs)
+    shapes = {name: tuple(drawn[name].shape[1:]) for name in parents if name in drawn}
+    name = next(iter(shapes), "")
+    if len(shapes) != 1 or shapes[name] != (2,) or not drawn[name].is_floating_point():
+        said = ", ".join(f"{k} of shape {list(shape)}" for k, shape in shapes.items()) or "none"
+        raise EngineError(
+            f"latent_map needs one latent of two units below the data; {type(model).__name__} has {said}: see "
+            "traversals"
+        )
+    return name

@@ -1,6 +1,6 @@
 """Images, and the plane of a latent space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from ppl_vae.alone import forked_rng
 from ppl_vae.errors import DataError, EngineError
+from ppl_vae.plots.decoded import inputs_of, means_at, repeated, shown_node
 from ppl_vae.plots.style import BIG, array, color, new_axes, values_of
 
 __all__ = ["images", "latent_space", "prior_samples", "reconstructions"]
@@ -95,7 +96,14 @@ def reconstructions(fit: Any, data: Any, shape: Shape, ax: Axes | None = None, c
     return ax
 
 
-def prior_samples(fit: Any, shape: Shape, ax: Axes | None = None, count: int = 40, columns: int = 10) -> Axes:
+def prior_samples(
+    fit: Any,
+    shape: Shape,
+    ax: Axes | None = None,
+    count: int = 40,
+    columns: int = 10,
+    inputs: Mapping[str, Any] | None = None,
+) -> Axes:
     """E[x | z] for z drawn from the prior p(z).
 
     Parameters
@@ -108,25 +116,29 @@ def prior_samples(fit: Any, shape: Shape, ax: Axes | None = None, count: int = 4
         Where to draw.
     count, columns : int
         How many images, and how many in a row.
+    inputs : mapping, optional
+        Of a conditional model, its inputs by name, [m, ...], one row for each image; fewer are taken in turn. Data of
+        the model will do, of which only the inputs are read.
+
+    Raises
+    ------
+    EngineError
+        If the model is conditional, and an input is not there.
     """
-    name = next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
+    given = repeated(inputs_of(fit.model, inputs), count)
     with forked_rng(), torch.no_grad():
         torch.manual_seed(fit.seed)
-        return images(array(_means(fit.model, name, count)).reshape(count, -1), shape, ax, columns)
+        return images(_means(fit, count, given).reshape(count, -1), shape, ax, columns)
 
 
-def _means(model: Any, name: str, count: int) -> Any:
+def _means(fit: Any, count: int, given: Mapping[str, Any]) -> np.ndarray:
     """E[x | z] at ancestral draws, or the draws themselves where the law has no mean."""
-    from ppl_vae.declare import Observations
-
-    drawn = model.sample_joint(count)
-    latents = {n: v for n, v in drawn.items() if n != name}
+    drawn = fit.model.sample_joint(count, **given)
+    name = shown_node(fit.model)
     try:
-        with model.numeric():
-            obs = Observations(latents)
-            return model.distribution(name, model.scope(obs), obs).mean
-    except (NotImplementedError, KeyError):
-        return drawn[name]
+        return means_at(fit, {n: v for n, v in drawn.items() if n != name}, given)
+    except EngineError:
+        return array(drawn[name])
 
 
 def latent_space(fit: Any, data: Any, labels: Any = None, ax: Axes | None = None) -> Axes:

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 
 from ppl_vae import plots
-from ppl_vae.declare import Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.plots.decoded import inputs_of, means_at, repeated
+from ppl_vae.plots.latent import plane_latent
 from ppl_vae.plots.style import array
 from ppl_vae.report.figures import new_figure, points, svg
 
@@ -46,45 +47,39 @@ class Plane:
 
 
 def latent_plane(fit: Fit, data: Any, shape: tuple[int, int, int], labels: Any = None) -> Plane | None:
-    """Decode a grid over the plane of two latent units; None for a model of another kind.
+    """Decode a grid over the plane of two latent units, at the inputs of the first datum; None for another model.
 
     Parameters
     ----------
     fit : Fit
-        Of a model of images with one continuous latent.
-    data : Tensor
-        [n, pixels], whose posterior means say how far the grid reaches.
+        Of a model of images with one continuous latent below them.
+    data : Tensor or mapping
+        n images, with the inputs of a conditional model, whose posterior means say how far the grid reaches.
     shape : (int, int, int)
         Channels, height and width of an image.
     labels : Tensor, optional
         [n] classes.
     """
-    latents = [node.name for node in fit.model.local_nodes() if node.kind == "latent"]
-    if len(latents) != 1 or fit.model.inputs or not fit.is_point:
+    if not fit.is_point:
         return None
-    q = fit.posterior(data)
-    q = next(iter(q.values())) if isinstance(q, dict) else q
-    if q.has_enumerate_support or tuple(q.event_shape) != (2,):
+    given = repeated(inputs_of(fit.model, fit.model.check(data).values), 1)
+    try:
+        name = plane_latent(fit.model, given)
+    except EngineError:
         return None
+    found = fit.posterior(data)
+    q = found[name] if isinstance(found, dict) else found
     mean = array(q.mean)
     low, high = np.quantile(mean, [0.005, 0.995], axis=0)
     units = [np.linspace(low[j], high[j], SIDE) for j in range(2)]
     across, up = np.meshgrid(units[0], units[1][::-1])
     z = torch.as_tensor(np.stack([across, up], -1).reshape(-1, 2), dtype=q.mean.dtype)
     try:
-        pixels = _decoded(fit, latents[0], z)
-    except (NotImplementedError, EngineError):
+        pixels = means_at(fit, {name: z}, repeated(given, len(z))).reshape(len(z), -1)
+    except EngineError:
         return None
     means, box = _means(fit, data, labels, units)
     return Plane(means, _sprite(pixels, shape), [u.round(3).tolist() for u in units], box)
-
-
-def _decoded(fit: Fit, name: str, z: torch.Tensor) -> np.ndarray:
-    """E[x | z] of the one observed node, [places, pixels]."""
-    observed = next(n.name for n in fit.model.local_nodes() if n.kind == "observed")
-    with torch.no_grad(), fit.model.bind(fit.draw(0)), fit.model.numeric():
-        obs = Observations({name: z})
-        return array(fit.model.distribution(observed, fit.model.scope(obs), obs).mean).reshape(len(z), -1)
 
 
 def _means(fit: Fit, data: Any, labels: Any, units: list[np.ndarray]) -> tuple[Markup, list[float]]:

@@ -35,6 +35,7 @@ def write_training(
     path: str | os.PathLike[str],
     command: str | None = None,
     labels: Any = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> Path:
     """Write a training run as one HTML file that needs no network.
 
@@ -44,45 +45,46 @@ def write_training(
         Of SVI.
     evaluation : Evaluation
         From fit.evaluate on held-out data.
-    data : ImageSet, or Tensor or Table
-        Images, whose test part is shown, or held-out rows of a table.
+    data : ImageSet, or Tensor, Table or mapping
+        Images, whose test part is shown, or held-out rows: of a table, or by name with the inputs of the model.
     path : path
         File to write; an older one is replaced only when the new one is complete.
     command : str, optional
         What to type to get the same page.
     labels : Tensor, optional
         [n] classes of the held-out data, those of the image set by default.
+    shape : (int, int, int), optional
+        Channels, height and width, where held-out rows are images; that of the image set by default.
     """
     path = writable(path)
-    pictured = isinstance(data, ImageSet)
-    test = data.test if pictured else data
-    if labels is None and pictured:
-        labels = data.labels.get("test")
+    test, name = data, "images" if shape else "a table"
+    if isinstance(data, ImageSet):
+        test, name, shape = data.test, data.name, data.shape
+        labels = data.labels.get("test") if labels is None else labels
     found = _diagnosed(fit, test)
     with drawing():
+        plane = latent_plane(fit, test, shape, labels) if shape else None
         figures = {
-            "diagnosed": _diagnosis_figures(found, fit, data, labels) if found else [],
+            "diagnosed": _diagnosis_figures(found, fit, test, shape, labels, plane is not None),
             "curves": _curves(fit, evaluation),
-            "pictures": _pictures(fit, data) if pictured else [],
-            "predictive": [] if pictured else _predictive(fit, test),
+            "pictures": _pictures(fit, test, shape) if shape else [],
+            "predictive": [] if shape else _predictive(fit, test),
             "latent": _latent(fit, test, labels),
         }
-        plane = latent_plane(fit, test, data.shape, labels) if pictured else None
     text = render(
         "training.html",
         title=f"{type(fit.model).__name__} by {fit.engine}",
-        lead=f"Trained on {data.name if pictured else 'a table'}: {len(fit.data) if fit.data else '?'} training data.",
+        lead=f"Trained on {name}: {len(fit.data) if fit.data else '?'} training data.",
         summary=training_summary(fit, evaluation),
         warnings=training_warnings(fit, evaluation),
         rows=evaluation_rows(evaluation),
         diagnosis=found,
         has_kl=evaluation.kl_per_unit is not None,
-        latent_caption="Each point is the posterior mean of one held-out datum"
-        + ("; colour and number are its class, which training never saw." if labels is not None else "."),
+        latent_caption=_latent_caption(fit, labels),
         plane=plane,
         plane_side=SIDE,
         plane_data=as_json({"units": plane.units, "box": plane.box}) if plane else None,
-        methods=training_methods(fit, evaluation, data.name if pictured else "a table"),
+        methods=training_methods(fit, evaluation, name),
         **figures,
         **foot(fit.model, {fit.engine: fit}, command),
     )
@@ -97,11 +99,16 @@ def _diagnosed(fit: Fit, test: Any) -> Diagnosis | None:
         return None
 
 
-def _diagnosis_figures(found: Diagnosis, fit: Fit, data: Any, labels: Any) -> list[tuple[str, Markup]]:
-    shape = data.shape if isinstance(data, ImageSet) else None
-    axes = found.figures(fit, shape, labels)
-    axes.pop("KL of each unit", None)  # drawn with the training curves
-    return [(name, svg(ax.figure, f"{name} of {found.n} held-out data")) for name, ax in axes.items()]
+def _diagnosis_figures(
+    found: Diagnosis | None, fit: Fit, test: Any, shape: Any, labels: Any, has_plane: bool
+) -> list[tuple[str, Markup]]:
+    """What the diagnosis has to show and no other part of the page does."""
+    axes = found.figures(fit, shape, labels) if found else plots.diagnosed.usage_figures(fit, test)
+    elsewhere = {"KL of each unit", "reconstructions", "prior samples"} | ({"latent map"} if has_plane else set())
+    n = found.n if found else "the"
+    return [
+        (name, svg(ax.figure, f"{name} of {n} held-out data")) for name, ax in axes.items() if name not in elsewhere
+    ]
 
 
 def evaluation_rows(found: Evaluation) -> list[tuple[str, str, str]]:
@@ -138,10 +145,12 @@ def _curves(fit: Fit, found: Evaluation) -> list[tuple[str, Markup]]:
     return curves
 
 
-def _pictures(fit: Fit, data: ImageSet) -> list[tuple[str, Markup]]:
-    above = plots.reconstructions(fit, data.test, data.shape, new_figure(6.5, 1.5).add_subplot())
+def _pictures(fit: Fit, test: Any, shape: tuple[int, int, int]) -> list[tuple[str, Markup]]:
+    above = plots.reconstructions(fit, test, shape, new_figure(6.5, 1.5).add_subplot())
     above.set_title("")
-    drawn = plots.prior_samples(fit, data.shape, new_figure(6.5, 2.8).add_subplot())
+    inputs = fit.model.check(test).values
+    where = ", at the inputs of held-out data in turn" if fit.model.inputs else ""
+    drawn = plots.prior_samples(fit, shape, new_figure(6.5, 2.8).add_subplot(), inputs=inputs)
     return [
         (
             "Above, held-out images; below, their reconstructions: the mean of p(x | z) with z from q(z | x). What is "
@@ -149,11 +158,19 @@ def _pictures(fit: Fit, data: ImageSet) -> list[tuple[str, Markup]]:
             svg(above.figure, "Held-out images above their reconstructions"),
         ),
         (
-            "Means of p(x | z) for z drawn from the prior. If they look worse than the reconstructions, the prior has "
-            "holes where no datum is encoded.",
+            f"Means of p(x | z) for z drawn from the prior{where}. If they look worse than the reconstructions, the "
+            "prior has holes where no datum is encoded.",
             svg(drawn.figure, "Images decoded from draws of the prior"),
         ),
     ]
+
+
+def _latent_caption(fit: Fit, labels: Any) -> str:
+    said = "Each point is the posterior mean of one held-out datum"
+    if fit.model.inputs:
+        said += ", of which the inputs are known. What is decoded is at the inputs of the first one"
+        return said + ("; colour and number are the class." if labels is not None else ".")
+    return said + ("; colour and number are its class, which training never saw." if labels is not None else ".")
 
 
 def _predictive(fit: Fit, test: Any) -> list[tuple[str, Markup]]:

@@ -16,6 +16,7 @@ from linear import Diagonal, data_of, fitted, weighted
 
 import ppl_vae as pv
 from ppl_vae.diagnose.advice import RULES
+from ppl_vae.diagnose.collapse import _kl_per_unit
 from ppl_vae.diagnose.hole import _divergence
 from ppl_vae.diagnose.quantity import Quantity, measured
 
@@ -23,6 +24,7 @@ DRAWN = ("vae", "gaussian vae", "vae with NaN", "conditional vae", "hierarchy", 
 NAMES = (
     "active units",
     "KL",
+    "KL per unit",
     "mutual information",
     "mutual information, at most",
     "encoder sensitivity",
@@ -101,6 +103,7 @@ def test_laws_with_other_priors_and_posteriors(prior, posterior):
     found = fitted(model).diagnose(x, num_particles=25, gap_data=2)
     holds(found, 12)
     assert found.collapse.kl_per_unit is None
+    assert found["KL per unit"].text == "not defined: prior or q is no product over units"
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in (*DRAWN, "linear vae", "local q")])
@@ -128,6 +131,18 @@ def test_a_diagnosis_looks_at_as_many_data_as_it_is_told():
     found = fitted(model).diagnose(data_of(model, 50), size=20, num_particles=25, gap_data=0)
     assert found.n == 20
     assert len(set(found.index.tolist())) == 20
+
+
+def test_the_kl_of_each_unit_is_in_the_table_the_largest_first():
+    model = weighted(Diagonal())
+    found = fitted(model).diagnose(data_of(model, 50), num_particles=25, gap_data=0)
+    row, each = found["KL per unit"], found.collapse.kl_per_unit.sort(descending=True).values.tolist()
+    assert row.value == each[0]
+    assert row.text == f"{'  '.join(f'{value:.2f}' for value in each)} nats"
+    assert row.text in str(found)
+    many = _kl_per_unit(torch.arange(25.0))
+    assert many.each == tuple(range(24, 4, -1))
+    assert "5 more are smaller" in many.meaning
 
 
 def test_training_data_are_the_default():

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from example_models import make, vae
+from matplotlib.colors import to_rgba
+from matplotlib.legend import Legend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from linear import Diagonal, Exact, Shifted, data_of, fitted, weighted
 
 import ppl_vae as pv
 from ppl_vae import plots
+from ppl_vae.diagnose import code_shares
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,10 @@ def test_the_plane_shows_codes_prior_and_holes(shifted):
     np.testing.assert_allclose(prior, found.hole.prior)
     np.testing.assert_allclose(empty, found.hole.empty)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["prior", "codes of data", "prior in holes"]
+    key = next(artist for artist in ax.artists if isinstance(artist, Legend))
+    assert [t.get_text() for t in key.get_texts()] == ["0", "1"]
+    shades = [to_rgba(mark.get_color()) for mark in key.legend_handles]
+    np.testing.assert_allclose(ax.collections[1].get_facecolors()[:2, :3], np.array(shades)[:, :3])
     assert len(np.unique(ax.collections[1].get_facecolors(), axis=0)) == 2
 
 
@@ -94,9 +101,69 @@ def test_the_map_of_a_plane():
     with torch.no_grad():
         corner = torch.sigmoid(model.decoder(torch.tensor([-1.0, 1.0]))).reshape(2, 3)
     np.testing.assert_allclose(shown[:2, :3], corner, rtol=1e-5)
-    model, _ = make("hierarchy")
-    with pytest.raises(pv.EngineError, match="one latent of two units"):
-        plots.latent_map(fitted(model), (1, 3))
+    model, _ = make("hierarchy")  # two units of z, whatever is above them
+    assert len(plots.latent_map(fitted(model), (1, 3), steps=2).images) == 1
+    model = pv.models.VAE(pv.nets.mlp_encoder(6, 4, 3), pv.nets.mlp_decoder(3, 4, 6))
+    with pytest.raises(pv.EngineError, match=r"one latent of two units .* VAE has z of shape \[3\]"):
+        plots.latent_map(fitted(model), (2, 3))
+
+
+def test_what_is_decoded_of_a_conditional_model_is_at_its_inputs():
+    model, data = make("conditional vae")
+    fit = fitted(model)
+    shown = np.asarray(plots.latent_map(fit, (2, 2), steps=3, span=1.0, inputs=data).images[0].get_array())
+    with torch.no_grad():
+        at = model._with(torch.tensor([[-1.0, 1.0]]).to(model.like), data["label"][:1])
+        corner = torch.sigmoid(model.decoder(at)).reshape(2, 2)
+    np.testing.assert_allclose(shown[:2, :2], corner, rtol=1e-5)
+    for draw in (plots.latent_map, plots.prior_samples):
+        with pytest.raises(pv.EngineError, match=r"ConditionalVAE is conditional, .* depends on 'label'"):
+            draw(fit, (2, 2))
+    first = plots.prior_samples(fit, (2, 2), inputs={"label": torch.tensor([0])}).images[0].get_array()
+    other = plots.prior_samples(fit, (2, 2), inputs={"label": torch.tensor([1])}).images[0].get_array()
+    assert not np.allclose(first, other, equal_nan=True)
+
+
+def test_the_map_of_a_mixture_vae_is_that_of_its_decoder():
+    torch.manual_seed(0)
+    model = pv.models.GMVAE(pv.nets.mlp_encoder(6, 4, 2), pv.nets.mlp_decoder(2, 4, 6), 3).double()
+    shown = np.asarray(plots.latent_map(fitted(model), (2, 3), steps=3, span=1.0).images[0].get_array())
+    with torch.no_grad():
+        corner = torch.sigmoid(model.decoder(torch.tensor([-1.0, 1.0]).double())).reshape(2, 3)
+    np.testing.assert_allclose(shown[:2, :3], corner, rtol=1e-5)
+
+
+def test_walks_of_features_are_the_decoder_in_units_of_the_data():
+    model = weighted(Diagonal())
+    x = data_of(model, 50)
+    ax = plots.feature_walks(fitted(model), x, units=[1, 0], steps=3, span=2.0)
+    shown = np.asarray(ax.images[0].get_array())
+    assert shown.shape == (3, 6)
+    slope = 4.0 * model.decoder.weight.detach().numpy() / x.std(0, correction=0).numpy()[:, None]
+    # The prior's sd is that of 2,000 draws.
+    np.testing.assert_allclose(shown[:, [2, 5]] - shown[:, [0, 3]], slope[:, [1, 0]], rtol=0.08)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["z[1]", "z[0]"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["x[0]", "x[1]", "x[2]"]
+
+
+def test_shares_of_a_codebook_are_its_counts():
+    torch.manual_seed(0)
+    net = pv.nets.mlp_decoder
+    model = pv.models.VQVAE(net(6, 8, 4), net(4, 8, 6), pv.codebooks.Learned(5, 2), 2).double()
+    x = torch.randn(30, 6).double()
+    share = code_shares(fitted(model), x)["z"]
+    torch.testing.assert_close(share, torch.bincount(model.codes(x).flatten(), minlength=5).double() / 60)
+    figures = fitted(model).diagnose(x, num_particles=5, gap_data=0).figures(fitted(model), (2, 3))
+    assert f"perplexity {model.perplexity(x):.1f}" in figures["usage of z"].get_title()
+    assert "traversals" not in figures
+
+
+def test_shares_of_a_finite_latent_are_its_mean_responsibilities():
+    torch.manual_seed(0)
+    model = pv.models.CategoricalVAE(pv.nets.mlp_decoder(6, 4, 3), pv.nets.mlp_decoder(3, 4, 6), 3).double()
+    x = (torch.randn(10, 6) > 0).double()
+    torch.testing.assert_close(code_shares(fitted(model), x)["z"], model.responsibilities(x).mean(0))
+    assert code_shares(fitted(weighted(Diagonal())), torch.randn(4, 3)) == {}
 
 
 def test_usage_of_codes():
@@ -109,4 +176,16 @@ def test_usage_of_codes():
 def test_all_figures_of_a_diagnosis(shifted):
     fit, found = shifted
     assert list(found.figures()) == ["aggregate posterior", "units against the prior"]
-    assert list(found.figures(fit, (1, 3)))[-1] == "samples from holes"
+    own = ["aggregate posterior", "units against the prior", "traversals"]
+    assert list(found.figures(fit)) == own
+    pictures = ["reconstructions", "prior samples", "latent map", "samples from holes"]
+    assert list(found.figures(fit, (1, 3))) == own + pictures
+
+
+def test_walks_of_a_diagnosis_begin_with_the_unit_of_the_largest_kl():
+    model = weighted(Diagonal())
+    fit = fitted(model)
+    found = fit.diagnose(data_of(model, 50), num_particles=5, gap_data=0)
+    order = found.collapse.kl_per_unit.argsort(descending=True).tolist()
+    axes = found.figures(fit, (1, 3))["traversals"]
+    assert [t.get_text() for t in axes.texts] == [found.collapse.units[j] for j in order]
