@@ -63,7 +63,8 @@ def _key(ax: Axes, classes: np.ndarray) -> None:
         return
     marks = [Line2D([], [], ls="none", marker="o", ms=5, color=color(int(k)), label=str(k)) for k in classes]
     place: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    ax.add_artist(ax.legend(handles=marks, title="class", frameon=False, fontsize="small", **place))
+    key = ax.add_artist(ax.legend(handles=marks, title="class", frameon=False, fontsize="small", **place))
+    key.set_clip_on(False)  # or the layout leaves no room for what is beside the plane
 
 
 def _drawn(diagnosis: Any) -> tuple[Any, Any, Any]:

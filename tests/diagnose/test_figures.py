@@ -36,6 +36,8 @@ def test_the_plane_shows_codes_prior_and_holes(shifted):
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["prior", "codes of data", "prior in holes"]
     key = next(artist for artist in ax.artists if isinstance(artist, Legend))
     assert [t.get_text() for t in key.get_texts()] == ["0", "1"]
+    ax.figure.draw_without_rendering()
+    assert key.get_window_extent().x1 <= ax.figure.bbox.x1, "the key is outside the figure"
     shades = [to_rgba(mark.get_color()) for mark in key.legend_handles]
     np.testing.assert_allclose(ax.collections[1].get_facecolors()[:2, :3], np.array(shades)[:, :3])
     assert len(np.unique(ax.collections[1].get_facecolors(), axis=0)) == 2
