@@ -25,7 +25,11 @@ EVERYDAY = [
 DRAWS_NOTHING = {name for name in MODELS if ("mixture" in name and name != "mixture vae") or "finite" in name}
 REFUSED = {
     **{("infovae", name): "draws no latent|finite" for name in DRAWS_NOTHING | {"shared by hand"}},
-    **{("infovae", name): "draws no latent|finite" for name in OTHERS if "CodePrior" in name or name == "CategoricalVAE, mixture"},
+    **{
+        ("infovae", name): "draws no latent|finite"
+        for name in OTHERS
+        if "CodePrior" in name or name == "CategoricalVAE, mixture"
+    },
     **{("tc", name): "no density for each unit" for name in OTHERS if "VQVAE" in name or "Gumbel" in name},
     **{("tc", f"VAE, posterior {name}"): "no density for each unit" for name in ("Flow", "inverse_autoregressive")},
     ("infovae", "mixture vae"): "finite",

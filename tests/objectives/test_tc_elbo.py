@@ -113,3 +113,23 @@ def test_a_score_function_gradient_is_unbiased_too():
         values = [objective(model.sites(obs)).sum() for _ in range(500)]
     found = torch.stack([torch.stack(torch.autograd.grad(v, (model.a, model.b))) for v in values])
     assert bool(((found.mean(0) - expected).abs() < 4 * found.std(0) / len(found) ** 0.5).all())
+
+
+def test_a_full_posterior_has_the_total_correlation_of_its_normal():
+    """One q for all data: q(z) is that normal, TC = -log det R / 2 with R its correlations, and I(x; z) = 0."""
+    n, C = 4000, torch.tensor([[2.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64)
+    q = dist.MultivariateNormal(torch.zeros(3, dtype=torch.float64), C)
+    p = dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1)
+    torch.manual_seed(0)
+    draws = q.sample((n,))
+    found = []
+    for z in draws.split(100):
+        law = q.expand([len(z)])
+        sites = Sites({"z": p.log_prob(z)}, {"z": law.log_prob(z)}, {"z": p}, {"z": law}, {"z": z})
+        parts = pv.tc_elbo(size=100).parts(sites, "z")
+        torch.testing.assert_close(sum(parts), sites.log_q["z"] - sites.log_p["z"])
+        torch.testing.assert_close(parts.information, torch.zeros_like(parts.information))
+        found.append(parts.total_correlation)
+    each, s = torch.cat(found), C.diagonal().sqrt()
+    expected = -torch.linalg.slogdet(C / s / s[:, None]).logabsdet / 2
+    assert abs(each.mean() - expected) < 4 * each.std() / n**0.5
