@@ -42,12 +42,20 @@ class Aggregate:
 
 def aggregate(codes: Codes) -> Aggregate:
     """Draw codes of all data, and see how dense q(z) is at them."""
-    draws, own, mixed, others = [], [], [], []
+    draws, found = [], []
     for _ in range(max(DRAWS, min(MOST, -(-FEWEST // codes.n)))):
-        z = codes.draw()
-        pairs = codes.log_q(z)
-        draws.append(z)
-        own.append(pairs.diagonal().clone())
-        mixed.append(log_mean_exp(pairs, 1))
-        others.append(torch.logsumexp(pairs.fill_diagonal_(-torch.inf), 1) - math.log(max(codes.n - 1, 1)))
-    return Aggregate(codes, draws, torch.stack(own), torch.stack(mixed), torch.stack(others))
+        draws.append(codes.draw())
+        found.append(_densities(codes, draws[-1]))
+    return Aggregate(codes, draws, *torch.stack(found, 1))
+
+
+def _densities(codes: Codes, z: Code) -> Tensor:
+    """`own`, `mixed` and `others` at a code of each datum, [3, n]."""
+    parts, start = [], 0
+    for pairs in codes.log_q(z):
+        own = torch.arange(start, start + len(pairs), device=pairs.device)[:, None]
+        at, mixed = pairs.gather(1, own)[:, 0], log_mean_exp(pairs, 1)
+        others = torch.logsumexp(pairs.scatter_(1, own, -torch.inf), 1) - math.log(max(codes.n - 1, 1))
+        parts.append(torch.stack([at, mixed, others]))
+        start += len(pairs)
+    return torch.cat(parts, 1)

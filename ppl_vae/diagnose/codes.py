@@ -128,13 +128,13 @@ class Codes:
 
     # Densities, in nats, float64.
 
-    def log_q(self, z: Code) -> Tensor:
-        """Log q(z_s | x_i) for every pair, [m, n]."""
-        return torch.cat([self._pairs(part) for part in self._parts(z)])
+    def log_q(self, z: Code) -> Iterator[Tensor]:
+        """Log q(z_s | x_i) for every pair, some rows s of [m, n] at a time."""
+        return (self._pairs(part) for part in self._parts(z))
 
     def log_aggregate(self, z: Code) -> Tensor:
         """Log q(z_s) = log (1/n) sum_i q(z_s | x_i), [m]."""
-        return torch.cat([log_mean_exp(self._pairs(part), 1) for part in self._parts(z)])
+        return torch.cat([log_mean_exp(pairs, 1) for pairs in self.log_q(z)])
 
     def log_prior(self, z: Code) -> Tensor:
         """Log p(z_s), finite latents summed out, [m].

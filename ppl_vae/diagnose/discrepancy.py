@@ -58,18 +58,24 @@ def discrepancy(x: Tensor, y: Tensor, permutations: int = PERMUTATIONS) -> Discr
     """
     m = len(x)
     both = torch.cat([x, y]).double()
-    square = torch.cdist(both, both).square()
-    width = square[~torch.eye(2 * m, dtype=torch.bool)].median().sqrt().clamp_min(1e-12)
-    kernel = (-square / (2 * width**2)).exp().fill_diagonal_(0)
+    width = torch.pdist(both).median().clamp_min(1e-12)
+    # In place: of thousands of points this is the largest tensor of a diagnosis.
+    kernel = torch.cdist(both, both).square_().div_(-2 * width**2).exp_().fill_diagonal_(0)
     first = torch.cat([both.new_ones(m), both.new_zeros(m)])
     shuffled = torch.stack([first[torch.randperm(2 * m)] for _ in range(permutations)], 1)
     value, null = _mmd(kernel, first[:, None])[0], _mmd(kernel, shuffled)
     # Every pair (x_i, y_i) has a mean effect on the estimate; their spread is the error where the two differ.
-    effect = kernel[:m, :m] + kernel[m:, m:] - kernel[:m, m:] - kernel[m:, :m]
-    each = (effect.sum(1) - effect.diagonal()) / (m - 1)
+    each = torch.stack([sign * (block.sum(1) - block.diagonal()) for sign, block in _blocks(kernel)]).sum(0) / (m - 1)
     error = torch.hypot(2 * each.std() / m**0.5, null.std())
     above = (1 + (null >= value).sum()) / (permutations + 1)
     return Discrepancy(value, error, null.quantile(0.95), above, width)
+
+
+def _blocks(kernel: Tensor) -> list[tuple[int, Tensor]]:
+    """k(x, x'), k(y, y') and k(x, y) twice, with their signs in MMD^2."""
+    m = len(kernel) // 2
+    x, y = slice(0, m), slice(m, None)
+    return [(1, kernel[x, x]), (1, kernel[y, y]), (-1, kernel[x, y]), (-1, kernel[y, x])]
 
 
 def _mmd(kernel: Tensor, first: Tensor) -> Tensor:
