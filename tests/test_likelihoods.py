@@ -1,5 +1,6 @@
 import math
 
+import numpy
 import pytest
 import torch
 from scipy import stats
@@ -248,6 +249,28 @@ def test_constant_data_and_gaps_leave_a_unit():
     assert likelihood.unit.item() == 1.0
     likelihood.adapt(torch.tensor([[0.0, math.nan], [2.0, 5.0], [math.nan, 9.0]]))
     assert likelihood.unit.item() == pytest.approx(math.sqrt((1 + 4) / 2))
+
+
+def test_a_unit_counts_rows_by_their_weights():
+    """Rows of weight w are w copies of a row, rows of weight 0 are not there, and weights below 1 are shares."""
+    x = _numbers(6, 3)
+    x[0, 1] = x[4, 2] = math.nan
+    x[5] = 1e6
+    weights = torch.tensor([1.0, 3.0, 2.0, 1.0, 2.0, 0.0])
+    likelihood = GaussianLearned().double()
+    for w in (weights, weights / 100):
+        likelihood.adapt(x, w)
+        variances = numpy.nanvar(x.repeat_interleave(weights.long(), 0).numpy(), 0)
+        assert likelihood.unit.item() == pytest.approx(math.sqrt(variances.mean()))
+
+
+@pytest.mark.parametrize("make", [GaussianLearned, GaussianNetwork, GaussianOptimal])
+def test_a_unit_that_was_given_stays(make):
+    likelihood = make(unit=1.0)
+    likelihood.adapt(7 * _numbers(50, 2))
+    assert likelihood.unit.item() == 1.0
+    with pytest.raises(ValueError, match=r"unit = 0 was given; a finite number above 0"):
+        make(unit=0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ppl_vae.declare.of_data import OfData
 from ppl_vae.declare.of_draws import one_or_all
 from ppl_vae.declare.program import Placed, Scope
 from ppl_vae.errors import DataError, check_count
+from ppl_vae.likelihoods.gaussian import Floored, likelihood_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,10 +98,24 @@ class LatentVariableModel(OfData):
         return Observations(reshaped(obs.values), reshaped(obs.missing), columns)
 
     def adapt(self, data: Any, weights: Tensor | None = None) -> None:
-        """Let every family take from data what depends on its scale: weak priors, variance floors."""
+        """Let families and likelihoods take from data what depends on their scale: weak priors, floors of variances."""
         obs = self.check(data)
         for name, family in self.observed_families(obs).items():
             family.adapt([(obs.with_gaps(name), weights, *self.covariates(name, obs))])
+        for likelihood, x in self.floored(obs).items():
+            likelihood.adapt(x, weights)
+
+    def floored(self, obs: Observations) -> dict[Floored, Tensor]:
+        """Likelihoods with a floor in units of the data, and the data of all observed nodes that each makes.
+
+        The data are [n, numbers], NaN where missing.
+        """
+        made = {name: likelihood_of(law) for name, law in self.prototypes(obs).items() if name in obs.values}
+        drawn, found = obs.drawn(), dict[Floored, Tensor]()
+        for likelihood in filter(None, made.values()):
+            own = [drawn.with_gaps(name).flatten(1) for name, maker in made.items() if maker is likelihood]
+            found[likelihood] = torch.cat(own, 1)
+        return found
 
     def observed_families(self, obs: Observations) -> dict[str, Any]:
         """The family that makes each observed node, where one does."""

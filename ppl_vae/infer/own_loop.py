@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.alone import unvalidated
-from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batch
@@ -131,6 +131,8 @@ class _OwnStep:
         if n not in self.ones:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
         own = Batch(obs, self.ones[n], None, n)
+        if not self.count:
+            self._adapt(obs)
         self.count += 1
         with unvalidated():
             if self.count % CHECK == 2:
@@ -142,6 +144,12 @@ class _OwnStep:
                 f"the objective became {result.objective.item()}{at and f' at {at}'}; the parameters were not moved"
             )
         return result.bound / result.weight
+
+    def _adapt(self, obs: Observations) -> None:
+        """Units of the likelihoods' floors, but where a fit or a file has told them: there training goes on."""
+        for likelihood, x in self.model.floored(obs).items():
+            if likelihood.unit == 1:
+                likelihood.adapt(x)
 
     def _check(self, batch: Batch, beta: float) -> None:
         difference = self.step.check(batch, beta)

@@ -14,6 +14,7 @@ from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights, empty_rows, one_source
+from ppl_vae.likelihoods.gaussian import Floored
 
 __all__ = ["Chunk", "Parts", "make_parts"]
 
@@ -274,10 +275,19 @@ def make_parts(
         parts = Held(model, obs, _given(weights, len(obs), model), share)
     for name, family in parts.families.items():
         family.adapt(_Values(parts, name))
+    _adapt_likelihoods(parts)
     total = parts.total()
     if not total > 0:
         raise DataError("all weights are zero; at least one datum must count")
     return parts
+
+
+def _adapt_likelihoods(parts: Parts) -> None:
+    """Give floors that networks' scales have the unit of the data, of at most `BLOCK` rows."""
+    if any(isinstance(module, Floored) for module in parts.model.modules()):
+        obs, weights = parts.sample(BLOCK, seed=0)
+        for likelihood, x in parts.model.floored(obs).items():
+            likelihood.adapt(x, weights)
 
 
 def _cells(model: LatentVariableModel, few: Observations) -> int:

@@ -1,6 +1,7 @@
 """Normal pixels, with a scale that is fixed, learned, a function of z, or the best one for the decoder's errors."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -64,6 +65,8 @@ class Floored(nn.Module):
     ----------
     floor : float
         The least scale, positive, in units of the data.
+    unit : float, optional
+        The data's unit, positive; None: what `adapt` finds in the data.
 
     Attributes
     ----------
@@ -73,17 +76,30 @@ class Floored(nn.Module):
 
     unit: Tensor
 
-    def __init__(self, floor: float) -> None:
+    def __init__(self, floor: float, unit: float | None) -> None:
         super().__init__()
-        self.floor = _above("floor", floor, 0.0)
-        self.register_buffer("unit", torch.tensor(1.0))
+        self.floor, self.given = _above("floor", floor, 0.0), unit is not None
+        self.register_buffer("unit", torch.tensor(1.0 if unit is None else _above("unit", unit, 0.0)))
 
-    def adapt(self, x: Tensor) -> None:
-        """Take the unit from data [n, d], NaN where missing; constant data keep the unit 1."""
-        seen = ~x.isnan()
-        count = seen.sum(0).clamp_min(1)
-        mean = x.double().nan_to_num().sum(0) / count
-        variance = ((x - mean).nan_to_num().square().sum(0) / count).mean()
+    def __call__(self, output: Tensor) -> dist.TorchDistribution:
+        """The law of one datum, which knows its likelihood: a model that fits it gives `adapt` the node's data."""
+        law = super().__call__(output)
+        _of_entries(law).likelihood = self
+        return law
+
+    def adapt(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Take the unit from data [n, d], NaN where missing, of which row i counts w_i times.
+
+        A unit that was given stays, and so it does where data are constant.
+        """
+        if self.given:
+            return
+        w = (~x.isnan()).double() if weights is None else ~x.isnan() * weights.double()[:, None]
+        count = w.sum(0)
+        count = torch.where(count > 0, count, 1.0)
+        x64 = x.double().nan_to_num()
+        mean = (w * x64).sum(0) / count
+        variance = ((w * (x64 - mean).square()).sum(0) / count).mean()
         if variance > torch.finfo(x.dtype).eps * mean.square().mean():
             self.unit.copy_(variance.sqrt())
 
@@ -95,8 +111,8 @@ class Floored(nn.Module):
 class GaussianLearned(Floored):
     """Normal pixels with learned scales: N(f(z), diag s^2), s = u (floor + softplus(rho)), one s or one per pixel.
 
-    Scales are in units u of the data's standard deviation (the root of the mean of the pixels' variances), which a
-    fit takes from its data; u = 1 before.
+    Scales are in units u of the data's standard deviation: the root of the mean of the pixels' variances, which a fit
+    takes from the data of the node whose law this is, and `svi_step` from its first batch; u = 1 before.
 
     Parameters
     ----------
@@ -106,6 +122,8 @@ class GaussianLearned(Floored):
         The least s, positive, in units of the data.
     pixels : int, optional
         d, for a scale of each pixel; None for one scale.
+    unit : float, optional
+        u, positive, to be kept whatever the data are; None: from the data.
 
     Attributes
     ----------
@@ -117,7 +135,7 @@ class GaussianLearned(Floored):
     Raises
     ------
     ValueError
-        A floor that is not positive, or an initial scale that is not above it.
+        A floor or a unit that is not positive, or an initial scale that is not above the floor.
 
     References
     ----------
@@ -134,8 +152,10 @@ class GaussianLearned(Floored):
 
     width = 1
 
-    def __init__(self, initial: float = 1.0, floor: float = 1e-3, pixels: int | None = None) -> None:
-        super().__init__(floor)
+    def __init__(
+        self, initial: float = 1.0, floor: float = 1e-3, pixels: int | None = None, unit: float | None = None
+    ) -> None:
+        super().__init__(floor, unit)
         excess = _above("initial", initial, self.floor) - self.floor
         inverse = excess + math.log(-math.expm1(-excess))  # of softplus
         self.rho = nn.Parameter(torch.full(() if pixels is None else (pixels,), inverse))
@@ -157,6 +177,8 @@ class GaussianNetwork(Floored):
     ----------
     floor : float
         The least scale, positive, in units u of the data, as in `GaussianLearned`.
+    unit : float, optional
+        u, as in `GaussianLearned`.
 
     Attributes
     ----------
@@ -166,7 +188,7 @@ class GaussianNetwork(Floored):
     Raises
     ------
     ValueError
-        A floor that is not positive.
+        A floor or a unit that is not positive.
     DataError
         An output of odd width.
 
@@ -178,8 +200,8 @@ class GaussianNetwork(Floored):
 
     width = 2
 
-    def __init__(self, floor: float = 1e-3) -> None:
-        super().__init__(floor)
+    def __init__(self, floor: float = 1e-3, unit: float | None = None) -> None:
+        super().__init__(floor, unit)
 
     def forward(self, output: torch.Tensor) -> dist.TorchDistribution:
         """Means and raw scales [..., 2 d] to a distribution with batch shape [...] and event shape [d]."""
@@ -207,6 +229,8 @@ class GaussianOptimal(Floored):
         The least s, positive, in units of the data, as in `GaussianLearned`.
     memory : float
         Batches that the running mean goes back, at least 1.
+    unit : float, optional
+        The data's unit, as in `GaussianLearned`.
 
     Attributes
     ----------
@@ -218,7 +242,7 @@ class GaussianOptimal(Floored):
     Raises
     ------
     ValueError
-        A floor that is not positive, or a memory below 1.
+        A floor or a unit that is not positive, or a memory below 1.
     DeclarationError
         In training, where the decoder's output has a value for each value of a finite latent.
 
@@ -238,8 +262,8 @@ class GaussianOptimal(Floored):
     variance: Tensor
     batches: Tensor
 
-    def __init__(self, floor: float = 1e-3, memory: float = 100.0) -> None:
-        super().__init__(floor)
+    def __init__(self, floor: float = 1e-3, memory: float = 100.0, unit: float | None = None) -> None:
+        super().__init__(floor, unit)
         self.memory = _above("memory", memory, 1.0 - 1e-9)
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("batches", torch.tensor(0.0))
@@ -298,6 +322,18 @@ class Calibrated(dist.Independent):
         variance = self.likelihood.best(squares, seen) if self.likelihood.training else self.likelihood.variance
         each = -0.5 * (squares / variance + (2 * math.pi * variance).log())
         return each.masked_fill(missing, 0.0).sum(-1)
+
+
+def likelihood_of(law: dist.TorchDistribution) -> Floored | None:
+    """The likelihood with a floor that made a law, also where more of its entries were made one event, or masked."""
+    return getattr(_of_entries(law), "likelihood", None)
+
+
+def _of_entries(law: Any) -> Any:
+    """The law of single entries, which `to_event` keeps."""
+    while isinstance(law, dist.Independent | dist.MaskedDistribution):
+        law = law.base_dist
+    return law
 
 
 def _above(name: str, value: float, bound: float) -> float:

@@ -1,7 +1,5 @@
 """The deep latent variable model, and with an encoder the variational autoencoder."""
 
-from typing import Any
-
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -9,7 +7,6 @@ from ppl_vae import posteriors, priors
 from ppl_vae.declare import LatentVariableModel, latent, observed
 from ppl_vae.errors import DeclarationError
 from ppl_vae.likelihoods import LIKELIHOODS
-from ppl_vae.likelihoods.gaussian import Floored
 
 __all__ = ["VAE", "DeepLatentVariableModel"]
 
@@ -62,13 +59,6 @@ class DeepLatentVariableModel(LatentVariableModel):
         self.decoder, self.latent_dim = decoder, latent_dim
         self.prior = prior or priors.Normal(latent_dim)
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-
-    def adapt(self, data: Any, weights: Tensor | None = None) -> None:
-        """Let families and likelihood take from data what depends on their scale: priors, floors of variances."""
-        super().adapt(data, weights)
-        if isinstance(self.likelihood, Floored):
-            obs = self.check(data)
-            self.likelihood.adapt(obs.with_gaps("x")[:])
 
     @latent
     def z(self) -> TorchDistribution:
