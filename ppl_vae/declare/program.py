@@ -304,7 +304,7 @@ class Program(SharedLatents):
             node = self._graph.nodes[name]
             without = node.kind == "latent" and name not in self._graph.posteriors and name not in obs.values
             if without and not d.has_enumerate_support:
-                if not d.has_rsample:
+                if not _moves(d):
                     self.require_finite(node.name, d)
                 q = LocalPosterior(size, d.event_shape, d.support)
                 self.local_posteriors[name] = q.to(self.like)
@@ -376,6 +376,11 @@ class Program(SharedLatents):
             with self.aside(seed=0), self.unbound():
                 others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
         return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
+
+
+def _moves(d: TorchDistribution) -> bool:
+    """Whether a latent of this law can follow a gradient; a mixture's can where its components' can."""
+    return d.has_rsample or (isinstance(d, dist.MixtureSameFamily) and d.component_distribution.has_rsample)
 
 
 def _otherwise(d: TorchDistribution) -> str:

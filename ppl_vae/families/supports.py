@@ -7,7 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraint_registry import biject_to, transform_to
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
+from torch.distributions.transforms import Transform
 
 from ppl_vae.alone import unvalidated
 from ppl_vae.missing import Incomplete
@@ -82,3 +84,28 @@ def log_density(d: TorchDistribution, value: Tensor) -> Tensor:
     if isinstance(d, Incomplete) or d.has_enumerate_support or not bounds(d):  # what is missing is in every set
         return log_p
     return torch.where(d.support.check(value), log_p, -torch.inf)
+
+
+@biject_to.register(MixtureSameFamilyConstraint)
+def _bijection_of_mixture(support: MixtureSameFamilyConstraint) -> Transform:
+    return biject_to(_of_components(support))
+
+
+@transform_to.register(MixtureSameFamilyConstraint)
+def _transform_of_mixture(support: MixtureSameFamilyConstraint) -> Transform:
+    return transform_to(_of_components(support))
+
+
+def _of_components(support: MixtureSameFamilyConstraint) -> Constraint:
+    """The set that all components of a mixture share.
+
+    Raises
+    ------
+    NotImplementedError
+        If each has ends of its own: no bijection leads to their union.
+    """
+    base = support.base_constraint
+    ends = [torch.as_tensor(getattr(of_entries(base), name, 0.0)) for name in ENDS]
+    if any(end.dim() for end in ends):
+        raise NotImplementedError(f"the components of a mixture have sets of their own: {base}")
+    return base

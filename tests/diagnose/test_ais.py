@@ -125,3 +125,75 @@ def test_a_discrete_latent_cannot_be_moved():
     model = PoissonLatent().double()
     with pytest.raises(UndefinedError, match="z is discrete"):
         annealed(codes_of(model, numbers(3)))
+
+
+def apart():
+    """Two clusters of codes, one wide and one narrow."""
+    loc = torch.tensor([[-1.5, 0.5], [1.0, -1.0]])
+    tril = torch.tensor([[[0.8, 0.0], [0.3, 0.6]], [[0.4, 0.0], [-0.1, 0.3]]])
+    return pv.priors.Mixture.of(torch.tensor([0.3, 0.7]), loc, tril @ tril.mT)
+
+
+def of_encodings():
+    torch.manual_seed(3)
+    return pv.priors.Vamp(2, 3, activation=torch.nn.Identity(), scale=2.0)
+
+
+def linear(prior, encoder=None):
+    """A VAE with a linear decoder whose prior is a mixture of normals."""
+    torch.manual_seed(1)
+    encoder = encoder or pv.nets.linear_encoder(3, 2)
+    model = pv.models.VAE(encoder, pv.nets.linear_decoder(2, 3), pv.likelihoods.Gaussian(0.5), prior=prior)
+    return weighted(model)
+
+
+def mixture_evidence(model, x):
+    """log p(x) = log sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I)."""
+    prior, W = model.prior(model.q_z), model.decoder.weight
+    each = prior.component_distribution
+    means = each.mean @ W.T + model.decoder.bias
+    spread = getattr(each, "covariance_matrix", None)
+    spread = each.variance.diag_embed() if spread is None else spread
+    law = torch.distributions.MultivariateNormal(means, W @ spread @ W.T + 0.25 * torch.eye(3, dtype=x.dtype))
+    return torch.logsumexp(prior.mixture_distribution.probs.log() + law.log_prob(x[:, None]), 1)
+
+
+@pytest.mark.parametrize("prior", [apart, of_encodings])
+def test_a_prior_that_is_a_mixture_of_normals_against_its_closed_form(prior):
+    model = linear(prior())
+    x = data_of(model, 4)
+    with torch.no_grad():
+        truth = mixture_evidence(model, x)
+    agrees(annealed(codes_of(model, x), chains=96, temperatures=40), truth)
+
+
+def test_a_refitted_prior_is_annealed_in_a_diagnosis():
+    fit = fitted(linear(pv.priors.Normal(2)))
+    x = data_of(fit.model, 60)
+    again = pv.refit_prior(fit, x, n_components=2)
+    found = again.diagnose(x, num_particles=30, gap_data=0, ais_data=2)
+    assert found["annealed log p(x)"].value is not None
+    with torch.no_grad():
+        agrees(annealed(codes_of(again.model, x[:3]), chains=96, temperatures=40), mixture_evidence(again.model, x[:3]))
+
+
+class Flat(pv.LatentVariableModel):
+    """z is in one of two intervals, each with ends of its own."""
+
+    @pv.latent
+    def z(self):
+        return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Uniform(torch.tensor([0.0, 4.0]), 5.0))
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Uniform(torch.full_like(x, 4.1), 4.9)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+def test_a_mixture_whose_components_have_ends_of_their_own_is_not_annealed():
+    model = Flat().double()
+    with pytest.raises(UndefinedError, match="no free coordinates"):
+        annealed(codes_of(model, numbers(3)))

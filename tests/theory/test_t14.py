@@ -146,3 +146,21 @@ def test_t14_the_amortisation_gap_is_what_the_encoder_loses():
     gain = found.local - found.amortised
     assert bool((gain > -0.05).all())
     torch.testing.assert_close(gain.mean(), expected.mean(), rtol=0.05, atol=0.02)
+
+
+def test_a_mixture_for_a_prior_takes_a_q_of_every_datum():
+    """log p(x) = log sum_k w_k N(x; W m_k + b, W S_k W' + s^2 I), here of a decoder that no fit moves."""
+    loc, scale = torch.tensor([[-1.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([0.5, 0.8]).double()
+    weights, eye = torch.tensor([0.4, 0.6]).double(), torch.eye(K, dtype=torch.float64)
+    spread = scale[:, None, None].square() * eye
+    prior = pv.priors.Mixture.of(weights, loc, spread).requires_grad_(False)
+    model, x = pv.models.DeepLatentVariableModel(FixedDecoder(), K, law(), prior), data()
+    fit = pv.SVI(200, None, pv.adam(5e-2), progress=False).fit(model, x)
+    W, b = FixedDecoder().weight, FixedDecoder().bias
+    noise = S**2 * torch.eye(D, dtype=torch.float64)
+    each = torch.distributions.MultivariateNormal(loc @ W.T + b, W @ spread @ W.T + noise)
+    truth = torch.logsumexp(weights.log() + each.log_prob(x[:, None]), 1)
+    torch.manual_seed(0)
+    found = fit.evidence(x, num_particles=2000)
+    assert bool(((found.value - truth).abs() < 5 * found.standard_error + 1e-2).all())
+    assert bool((fit.elbo(x, 200) < truth + 0.1).all())
