@@ -151,7 +151,7 @@ class Factors:
             self.obs = obs.rows(_rows(obs))
             leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
             with model.bind(leaves), model.numeric():
-                sites, laws = model.sites(self.obs), {name: law(leaves) for name, law in self.laws.items()}
+                sites, laws = model.bound_sites(self.obs), {name: law(leaves) for name, law in self.laws.items()}
                 self.priors = list(reversed(laws))  # a law depends on parameters before its own
                 at = {**sites.log_p, **{name: laws[name].log_prob(leaves[name]) for name in self.priors}}
         self.dims = {**sites.summed, **sites.enumerated}

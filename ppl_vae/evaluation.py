@@ -221,7 +221,7 @@ def _units(fit: Fit, obs: Any) -> tuple[Tensor, Tensor] | None:
     with fit.model.bind(fit.draw(0)), fit.model.numeric():
         if fit.model.draws_without_posterior(obs):
             return None
-        sites = fit.model.sites(obs)
+        sites = fit.model.bound_sites(obs)
     factors = _factors(sites)
     return None if factors is None else (analytic_kl(*factors), factors[0].mean.double())
 

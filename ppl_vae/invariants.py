@@ -51,7 +51,7 @@ def invariants(model: LatentVariableModel, obs: Observations, draws: Mapping[str
     names = [n.name for n in model.local_nodes() if n.kind == "observed"]
     one = Observations({name: torch.nan_to_num(obs.values[name][:1]) for name in names})
     try:
-        moments = over_draws(lambda values: _moments(model.sites(one), names), model, draws)
+        moments = over_draws(lambda values: _moments(model.bound_sites(one), names), model, draws)
     except NotImplementedError:  # a law without moments in closed form
         return found
     named = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -81,7 +82,8 @@ def log_evidence(
     -------
     Evidence
         Value, standard error, effective sample size and k-hat of each datum, [n], float64; exact where every latent is
-        finite. Of a single draw the standard error is NaN: it is unknown.
+        finite. Of a single draw the standard error is NaN: it is unknown. Where q is a point mass, as a VQ-VAE's, there
+        are no weights of other values, and it is what `model.evidence` says: the bound, with the method "bound".
 
     Raises
     ------
@@ -118,7 +120,7 @@ def log_evidence(
     values = fit.draw(0) if isinstance(fit, Fit) else {}
     with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
         obs = model.check(data).drawn()
-        if not model.draws_latents(obs):
+        if not model.draws_latents(obs) or _sees_points(model, obs):
             return model.evidence(obs)
         plan = Plan(num_particles, at_once, seed, len(obs))
         found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
@@ -273,13 +275,22 @@ def weights_of(model: LatentVariableModel, obs: Observations, count: int, encode
     rows = obs.repeat(count)
     rows = replace(rows, values={**rows.values, **given})
     index = torch.arange(len(obs), device=model.like.device).repeat(count) if model.local_posteriors else None
-    return log_weights(model.sites(rows, index), count) - log_q
+    return log_weights(model.bound_sites(rows, index), count) - log_q
 
 
 def _of_data(model: LatentVariableModel, obs: Observations) -> list[str]:
     """Continuous latents whose declared posterior looks at nothing that is drawn."""
     posteriors, known = model._graph.posteriors, set(obs.values) - set(obs.missing)
     return [n for n in model.draws_latents(obs) if n in posteriors and set(posteriors[n].parents) <= known]
+
+
+def _sees_points(model: LatentVariableModel, obs: Observations) -> bool:
+    """Whether every drawn latent has a point mass for a q: all its draws are one, and weigh nothing."""
+    if model.draws_without_posterior(obs):
+        return False
+    with model.numeric(), model.aside():
+        sites = model.bound_sites(obs.rows(slice(0, 1)))
+    return all(isinstance(sites.q[name], dist.Delta) for name in sites.drawn)
 
 
 def _device(obs: Observations) -> torch.device:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from example_models import make, numbers
+from example_models import LinearVAE, make, numbers
 
 import ppl_vae as pv
 from ppl_vae import log_evidence as found_by
@@ -141,3 +141,47 @@ def test_what_it_refuses(monkeypatch):
     monkeypatch.setattr(module, "weights_of", lambda *args: torch.tensor([0.0, 0.0, torch.nan, 0.0, 0.0, 0.0])[None])
     with pytest.raises(pv.EngineError, match="datum 2 is not finite"):
         found_by(model, x, num_particles=30, at_once=6, progress=False)
+
+
+class Penalised(LinearVAE):
+    """A linear model whose penalty asks for q."""
+
+    @pv.penalty
+    def width(self, q_z):
+        return q_z.variance.sum(-1)
+
+
+def test_a_penalty_is_no_part_of_the_evidence():
+    torch.manual_seed(2)
+    model = Penalised().double()
+    x = model.sample(5)
+    found = found_by(model, x, num_particles=3000, progress=False)
+    assert bool(((found.value - model.exact(x)).abs() < 4 * found.standard_error + 1e-9).all())
+    fit = pv.SVI(3, progress=False).fit(model, x)
+    annealed = fit.diagnose(x, num_particles=500, gap_data=0, ais_data=2)["annealed log p(x)"]
+    assert abs(annealed.value) < 5 * annealed.standard_error
+
+
+def test_a_penalty_of_a_q_does_not_stop_questions_about_data_that_give_its_latent():
+    """log p(x, z) of a given z is a normal's, and is its bound and its evidence too."""
+    model = Penalised().double()
+    x = model.sample(5)
+    z = numbers(5, 2)
+    truth = model.log_joint(x, z=z)
+    data = {"x": x, "z": z}
+    torch.testing.assert_close(model.log_prob(data), truth)
+    torch.testing.assert_close(model.elbo(data), truth)
+
+
+def test_a_point_mass_has_its_bound_and_nothing_to_anneal():
+    torch.manual_seed(0)
+    networks = pv.nets.mlp_decoder(6, 8, 4), pv.nets.mlp_decoder(4, 8, 6)
+    model, x = pv.models.VQVAE(*networks, pv.codebooks.Learned(8, 2), 2), torch.randn(20, 6)
+    found = found_by(model, x, 20, progress=False)
+    z = model.q_z(x).code.detach()
+    assert found.method == "bound"
+    torch.testing.assert_close(found.value, model.x(z).log_prob(x).detach() - 2 * math.log(8))
+    fit = pv.Fit(model, "SVI", {}, {}, "ELBO", pv.Status("finished", "as it stands"), 0.0, 0)
+    assert fit.diagnose(x, num_particles=30, gap_data=0, ais_data=2)["annealed log p(x)"].text == (
+        "not defined: z is discrete, and moves follow a gradient"
+    )

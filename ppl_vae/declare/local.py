@@ -190,7 +190,7 @@ def bound_of(model: Any, obs: Any) -> Tensor:
     The rest of the gradient, the score of q, has mean zero; without it the noise vanishes as q becomes the posterior
     (Roeder, Wu and Duvenaud 2017).
     """
-    sites = model.sites(obs)
+    sites = model.bound_sites(obs)
     score = sum(sites.q[name].log_prob(sites.values[name].detach()).sum() for name in model.local_posteriors)
     return Elbo()(sites).sum() + score - score.detach()
 

@@ -41,7 +41,7 @@ class OfData(OfDraws):
         """Evidence lower bound L_i = E_q[log p(x_i, z) - log q(z | x_i)], [n] nats (000 (25), (28))."""
         objective = Elbo(num_particles)
         with torch.no_grad():
-            return self._by_rows(data, num_particles, lambda obs, i: objective(self.sites(obs, i)))
+            return self._by_rows(data, num_particles, lambda obs, i: objective(self.bound_sites(obs, i)))
 
     def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
         """Log p(x_i): exact when every latent is finite, else by importance weights from q.
@@ -66,7 +66,7 @@ class OfData(OfDraws):
 
     def log_weights(self, obs: Observations, count: int, index: Tensor | None = None) -> Tensor:
         """Log p(x_i, z_s) - log q(z_s | x_i) with every finite latent summed out, [count, n]."""
-        return log_weights(self.sites(obs, index), count)
+        return log_weights(self.bound_sites(obs, index), count)
 
     def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
         """Log p(x_i), [n] nats; `evidence` also says how it was found and how far to trust it."""
@@ -102,7 +102,7 @@ class OfData(OfDraws):
 
             def of(name: str) -> Tensor:
                 count = num_particles if before.get(name, drawn) & drawn else 1
-                return self._by_rows(o, count, lambda rows, i: class_probabilities(self.sites(rows, i), name, count))
+                return self._by_rows(o, count, lambda rows, i: class_probabilities(self.bound_sites(rows, i), name, count))
 
             return {name: of(name) for name in finite}
 
@@ -116,7 +116,7 @@ class OfData(OfDraws):
         """
         obs = self.check(data)
         with torch.no_grad(), self.numeric(), local_q(self, obs):
-            sites = self.sites(obs)
+            sites = self.bound_sites(obs)
             drawn = {name: sites.q[name] for name in sites.drawn}
             by_class = any(len(q.batch_shape) > 1 for q in drawn.values())
             shares = finite_posterior(sites) if by_class else torch.ones(())
@@ -171,7 +171,7 @@ class OfData(OfDraws):
         count = particles if self.draws_latents(obs) else 1
 
         def by_rows(o: Observations, name: str) -> Tensor:
-            return self._by_rows(o, count, lambda rows, i: answer(self.sites(rows, i), name, count, rows.values[name]))
+            return self._by_rows(o, count, lambda rows, i: answer(self.bound_sites(rows, i), name, count, rows.values[name]))
 
         return self._covered(obs, count, lambda o: {name: by_rows(o, name) for name in names})
 
@@ -212,7 +212,7 @@ class OfData(OfDraws):
 
     def class_probabilities(self, obs: Observations, finite: list[str]) -> dict[str, Tensor]:
         """p(z = k | x_i) of these finite latents by name, [n, K] each, where no other latent is to be drawn."""
-        sites = self.sites(obs)
+        sites = self.bound_sites(obs)
         return {name: class_probabilities(sites, name, 1) for name in finite}
 
     def draws_latents(self, obs: Observations) -> list[str]:

@@ -44,7 +44,7 @@ class OfDraws(PyroPrograms):
         """The bound L_i at each of the draws [S, ...] of theta, [S, n] nats, where a latent has no posterior."""
         objective = Elbo(num_particles)
         return at_draws(
-            self, self.check(data), dict(draws), num_particles, lambda obs, i: objective(self.sites(obs, i))
+            self, self.check(data), dict(draws), num_particles, lambda obs, i: objective(self.bound_sites(obs, i))
         )
 
     def posterior_of_draws(self, data: Any, draws: Mapping[str, Tensor]) -> list[dict[str, TorchDistribution]]:
@@ -52,7 +52,7 @@ class OfDraws(PyroPrograms):
         obs = self.check(data)
 
         def q() -> dict[str, TorchDistribution]:
-            sites = self.sites(obs)
+            sites = self.bound_sites(obs)
             return {name: sites.q[name] for name in sites.drawn}
 
         return each_draw(self, obs, dict(draws), q)
@@ -93,7 +93,7 @@ class OfDraws(PyroPrograms):
         index = torch.arange(len(obs), device=self.like.device).repeat(particles)
 
         def answers() -> dict[str, Tensor]:
-            sites = self.sites(repeated, index)
+            sites = self.bound_sites(repeated, index)
             return {name: answer(sites, name, particles, repeated.values.get(name)) for name in names}
 
         return each_draw(self, obs, dict(draws), answers)

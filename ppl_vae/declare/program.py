@@ -147,7 +147,20 @@ class Program(SharedLatents):
     # The direct run: factors of log p and log q, without Pyro's handlers.
 
     def sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
-        """Factors of log p and log q at one draw from the posterior, finite latents enumerated."""
+        """What training climbs: the factors of `bound_sites`, and the penalties at the same draw."""
+        sites, scope = self._factors(obs, index)
+        for name, penalty in self._graph.penalties.items():
+            sites.penalties[name] = expected(sites, self._penalty(penalty, scope, sites))
+        return sites
+
+    def bound_sites(self, obs: Observations, index: Tensor | None = None) -> Sites:
+        """Factors of log p and log q at one draw from the posterior, finite latents enumerated, without penalties.
+
+        What is asked of a model is asked of these: a penalty may need a q of what the data give.
+        """
+        return self._factors(obs, index)[0]
+
+    def _factors(self, obs: Observations, index: Tensor | None) -> tuple[Sites, Scope]:
         sites = Sites({}, {}, sampled=entangled(self._graph), looked_at=looked_at(self._graph))
         scope = self.scope(obs)
         for node in self._inferred(scope):
@@ -182,9 +195,7 @@ class Program(SharedLatents):
                 # A datum that does not count may be impossible, and 0 * -inf is not 0.
                 log_p = torch.where(obs.weights > 0, log_p, 0.0)
             sites.p[node.name], sites.log_p[node.name] = d, log_p
-        for name, penalty in self._graph.penalties.items():
-            sites.penalties[name] = expected(sites, self._penalty(penalty, scope, sites))
-        return sites
+        return sites, scope
 
     def _penalty(self, penalty: Penalty, scope: Scope, sites: Sites) -> Tensor:
         """A penalty at every value of the finite latents, [*enumerated, n] up to broadcasting."""

@@ -36,7 +36,7 @@ def badly_covered(model: Any, obs: Observations, count: int) -> Tensor:
 @contextmanager
 def unamortised(model: Any) -> Iterator[None]:
     """Within the block no latent has a declared posterior: every datum has a q of its own, found by a search."""
-    model.__dict__["_graph"] = replace(model._graph, posteriors={}, penalties={})
+    model.__dict__["_graph"] = replace(model._graph, posteriors={})
     try:
         yield
     finally:

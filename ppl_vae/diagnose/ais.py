@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae import codebooks
 from ppl_vae.alone import differentiable
 from ppl_vae.diagnose.codes import Code, Codes, UndefinedError
-from ppl_vae.errors import DataError
 from ppl_vae.evidence import Evidence, importance
 from ppl_vae.infer.tracing import Traced
 
@@ -93,7 +93,7 @@ class Path:
         self.codes, self.count = codes, chains * codes.n
         self.rows = codes.obs.repeat(chains)
         laws = codes.model.prototypes(codes.obs)
-        rough = [name for name in codes.names if laws[name].support.is_discrete]
+        rough = [n for n in codes.names if laws[n].support.is_discrete or isinstance(laws[n], codebooks.Codes)]
         if rough:
             raise UndefinedError(f"{rough[0]} is discrete, and moves follow a gradient")
         try:
@@ -109,11 +109,8 @@ class Path:
         return torch.cat([self.maps[name].inv(value).reshape(self.count, -1) for name, value in z.items()], 1)
 
     def check(self) -> None:
-        """Refuse latents that are points, such as codes of a codebook: they cannot be given, or have no density."""
-        try:
-            prior, _ = self.densities(self.start() + 1e-3)
-        except DataError as error:
-            raise UndefinedError(f"the model takes no values for its latents: {error}") from error
+        """Refuse a prior without a density, beside whose points everything is impossible."""
+        prior, _ = self.densities(self.start() + 1e-3)
         if bool((prior == -torch.inf).all()):
             raise UndefinedError("the prior is a set of points, and moves follow a gradient")
 

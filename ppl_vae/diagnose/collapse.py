@@ -91,7 +91,7 @@ def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:
     objective, by_unit = Elbo(kl="analytic"), []
     with torch.no_grad(), codes.model.numeric():
         for _ in range(DRAWS):
-            sites = codes.model.sites(codes.obs)
+            sites = codes.model.bound_sites(codes.obs)
             if sites.enumerated or sites.summed:
                 return _marginal_divergence(codes), None
             by_unit.append([objective.by_unit(sites, name).double() for name in codes.names])

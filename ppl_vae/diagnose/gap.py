@@ -92,7 +92,7 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
     def gradient(*values: Tensor) -> tuple[Tensor, ...]:
         free = [value.detach().requires_grad_(True) for value in values]
         with differentiable(), offsets.applied(free):
-            total = Elbo(PARTICLES)(codes.model.sites(rows, index)).sum()
+            total = Elbo(PARTICLES)(codes.model.bound_sites(rows, index)).sum()
         return torch.autograd.grad(-total, free)
 
     step, tensors = Traced(gradient, mode), offsets.tensors()

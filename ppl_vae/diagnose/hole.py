@@ -147,7 +147,7 @@ def decoder_scale(codes: Codes) -> Quantity:
     meaning = "share of the learned standard deviations, at inputs that vary, that are within 5% of their floor"
     floors = [m for m in codes.model.modules() if isinstance(m, Floored)]
     with torch.no_grad(), codes.model.numeric():
-        sites = codes.model.sites(codes.obs)
+        sites = codes.model.bound_sites(codes.obs)
     observed = [n.name for n in codes.model.local_nodes() if n.kind == "observed"]
     if len(floors) != 1 or len(observed) != 1:
         return undefined(name, part, meaning, "there is no one likelihood with a floor under its scale")
@@ -166,7 +166,7 @@ def least_scale(codes: Codes) -> Quantity:
     if len(observed) != 1:
         return undefined(name, part, meaning, f"there are {len(observed)} observed nodes")
     with torch.no_grad(), codes.model.numeric():
-        p = codes.model.sites(codes.obs).p[observed[0]]
+        p = codes.model.bound_sites(codes.obs).p[observed[0]]
     law = getattr(p, "base", p)
     if not isinstance(getattr(law, "base_dist", law), torch.distributions.Normal):
         return undefined(name, part, meaning, "p(x | z) is not normal")

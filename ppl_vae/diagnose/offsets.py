@@ -44,7 +44,7 @@ class Offsets:
         self.model, self.n = model, len(obs)
         self.values: dict[str, list[Tensor]] = {}
         with torch.no_grad(), model.numeric(), self.applied():
-            model.sites(obs)  # finds out how many parameters there are
+            model.bound_sites(obs)  # finds out how many parameters there are
         for value in self.tensors():
             value.requires_grad_(True)
 

@@ -24,7 +24,7 @@ def draw_weights(codes: Codes, count: int) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), codes.model.numeric():
         for start in range(0, codes.n, at_once):
             own = torch.arange(start, min(start + at_once, codes.n), device=codes.model.like.device)
-            sites = codes.model.sites(codes.obs.rows(own).repeat(count), own.repeat(count))
+            sites = codes.model.bound_sites(codes.obs.rows(own).repeat(count), own.repeat(count))
             log_w.append(log_weights(sites, count).double())
             bound.append(Elbo(count).particles(sites).double())
     return torch.cat(bound, 1), torch.cat(log_w, 1)

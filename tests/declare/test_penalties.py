@@ -227,7 +227,7 @@ def test_errors_name_the_penalty():
             return z.square()
 
     with pytest.raises(pv.DeclarationError, match=r"Wide.cost: .*one number for each datum, shape \(3,\).*\(3, 2\)"):
-        vae(Wide).elbo(torch.zeros(3, 4))
+        pv.SVI(1, progress=False).fit(vae(Wide), torch.zeros(3, 4))
     with pytest.raises(pv.DeclarationError, match=r"would hide the node 'length'"):
         vae().length = 3.0
 
