@@ -110,6 +110,9 @@ class PyroPair:
             guide = poutine.block(self.guide, hide=list(self._bound)) if self._bound else self.guide
             return trace_sites(model, guide, Arguments(data))
 
+    bound_sites = sites
+    """A pair has no penalties."""
+
     def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
         """The bound of each datum, [n] nats, mean over draws of the guide."""
         with torch.no_grad():
