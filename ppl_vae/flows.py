@@ -12,6 +12,8 @@ from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from ppl_vae.errors import DeclarationError
+
 __all__ = ["Layers", "Reverse", "autoregressive", "coupling"]
 
 
@@ -22,6 +24,13 @@ class Layers(nn.Module):
     ----------
     layers : iterable of torch.distributions.Transform
         Pyro's, or any whose parameters are a module's; from vectors to vectors of the same size.
+    size : int, optional
+        That size, where the layers are made for one.
+
+    Raises
+    ------
+    DeclarationError
+        When it is used, a base of another size.
 
     Examples
     --------
@@ -32,13 +41,18 @@ class Layers(nn.Module):
     tensor(-3.2242)
     """
 
-    def __init__(self, layers: Iterable[Transform]) -> None:
+    def __init__(self, layers: Iterable[Transform], size: int | None = None) -> None:
         super().__init__()
-        self.layers = list(layers)
+        self.layers, self.size = list(layers), size
         self.learned = nn.ModuleList(layer for layer in self.layers if isinstance(layer, nn.Module))
 
     def forward(self, base: TorchDistribution) -> TorchDistribution:
         """The distribution of the image of `base`."""
+        if self.size is not None and base.event_shape != (self.size,):
+            raise DeclarationError(
+                f"a flow was made with size={self.size}; draws of shape {list(base.event_shape)} were given. Make it "
+                "with the number of entries of z."
+            )
         return dist.TransformedDistribution(base, [_fresh(layer) for layer in self.layers])
 
 
@@ -136,7 +150,8 @@ def autoregressive(size: int, layers: int = 2, hidden: Sequence[int] | None = No
     (torch.Size([5]), torch.Size([2]))
     """
     orders = [range(size), range(size - 1, -1, -1)]
-    return Layers(InverseAutoregressive(orders[layer % 2], hidden or (10 * size,)) for layer in range(layers))
+    made = [InverseAutoregressive(orders[layer % 2], hidden or (10 * size,)) for layer in range(layers)]
+    return Layers(made, size)
 
 
 def coupling(size: int, layers: int = 4, hidden: Sequence[int] | None = None) -> Layers:
@@ -167,4 +182,4 @@ def coupling(size: int, layers: int = 4, hidden: Sequence[int] | None = None) ->
     if size < 2:
         raise ValueError(f"size = {size} was given; coupling divides z into two parts: at least 2 was expected.")
     pairs = [(transforms.affine_coupling(size, hidden), Reverse()) for _ in range(layers)]
-    return Layers([layer for pair in pairs for layer in pair])
+    return Layers([layer for pair in pairs for layer in pair], size)

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_vae.errors import DeclarationError
 from ppl_vae.flows import Layers, coupling
 from ppl_vae.nets import loc_and_tril, raw_of_tril
 
@@ -96,6 +97,11 @@ class Vamp(nn.Module):
     loc, scale : float
         The free numbers start as draws of N(loc, scale^2).
 
+    Raises
+    ------
+    DeclarationError
+        When it is used, a model without an encoder.
+
     References
     ----------
     Tomczak and Welling (2018). VAE with a VampPrior. AISTATS.
@@ -124,8 +130,13 @@ class Vamp(nn.Module):
         """u, [K, input_size]."""
         return self.activation(self.free)
 
-    def forward(self, q: Encode) -> TorchDistribution:
+    def forward(self, q: Encode | None = None) -> TorchDistribution:
         """A distribution with event shape [k], from x [..., input_size] -> q(z|x)."""
+        if q is None:
+            raise DeclarationError(
+                "Vamp is a mixture of q(z | x) at pseudo-inputs, and no q was given: it is for models with an encoder, "
+                "such as models.VAE; without one take priors.Mixture"
+            )
         return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(len(self.free))), q(self.pseudo_inputs))
 
 

@@ -276,9 +276,10 @@ def test_a_unit_that_was_given_stays(make):
 @pytest.mark.parametrize(
     ("name", "x", "said"),
     [
-        ("continuous-bernoulli", 1.5, "outside the support of ContinuousBernoulliLogits, the first is 1.5"),
-        ("categorical", 17.0, "divide whole numbers by 255"),
-        ("logistic-mixture", 0.3, "256 grey levels"),
+        ("continuous-bernoulli", 1.5, r"of likelihoods.ContinuousBernoulli \[0, 1\], the first is 1.5.*x / 255"),
+        ("continuous-bernoulli", -3.0, r"likelihoods.ContinuousBernoulli \[0, 1\].*scale them to \[0, 1\] .x / 255"),
+        ("categorical", 17.0, "outside the support of likelihoods.Categorical, .*divide whole numbers by 255"),
+        ("logistic-mixture", 0.3, "support of likelihoods.LogisticMixture, .*256 grey levels"),
         ("bernoulli", 0.5, "grey pixels"),
     ],
 )
@@ -331,3 +332,73 @@ def test_sizes_that_are_none_are_refused(make):
 def test_a_decoder_of_another_width_is_told_the_right_one():
     with pytest.raises(DataError, match="15 times as wide"):
         LogisticMixture()(torch.zeros(2, 16))
+
+
+@pytest.mark.parametrize("make", [Categorical, LogisticMixture])
+def test_levels_in_half_precision_are_the_levels(make):
+    """All 256 levels k/255, rounded to 11 bits, have the densities of their own level; 8 bits merge levels."""
+    likelihood = make()
+    levels = torch.arange(256.0)[:, None] / 255
+    vae = pv.models.VAE(pv.nets.mlp_encoder(1, 4, 1), pv.nets.mlp_decoder(1, 4, likelihood.width), likelihood)
+    law = likelihood(_numbers(256, likelihood.width, seed=2).float())
+    seen = vae.check(levels.half()).values["x"]
+    torch.testing.assert_close(law.log_prob(seen), law.log_prob(levels))
+    with pytest.raises(DataError, match=r"divide whole numbers by 255 in float32, since bfloat16"):
+        vae.check(levels.bfloat16())
+
+
+def test_levels_that_half_precision_merges_are_refused():
+    vae = pv.models.VAE(pv.nets.mlp_encoder(1, 4, 1), pv.nets.mlp_decoder(1, 4, 4096), Categorical(4096))
+    x = torch.arange(4096.0)[:, None] / 4095
+    assert len(x.half().unique()) < len(x)
+    vae.check(x)
+    with pytest.raises(DataError, match="float16 are too coarse"):
+        vae.check(x.half())
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_complex_data_are_refused(name):
+    width = LIKELIHOODS[name]().width
+    vae = pv.models.VAE(pv.nets.mlp_encoder(3, 4, 1), pv.nets.mlp_decoder(1, 4, 3 * width), name)
+    x = torch.ones(5, 3, dtype=torch.complex64)
+    for data in (x, x.numpy(), {"x": x}):
+        with pytest.raises(DataError, match=r"'x' is .*complex64; real numbers are expected: pass x.real"):
+            pv.SVI(1, progress=False).fit(vae, data)
+
+
+def vae_of(**parts):
+    return pv.models.VAE(pv.nets.mlp_encoder(6, 4, 3), pv.nets.mlp_decoder(3, 4, 6), **parts)
+
+
+def without_encoder(prior):
+    return pv.models.DeepLatentVariableModel(pv.nets.mlp_decoder(3, 4, 6), 3, prior=prior)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (
+            lambda: vae_of(likelihood=GaussianLearned(pixels=5)),
+            DataError,
+            r"pixels=5; \[\d+, 6\] was given. Pass pixels=6",
+        ),
+        (
+            lambda: vae_of(posterior=pv.posteriors.inverse_autoregressive(5)),
+            pv.DeclarationError,
+            r"made with size=5; draws of shape \[3\]",
+        ),
+        (
+            lambda: vae_of(prior=pv.priors.Flow(pv.flows.coupling(5), pv.priors.Normal(3))),
+            pv.DeclarationError,
+            r"size=5; draws of shape \[3\]",
+        ),
+        (lambda: without_encoder(pv.priors.Vamp(4, 6)), pv.DeclarationError, "models with an encoder.*priors.Mixture"),
+        (lambda: vae_of(likelihood=GaussianLearned), pv.DeclarationError, r"likelihood is the class GaussianLearned"),
+        (lambda: without_encoder(pv.priors.Normal), pv.DeclarationError, r"prior is the class Normal.*Normal\(...\)"),
+        (lambda: vae_of(posterior=pv.posteriors.Full), pv.DeclarationError, r"VAE: posterior is the class Full"),
+        (lambda: GaussianLearned(torch.zeros(4, 6)), ValueError, r"initial = a tensor \[4, 6\] was given"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(make, error, said):
+    with pytest.raises(error, match=said):
+        pv.SVI(1, progress=False).fit(make(), torch.rand(8, 6).round())

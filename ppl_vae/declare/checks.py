@@ -185,27 +185,36 @@ def _check_support(
     bad = value[(first, *entry)]
     shown = f"{bad.item():g}" if bad.numel() == 1 else str(bad.tolist())
     inner = d.base_dist if isinstance(d, dist.Independent) else d
+    law = getattr(inner, "title", type(inner).__name__)
     message = (
-        f"{where}: {int((~inside).sum())} values lie outside the support of {type(inner).__name__}"
+        f"{where}: {int((~inside).sum())} values lie outside the support of {law}"
         f"{_bounds(of_any_row(of_entries(d.support)))}, the first is {shown} in {row(first)}"
         + (f", entry {entry}" if entry else "")
     )
-    message += getattr(inner.support, "advice", "")
-    unit = bool(((value >= 0) & (value <= 1)).all())
-    among = isinstance(inner, dist.Bernoulli) and bool(((value >= 0) & (value <= 255)).all())
-    if among and 1.5 < value.max() <= FEW:
-        message += "; counts take a Poisson law, classes from 0 on a Categorical"
-    elif among and value.max() > FEW:
-        message += (
-            "; these look like pixels from 0 to 255: divide them by 255, and binarise them ((x > 0.5).float()) or use "
-            'a likelihood for grey values (likelihood="gaussian-learned")'
-        )
-    elif isinstance(inner, dist.Bernoulli) and unit:
-        message += (
+    raise DataError(message + getattr(inner.support, "advice", "") + _pixel_advice(inner, value))
+
+
+def _pixel_advice(law: TorchDistribution, value: Tensor) -> str:
+    """What to do with data that look as if they were pixels on another scale than the law's, or no pixels."""
+    grey = 'a likelihood for grey values (likelihood="gaussian-learned")'
+    unit, byte = (bool(((value >= 0) & (value <= most)).all()) for most in (1, 255))
+    if isinstance(law, dist.ContinuousBernoulli):
+        return f"; scale them to [0, 1] (x / 255 where they go from 0 to 255), or use {grey}"
+    if not isinstance(law, dist.Bernoulli):
+        return ""
+    if unit:
+        return (
             "; these look like grey pixels, and a Bernoulli is for {0, 1}: binarise them (data.images(..., "
-            'binarize="dynamic" or "threshold")), or use a likelihood for grey values (likelihood="gaussian-learned")'
+            f'binarize="dynamic" or "threshold")), or use {grey}'
         )
-    raise DataError(message)
+    if byte and value.max() > FEW:
+        return (
+            "; these look like pixels from 0 to 255: divide them by 255, and binarise them ((x > 0.5).float()) or use "
+            f"{grey}"
+        )
+    if byte and value.max() > 1.5:
+        return "; counts take a Poisson law, classes from 0 on a Categorical"
+    return ""
 
 
 def all_bounds(d: TorchDistribution) -> list[Tensor]:
@@ -223,11 +232,14 @@ def same_bounds(d: TorchDistribution, others: TorchDistribution, copies: int) ->
 
 
 def _bounds(support: constraints.Constraint) -> str:
-    """The first and the last of finitely many numbers."""
-    if not isinstance(support, constraints.integer_interval):
+    """The ends of an interval that all entries share."""
+    if not isinstance(support, constraints.integer_interval | constraints.interval):
         return ""
-    low, high = (torch.as_tensor(bound) for bound in (support.lower_bound, support.upper_bound))
-    return f" ({int(low)} to {int(high)})" if low.numel() == high.numel() == 1 else ""
+    ends = [torch.as_tensor(bound) for bound in (support.lower_bound, support.upper_bound)]
+    if any(end.numel() > 1 for end in ends):
+        return ""
+    low, high = (f"{end.item():g}" for end in ends)
+    return f" ({low} to {high})" if isinstance(support, constraints.integer_interval) else f" [{low}, {high}]"
 
 
 def _entries_inside(d: TorchDistribution, value: Tensor) -> Tensor:

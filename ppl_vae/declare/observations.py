@@ -21,6 +21,7 @@ __all__ = ["Observations", "are_named", "as_tensor", "check_order", "observe"]
 
 COUNTED = re.compile(r"(x|column_)?\d+")
 """What arrays', pandas' and polars' columns are called that nobody has named."""
+REAL = "real numbers are expected: pass x.real, x.imag or abs(x), or real and imaginary parts as columns of their own"
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def _tensor(name: str, value: Any) -> tuple[Any, tuple[str, ...]]:
         tensor, names = table.values[:, 0] if column else table.values, table.columns
     if tensor.layout is not torch.strided:
         raise DataError(f"{name!r} is a sparse tensor ({tensor.layout}); pass it dense, x.to_dense()")
+    if tensor.is_complex():
+        raise DataError(f"{name!r} is a tensor of {tensor.dtype}; {REAL}")
     if tensor.dim() == 0:
         raise DataError(f"{name!r} is a single number; one row per datum is expected, a tensor [n, ...]")
     return tensor, names
@@ -225,6 +228,8 @@ def _from_array(name: str, value: Any) -> Tensor:
         value = np.ma.filled(value.astype(float), np.nan) if np.ma.is_masked(value) else value.data
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
+        if array.dtype.kind == "c":
+            raise DataError(f"{name!r} is an array of {array.dtype}; {REAL}")
         advice = "; convert it with .astype(float)" if array.dtype.kind == "O" else ""
         raise DataError(f"{name!r} is an array of {array.dtype}; numbers are expected{advice}")
     return as_tensor(array)

@@ -102,7 +102,11 @@ class OfData(OfDraws):
 
             def of(name: str) -> Tensor:
                 count = num_particles if before.get(name, drawn) & drawn else 1
-                return self._by_rows(o, count, lambda rows, i: class_probabilities(self.bound_sites(rows, i), name, count))
+
+                def one(rows: Observations, index: Tensor | None) -> Tensor:
+                    return class_probabilities(self.bound_sites(rows, index), name, count)
+
+                return self._by_rows(o, count, one)
 
             return {name: of(name) for name in finite}
 
@@ -171,7 +175,10 @@ class OfData(OfDraws):
         count = particles if self.draws_latents(obs) else 1
 
         def by_rows(o: Observations, name: str) -> Tensor:
-            return self._by_rows(o, count, lambda rows, i: answer(self.bound_sites(rows, i), name, count, rows.values[name]))
+            def one(rows: Observations, index: Tensor | None) -> Tensor:
+                return answer(self.bound_sites(rows, index), name, count, rows.values[name])
+
+            return self._by_rows(o, count, one)
 
         return self._covered(obs, count, lambda o: {name: by_rows(o, name) for name in names})
 

@@ -64,6 +64,8 @@ class ContinuousBernoulli(nn.Module):
 class ContinuousBernoulliLogits(dist.ContinuousBernoulli):
     """Pyro's, with the density and the mean from the logit: its own clamp p, and are wrong beyond a logit of 16."""
 
+    title = "likelihoods.ContinuousBernoulli"
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log C(f) + x f - log(1 + e^f)."""
         if self._validate_args:

@@ -136,6 +136,8 @@ class GaussianLearned(Floored):
     ------
     ValueError
         A floor or a unit that is not positive, or an initial scale that is not above the floor.
+    DataError
+        Another number of means than pixels.
 
     References
     ----------
@@ -167,6 +169,11 @@ class GaussianLearned(Floored):
 
     def forward(self, output: torch.Tensor) -> dist.TorchDistribution:
         """Means [..., d] to a distribution with batch shape [...] and event shape [d]."""
+        if self.rho.dim() and len(self.rho) != output.shape[-1]:
+            raise DataError(
+                f"GaussianLearned has a scale for each of pixels={len(self.rho)}; {list(output.shape)} was given. "
+                f"Pass pixels={output.shape[-1]}, or leave it out for one scale of all."
+            )
         return dist.Normal(output, self.scale).to_event(1)
 
 
@@ -338,5 +345,6 @@ def _of_entries(law: Any) -> Any:
 
 def _above(name: str, value: float, bound: float) -> float:
     if not isinstance(value, int | float) or not bound < value < math.inf:
-        raise ValueError(f"{name} = {value!r} was given; a finite number above {bound:g} was expected.")
+        shown = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} = {shown} was given; a finite number above {bound:g} was expected.")
     return float(value)

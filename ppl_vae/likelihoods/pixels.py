@@ -51,7 +51,7 @@ class Categorical(nn.Module):
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         """Logits [..., levels * d] to a distribution with batch shape [...] and event shape [d]."""
         logits = _per_pixel(self, output, self.levels)
-        return PixelLevels(dist.Categorical(logits=logits), self.levels).to_event(1)
+        return PixelLevels(dist.Categorical(logits=logits), self.levels, "likelihoods.Categorical").to_event(1)
 
     def extra_repr(self) -> str:
         """Show the number of levels in the module's repr."""
@@ -111,7 +111,8 @@ class LogisticMixture(nn.Module):
         logits, loc, raw = _per_pixel(self, output, self.width).chunk(3, -1)
         half = (self.levels - 1) / 2
         logistics = DiscretisedLogistic(half * (1 + loc), half * (self.floor + softplus(raw)), self.levels)
-        return PixelLevels(dist.MixtureSameFamily(dist.Categorical(logits=logits), logistics), self.levels).to_event(1)
+        mixed = dist.MixtureSameFamily(dist.Categorical(logits=logits), logistics)
+        return PixelLevels(mixed, self.levels, "likelihoods.LogisticMixture").to_event(1)
 
     def extra_repr(self) -> str:
         """Show the sizes in the module's repr."""
@@ -161,12 +162,12 @@ class DiscretisedLogistic(dist.TorchDistribution):
 
 
 class PixelLevels(dist.TorchDistribution):
-    """x = k / (levels - 1) with k drawn from `base`, a distribution over 0, ..., levels - 1."""
+    """x = k / (levels - 1) with k drawn from `base`, a distribution over 0, ..., levels - 1; `title` is its name."""
 
     arg_constraints: ClassVar[dict] = {}
 
-    def __init__(self, base: dist.TorchDistribution, levels: int) -> None:
-        self.base, self.levels = base, levels
+    def __init__(self, base: dist.TorchDistribution, levels: int, title: str) -> None:
+        self.base, self.levels, self.title = base, levels, title
         super().__init__(base.batch_shape, validate_args=False)
 
     @property
@@ -176,7 +177,7 @@ class PixelLevels(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "PixelLevels":
         """The same with this batch shape."""
-        return PixelLevels(self.base.expand(batch_shape), self.levels)
+        return PixelLevels(self.base.expand(batch_shape), self.levels, self.title)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log P(x)."""
@@ -194,7 +195,14 @@ class PixelLevels(dist.TorchDistribution):
 
 
 class Levels(constraints.Constraint):
-    """0, 1 / (levels - 1), ..., 1, to a thousandth of a step."""
+    """0, 1 / (levels - 1), ..., 1, to a thousandth of a step, or rounded to half precision where that tells them apart.
+
+    Examples
+    --------
+    >>> third = torch.tensor(1 / 3)
+    >>> Levels(256).check(torch.stack([third, third.half().float(), third + 1e-4]))
+    tensor([ True,  True, False])
+    """
 
     is_discrete = True
 
@@ -202,14 +210,17 @@ class Levels(constraints.Constraint):
         self.levels = levels
         self.advice = (
             f"; the likelihood has {levels} grey levels, and a pixel is one of 0, 1/{levels - 1}, ..., 1: divide "
-            f"whole numbers by {levels - 1}, or give the likelihood the images' number of levels"
+            f"whole numbers by {levels - 1} in float32, since bfloat16 and many levels in float16 are too coarse, or "
+            "give the likelihood the images' number of levels"
         )
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each value is a level."""
         k = value * (self.levels - 1)
-        return (value >= 0) & (value <= 1) & ((k - k.round()).abs() < 1e-3)
+        off = (k - k.round()).abs()
+        half = (k.round() / (self.levels - 1)).half() == value
+        return (value >= 0) & (value <= 1) & ((off < 1e-3) | half & (off < 0.25))
 
 
 def _levels(levels: int) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ppl_vae import families, posteriors
 from ppl_vae.declare import latent
 from ppl_vae.errors import DeclarationError
-from ppl_vae.models.vae import DeepLatentVariableModel
+from ppl_vae.models.vae import DeepLatentVariableModel, refuse_classes
 
 __all__ = ["GMVAE"]
 
@@ -76,6 +76,7 @@ class GMVAE(DeepLatentVariableModel):
         if size is None:
             raise DeclarationError(f"GMVAE: {type(encoder).__name__} has no output_size; pass latent_dim=")
         super().__init__(decoder, size, likelihood)
+        refuse_classes(type(self).__name__, posterior=posterior, encoder=encoder)
         self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
         self.mixing = families.Categorical(n_components)
         self.components = families.Normal(size, batch=n_components, covariance=covariance)

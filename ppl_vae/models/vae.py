@@ -33,7 +33,7 @@ class DeepLatentVariableModel(LatentVariableModel):
     Raises
     ------
     DeclarationError
-        An unknown likelihood.
+        An unknown likelihood, or a class in the place of a module.
 
     Examples
     --------
@@ -59,6 +59,7 @@ class DeepLatentVariableModel(LatentVariableModel):
         self.decoder, self.latent_dim = decoder, latent_dim
         self.prior = prior or priors.Normal(latent_dim)
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
+        refuse_classes(name, likelihood=likelihood, prior=prior, decoder=decoder)
 
     @latent
     def z(self) -> TorchDistribution:
@@ -69,6 +70,22 @@ class DeepLatentVariableModel(LatentVariableModel):
     def x(self, z: Tensor) -> TorchDistribution:
         """Likelihood(decoder(z))."""
         return self.likelihood(self.decoder(z))
+
+
+def refuse_classes(owner: str, **parts: object) -> None:
+    """Say of a class in the place of a module that it is to be called first.
+
+    Raises
+    ------
+    DeclarationError
+        If one of the parts is a class.
+    """
+    for part, given in parts.items():
+        if isinstance(given, type):
+            raise DeclarationError(
+                f"{owner}: {part} is the class {given.__name__}, and a module is expected: call it, "
+                f"{given.__name__}(...)"
+            )
 
 
 class VAE(DeepLatentVariableModel):
@@ -126,6 +143,7 @@ class VAE(DeepLatentVariableModel):
         if size is None:
             raise DeclarationError(f"VAE: {type(encoder).__name__} has no output_size; pass latent_dim=")
         super().__init__(decoder, size, likelihood, prior)
+        refuse_classes(type(self).__name__, posterior=posterior, encoder=encoder)
         self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
 
     @latent
