@@ -109,6 +109,8 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     tree["log_likelihood"].attrs["marginal"] = (
         "log p(x_i | theta), by importance weights" if local else "log p(x_i | theta), exact"
     )
+    if weights is not None:
+        tree["log_likelihood"].attrs["weights"] = "of one copy of each datum; how often each counts is in constant_data"
     return describe(tree, fit)
 
 

@@ -57,20 +57,17 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     state = _under("state", tensors)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise DataError(
-            f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
-            f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
-        )
+    _compare_shapes(path, model, stored, own)
+    draws = _under("draws", tensors)
+    held = {name: tuple(value.shape[2:]) for name, value in draws.items()}
+    _compare_shapes(path, model, held, {name: tuple(shape) for name, shape in model.shared_shapes().items()})
     _compare_settings(path, record.get("made_with", {}), model._identity()["settings"])
     model.load_state_dict(state)
     model.know({name: tuple(columns) for name, columns in record.get("columns", {}).items()})
     model.eval()  # as fitted: batch normalisation and its like stand still
     fit = Fit(
         model=model,
-        draws=_under("draws", tensors),
+        draws=draws,
         trace=_under("trace", tensors),
         sample_stats=_under("sample_stats", tensors),
         history=_under("history", tensors),
@@ -83,6 +80,18 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     if fit.is_point and fit.draws:
         model.fix(fit.draw(0))
     return fit
+
+
+def _compare_shapes(
+    path: str | os.PathLike[str], model: Any, stored: Mapping[str, tuple], own: Mapping[str, tuple]
+) -> None:
+    wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise DataError(
+            f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
+            f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
+        )
 
 
 def _compare_settings(path: str | os.PathLike[str], stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -101,6 +101,7 @@ def test_weights_inputs_and_gaps():
     tree = fit.to_datatree()
     np.testing.assert_allclose(tree["constant_data"]["weights"], weights, rtol=1e-6)
     assert tree["constant_data"]["weights"].dims == ("obs_id",)
+    assert "one copy of each datum" in tree["log_likelihood"].attrs["weights"]
     assert np.isnan(tree["observed_data"]["x"].values[3, 1])
     assert np.isnan(tree["posterior_predictive"]["x"].values[:, :, 3, 1]).all()
     weighted = (tree["log_likelihood"]["x"].values * weights.numpy()).sum(-1)

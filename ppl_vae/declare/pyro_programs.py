@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare.observations import Observations
-from ppl_vae.declare.program import Placed, Program
+from ppl_vae.declare.program import Placed
+from ppl_vae.declare.prototypes import Prototypes
 from ppl_vae.errors import EngineError
 
 __all__ = ["PyroPrograms"]
 
 
-class PyroPrograms(Program):
+class PyroPrograms(Prototypes):
     """The running half of a declared model; users subclass LatentVariableModel."""
 
     def model(self, data: Any = None, index: Tensor | None = None, size: int | None = None) -> dict[str, Tensor]:

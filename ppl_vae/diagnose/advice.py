@@ -30,7 +30,7 @@ class Training:
     free_bits : bool
         Whether the objective had them.
     mixture : bool
-        Whether the prior of a drawn latent depends on a finite one: then free bits may not be defined.
+        Whether the prior of a drawn latent depends on a finite one: free bits are then of the latent as a whole.
     own_prior : bool
         Whether a VAE's prior has parameters, learned or refitted.
     refits : bool

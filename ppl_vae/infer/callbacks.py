@@ -92,6 +92,11 @@ class Callback:
     stopped by a callback: UntilFlat ended the fit after step 4
     """
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     def set_up(self, run: Run) -> None:
         """Before the first step."""
 
@@ -155,7 +160,7 @@ class Callbacks:
         """After a step; whether the fit is to end, in every process if in any."""
         if not self.ends:
             return False
-        said = [type(one).__name__ for one in self.ends if self._call(one, "end", step, metrics)]
+        said = [one.called for one in self.ends if self._call(one, "end", step, metrics)]
         if self.run.share.world > 1 and self.run.share.sum(torch.tensor(float(bool(said)))) and not said:
             said = ["a callback of another process"]
         if said:
@@ -188,7 +193,7 @@ class Callbacks:
         except Exception as error:
             at = f" at step {args[0]}" if args and isinstance(args[0], int) else ""
             raise EngineError(
-                f"the callback {type(one).__name__} failed in {hook}{at}: {type(error).__name__}: {error}"
+                f"the callback {one.called} failed in {hook}{at}: {type(error).__name__}: {error}"
             ) from error
 
 

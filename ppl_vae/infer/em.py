@@ -234,7 +234,7 @@ class EM:
     def _settings(self) -> dict[str, Any]:
         start = self.start if isinstance(self.start, str) else type(self.start).__name__
         temperature = self.temperature if isinstance(self.temperature, int | float) else repr(self.temperature)
-        callbacks = [type(one).__name__ for one in self.callbacks]
+        callbacks = [one.called for one in self.callbacks]
         spoken = {"start": start, "temperature": temperature, "callbacks": callbacks}
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, **spoken}
 

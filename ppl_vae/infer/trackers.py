@@ -210,6 +210,11 @@ class _Track(Callback):
         self.tracker, self.every = tracker, every
         self.waiting: tuple[int, Metrics] | None = None
 
+    @property
+    def called(self) -> str:
+        """By the tracker, which is what the user made."""
+        return f"track({type(self.tracker).__name__})"
+
     def set_up(self, run: Run) -> None:
         """Tell of the settings."""
         self.waiting = None

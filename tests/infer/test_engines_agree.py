@@ -187,6 +187,14 @@ def test_law_save_and_load(x, name, engine, tmp_path):
     torch.testing.assert_close(again.elbo(data), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("name", "engine"), [claim for claim in CLAIMS if claim[0].startswith("mixture")])
+def test_law_a_fit_is_not_read_into_another_number_of_components(x, name, engine, tmp_path):
+    _, _, fit = fitted(name, engine, x)
+    settings = {"covariance": name.partition(", ")[2] or "full", "prior": "weak" if "priors" in name else None}
+    with pytest.raises(pv.DataError, match="does not fit this GaussianMixture: .* in the file and"):
+        pv.Fit.load(fit.save(tmp_path / "fit.safetensors"), pv.models.GaussianMixture(3, 2, **settings))
+
+
 @pytest.mark.parametrize(("name", "engine"), CLAIMS)
 def test_law_fit_leaves_no_trace(x, name, engine):
     make, view, _ = MODELS[name]

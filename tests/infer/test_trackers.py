@@ -338,3 +338,15 @@ def test_without_tensorboard_the_command_is_named(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(pv.EngineError, match=r"python -m pip install 'ppl_vae\[track\]'"):
         pv.TensorBoardTracker(tmp_path)
+
+
+def test_messages_and_settings_name_the_tracker():
+    class Broken(Memory):
+        def parameters(self, settings):
+            raise OSError("no disk")
+
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(pv.EngineError, match=r"callback track\(Broken\) failed in set_up: OSError: no disk"):
+        pv.EM(callbacks=[pv.track(Broken())], progress=False).fit(pv.models.GaussianMixture(2, 2), x)
+    em = pv.EM(callbacks=[pv.track(Memory())], progress=False)
+    assert em.fit(pv.models.GaussianMixture(2, 2), x).settings["callbacks"] == ["track(Memory)"]

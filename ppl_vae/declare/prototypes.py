@@ -1,0 +1,137 @@
+"""Shapes before values: the laws of a declaration on a few rows, and what is made by their shapes."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ppl_vae.declare.checks import COPIES, TRIAL, all_bounds, same_bounds
+from ppl_vae.declare.local import LocalPosterior
+from ppl_vae.declare.nodes import Node
+from ppl_vae.declare.observations import Observations
+from ppl_vae.declare.program import Placed, Program, Scope
+from ppl_vae.errors import DeclarationError, EngineError
+
+__all__ = ["Prototypes"]
+
+
+class Prototypes(Program):
+    """A declared model looked at before it is run."""
+
+    def rebuild(self, guide: str | None, local: int | None, shapes: Mapping[str, list[int]]) -> None:
+        """Make the guide and the per-datum posteriors anew from shapes alone, before a state is loaded."""
+        if guide == "custom":
+            raise EngineError(
+                "the fit was made with a guide of your own, which no file can rebuild; name one of GUIDES"
+            )
+        if guide is not None:
+            for family in self.families().values():
+                if "adapted" in family._buffers:
+                    family.adapted = torch.tensor(True)
+            self.use_guide(guide)
+        if local is not None:
+            blank = {name: torch.zeros(2, *shape, dtype=self.like.dtype) for name, shape in shapes.items()}
+            self.allocate(Observations(blank), local)
+
+    @property
+    def local_size(self) -> int | None:
+        """Number of data that have a posterior of their own."""
+        return next((q.size for q in self.local_posteriors.values() if isinstance(q, LocalPosterior)), None)
+
+    def allocate(self, obs: Observations, size: int) -> None:
+        """Give every continuous latent without a posterior parameters for each of `size` data."""
+        for name, d in self.prototypes(obs).items():
+            node = self._graph.nodes[name]
+            without = node.kind == "latent" and name not in self._graph.posteriors and name not in obs.values
+            if without and not d.has_enumerate_support:
+                if not _moves(d):
+                    self.require_finite(node.name, d)
+                q = LocalPosterior(size, d.event_shape, d.support)
+                self.local_posteriors[name] = q.to(self.like)
+
+    def measure(self, obs: Observations) -> None:
+        """Let the posteriors of single data count in units of their priors, at the parameters as they stand."""
+        laws = self.prototypes(obs)
+        for name, q in self.local_posteriors.items():
+            if isinstance(q, LocalPosterior):
+                q.measure(laws[name])
+
+    def shared_shapes(self) -> dict[str, torch.Size]:
+        """The shape of every shared latent."""
+        values: dict[str, Tensor] = {}
+        with self.aside():
+            for node in self._graph.of_kind("latent", shared=True):
+                values[node.name] = self._node_law(node)(values).sample()
+        for path, family in self.families().items():
+            if family.prior is not None:
+                values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
+        return {name: value.shape for name, value in values.items()}
+
+    def prototypes(self, obs: Observations, rows: int = 4) -> dict[str, TorchDistribution]:
+        """The distribution of every local node on the first rows, latents drawn from the prior."""
+        few = obs.rows(torch.arange(min(rows, len(obs)), device=self.like.device))
+        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), ExitStack() as stack:
+            values: dict[str, Tensor] = {}
+            for node in self._graph.of_kind("latent", shared=True):
+                if node.name not in self._bound:
+                    values[node.name] = self._node_law(node)(values | self._bound).sample()
+            # A family with a prior has no value yet; any will do to see shapes.
+            for path, family in self.families().items():
+                if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
+                    values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
+            stack.enter_context(self.bind(values))
+            scope, found, hidden = self.scope(few), {}, set()
+            for node in self.local_nodes():
+                d = found[node.name] = self._call(node, scope)
+                self._check_rows(node, scope, [p for p in node.parents if p in hidden], len(few))
+                if node.name not in scope:
+                    hidden |= {node.name} if d.has_enumerate_support else set()
+                    value = d.sample() if d.batch_shape else d.sample((len(few),))
+                    scope[node.name] = Placed(value, d.event_dim)
+                elif isinstance(d, dist.Categorical):
+                    # Labels read from a file are floats; children index with them. The check refuses the impossible.
+                    labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
+                    scope[node.name] = Placed(labels, 0)
+            return found
+
+    def _check_rows(self, node: Node, scope: Scope, finite: list[str], rows: int) -> None:
+        """Refuse a law that takes the values of an enumerated latent, which lie before the rows, for the rows."""
+        if not finite:
+            return
+        # As many values as there are rows could not be told from them.
+        values = {name: placed.expand(torch.Size((rows + 1, rows))) for name, placed in scope.items() if name in finite}
+        d = self._call(node, {**scope, **{name: Placed(v, scope[name].event_dim) for name, v in values.items()}})
+        if d.batch_shape and d.batch_shape[-1] not in (1, rows):
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise DeclarationError(
+                f"{type(self).__name__}.{node.name} was called with {shapes}, and its distribution has the batch shape "
+                f"{list(d.batch_shape)}; the last dimension is of the data, and those before it are of the values that "
+                f"are summed out: keep it, as table[z] does"
+            )
+
+    def trial(self, obs: Observations) -> tuple[dict[str, TorchDistribution], list[str]]:
+        """The distribution of every local node on `TRIAL` rows of the data, and the nodes whose support is fixed."""
+        few = obs.rows(torch.arange(TRIAL, device=self.like.device) % len(obs))
+        laws = self.prototypes(few, TRIAL)
+        return laws, self._fixed_supports(laws, few)
+
+    def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
+        """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
+        hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in few.values or n.name in few.missing}
+        hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
+        depends = [
+            name for name, law in laws.items() if hidden & set(self._graph.nodes[name].parents) and all_bounds(law)
+        ]
+        others: Mapping[str, TorchDistribution] = {}
+        if depends:
+            with self.aside(seed=0), self.unbound():
+                others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
+        return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
+
+
+def _moves(d: TorchDistribution) -> bool:
+    """Whether a latent of this law can follow a gradient; a mixture's can where its components' can."""
+    return d.has_rsample or (isinstance(d, dist.MixtureSameFamily) and d.component_distribution.has_rsample)
