@@ -94,9 +94,8 @@ class Answers:
             flat = self._exact_pointwise(obs)
         else:
             flat = self._weighed_pointwise(obs, num_particles)
-            with self.model.bind(self.draw(0)):
-                bad = self.model.badly_covered(obs, num_particles)
-            if len(bad):
+            bad = torch.cat(list(self._asked(lambda: self.model.badly_covered(obs, num_particles), self._some(FEW))))
+            if len(bad := bad.unique()):
                 with self.model.unamortised():
                     flat[:, bad] = self._weighed_pointwise(obs.rows(bad), num_particles)
         first = next(iter(self.draws.values()))
@@ -104,7 +103,7 @@ class Answers:
 
     def _weighed_pointwise(self, obs: Any, num_particles: int) -> Tensor:
         """Log p(x_i | theta_s) by importance weights, [S, n]."""
-        near = cache(lambda: self.model.nearby(obs, self._at(self._some(FEW)), num_particles))
+        near = cache(lambda: self.model.nearby(obs, self._at(self._some(self._about(obs))), num_particles))
         with torch.no_grad():
             each = self._each_draw(
                 obs,
@@ -113,6 +112,10 @@ class Answers:
                 lambda: log_mean_exp(self.model.all_log_weights(obs, num_particles)),
             )
             return torch.stack(each)
+
+    def _about(self, obs: Any) -> int:
+        """How many draws of theta are searched together for a q that is to serve them all."""
+        return min(FEW, TOGETHER // _held(obs))
 
     def _each_draw(
         self,

@@ -59,8 +59,8 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     stored = {name: tuple(value.shape) for name, value in state.items()}
     _compare_shapes(path, model, stored, own)
     draws = _under("draws", tensors)
-    held = {name: tuple(value.shape[2:]) for name, value in draws.items()}
-    _compare_shapes(path, model, held, {name: tuple(shape) for name, shape in model.shared_shapes().items()})
+    shared = {name: tuple(shape) for name, shape in model.shared_shapes().items() if name in draws}
+    _compare_shapes(path, model, {name: tuple(draws[name].shape[2:]) for name in shared}, shared)
     _compare_settings(path, record.get("made_with", {}), model._identity()["settings"])
     model.load_state_dict(state)
     model.know({name: tuple(columns) for name, columns in record.get("columns", {}).items()})

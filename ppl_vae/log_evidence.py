@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.alone import unvalidated
@@ -18,7 +19,7 @@ from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import EngineError, check_seed, check_whole
-from ppl_vae.evidence import Evidence, RunningWeights
+from ppl_vae.evidence import Evidence, RunningWeights, exact
 from ppl_vae.fit import Fit
 from ppl_vae.infer.identity import differences
 from ppl_vae.infer.random_state import own_random
@@ -83,7 +84,7 @@ def log_evidence(
     Evidence
         Value, standard error, effective sample size and k-hat of each datum, [n], float64; exact where every latent is
         finite. Of a single draw the standard error is NaN: it is unknown. Where q is a point mass, as a VQ-VAE's, there
-        are no weights of other values, and it is what `model.evidence` says: the bound, with the method "bound".
+        are no weights of other values, and it is the bound, with the method "bound".
 
     Raises
     ------
@@ -120,8 +121,10 @@ def log_evidence(
     values = fit.draw(0) if isinstance(fit, Fit) else {}
     with own_random(seed, [model.like.device]), model.bind(values), torch.no_grad():
         obs = model.check(data).drawn()
-        if not model.draws_latents(obs) or _sees_points(model, obs):
+        if not model.draws_latents(obs):
             return model.evidence(obs)
+        if _sees_points(model, obs):
+            return Evidence(**{**vars(exact(model.elbo(obs))), "method": "bound"})
         plan = Plan(num_particles, at_once, seed, len(obs))
         found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
         with unvalidated(), model.standing(), shown("log p(x)", len(obs), progress) as update:
@@ -290,7 +293,13 @@ def _sees_points(model: LatentVariableModel, obs: Observations) -> bool:
         return False
     with model.numeric(), model.aside():
         sites = model.bound_sites(obs.rows(slice(0, 1)))
-    return all(isinstance(sites.q[name], dist.Delta) for name in sites.drawn)
+    return all(isinstance(_whole(sites.q[name]), dist.Delta) for name in sites.drawn)
+
+
+def _whole(law: TorchDistribution) -> TorchDistribution:
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    return law
 
 
 def _device(obs: Observations) -> torch.device:

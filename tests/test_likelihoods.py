@@ -402,3 +402,10 @@ def without_encoder(prior):
 def test_parts_that_do_not_fit_are_told(make, error, said):
     with pytest.raises(error, match=said):
         pv.SVI(1, progress=False).fit(make(), torch.rand(8, 6).round())
+
+
+def test_a_pixel_that_nobody_saw_says_nothing_of_the_unit():
+    x = 7.0 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    likelihood = pv.likelihoods.GaussianLearned()
+    likelihood.adapt(torch.cat([x, torch.full((4000, 1), torch.nan)], 1))
+    assert likelihood.unit.item() == pytest.approx(x.std(0, correction=0).square().mean().sqrt().item(), rel=1e-5)

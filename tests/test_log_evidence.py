@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from example_models import LinearVAE, make, numbers
@@ -185,3 +186,27 @@ def test_a_point_mass_has_its_bound_and_nothing_to_anneal():
     assert fit.diagnose(x, num_particles=30, gap_data=0, ais_data=2)["annealed log p(x)"].text == (
         "not defined: z is discrete, and moves follow a gradient"
     )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_point_mass_has_its_bound_under_either_name(nested):
+    """q(z | x) = delta(z - f(x)): log p(x, f(x)), of any number of particles."""
+
+    class Point(pv.LatentVariableModel):
+        @pv.latent
+        def z(self):
+            return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+        @z.posterior
+        def q_z(self, x):
+            return dist.Delta(x / 2).to_event(1) if nested else dist.Delta(x / 2, event_dim=1)
+
+        @pv.observed
+        def x(self, z):
+            return dist.Normal(z, 1.0).to_event(1)
+
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    found = pv.log_evidence(Point(), x, 60, progress=False)
+    half = dist.Normal(0.0, 1.0).log_prob(x / 2).sum(-1)
+    assert found.method == "bound"
+    torch.testing.assert_close(found.value, 2 * half)

@@ -287,7 +287,7 @@ def test_an_error_within_a_node_says_in_which_and_what_it_was_given():
     with pytest.raises(RuntimeError) as caught:
         Fixed().elbo(X[:, 0])
     assert caught.value.__notes__ == [
-        "in Fixed.x, called with z [4]; a few rows are tried first, so sizes of data do not count"
+        "in Fixed.x, called with z [7]; a few rows are tried first, so sizes of data do not count"
     ]
 
 

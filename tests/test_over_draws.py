@@ -169,9 +169,10 @@ def test_a_draw_of_theta_far_from_the_others_has_a_search_of_its_own(searched):
     x, mu = numbers(4).double(), torch.cat([torch.linspace(-0.1, 0.1, 30), torch.tensor([40.0])])[None].double()
     fit = pv.Fit(Nested().double(), "NUTS", {"mu": mu}, {}, "none", pv.Status("finished", ""), 0.0, 0)
     expected = torch.stack([dist.Normal(m, 2**0.5).log_prob(x) for m in mu[0]])
-    torch.testing.assert_close(fit.pointwise(x)[0], expected, atol=0.3, rtol=0)
-    torch.testing.assert_close(fit.pointwise(x)[0][-1], expected[-1], atol=0.05, rtol=0)
-    assert searched[:3] == [8, 4, 4]
+    error = fit.pointwise(x)[0] - expected
+    assert error.square().mean().sqrt() < (1 / 9 / 100) ** 0.5  # weights worth 90% of 100 draws
+    assert error[-1].abs().max() < 0.05
+    assert 0 < sum(searched[1:]) < 0.1 * expected.numel()
 
 
 def test_a_comparison_takes_the_densities_of_the_training_data_once(monkeypatch):

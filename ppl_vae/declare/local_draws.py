@@ -14,6 +14,10 @@ __all__ = ["at_draws", "each_draw", "log_prob_at_draws", "nearby"]
 
 PARTICLES_AT_ONCE = 1 << 18
 """Draws of q that are held at once, over data and draws of theta."""
+NUMBERS_AT_ONCE = 1 << 22
+"""Numbers that a search of pairs of a draw of theta and a datum holds at once."""
+PER_PAIR = 64
+"""Such numbers of a pair beside theta."""
 LEAST = 25
 """Draws of q by which one can tell what their weights are worth."""
 
@@ -128,13 +132,18 @@ def log_prob_at_draws(model: Any, obs: Any, draws: Values, num_particles: int, n
         near = _everywhere(_in_units(model, near, -1), draws)
         value, variance = _weighed(model, obs, draws, _all_rows(model, obs, draws), near, num_particles)
         for start, rounds in ((near, POLISH), (prior, SEARCH + POLISH)):
-            s, i = _uneven(variance, num_particles).nonzero(as_tuple=True)
-            if len(s):
+            pairs = _uneven(variance, num_particles).nonzero()
+            for s, i in (part.unbind(1) for part in pairs.split(_pairs_at_once(draws)) if len(part)):
                 theta, rows = {name: draw[s] for name, draw in draws.items()}, i[:, None]
                 own = _best(model, obs, theta, rows, {name: q[s, i][:, None] for name, q in start.items()}, rounds)
                 found = _weighed(model, obs, theta, rows, own, num_particles)
                 value[s, i], variance[s, i] = (each[:, 0] for each in found)
     return value
+
+
+def _pairs_at_once(draws: Values) -> int:
+    """How many pairs of a draw and a datum are searched for together: each has theta_s of its own."""
+    return max(1, NUMBERS_AT_ONCE // sum(PER_PAIR + draw[0].numel() for draw in draws.values()))
 
 
 def _uneven(variance: Tensor, num_particles: int) -> Tensor:
@@ -145,7 +154,7 @@ def _uneven(variance: Tensor, num_particles: int) -> Tensor:
     them, v = var log p(x_i).
     """
     spread = num_particles * variance
-    worse = spread.mean(1, keepdim=True) > 1 / EVEN - 1
+    worse = spread.nanmean(1, keepdim=True) > 1 / EVEN - 1
     return ~(spread <= torch.where(worse, 1 / EVEN - 1, 1 / HALF - 1))
 
 

@@ -21,7 +21,7 @@ from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.of_draws import Asked, OfDraws, one_or_all
 from ppl_vae.declare.order import drawn_before
-from ppl_vae.declare.unamortised import badly_covered, unamortised
+from ppl_vae.declare.unamortised import badly_covered, unamortised, uneven, with_gaps
 from ppl_vae.errors import EngineError, check_particles
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo
@@ -57,8 +57,12 @@ class OfData(OfDraws):
         if not self.draws_latents(obs):
             with torch.no_grad():
                 return exact(self.all_log_weights(obs, 1)[0])
-        found = self._covered(obs, num_particles, lambda o: {"log_w": self.all_log_weights(o, num_particles).mT})
-        return importance(found["log_w"].mT)
+        with torch.no_grad():
+            log_w, rows = self.all_log_weights(obs, num_particles), with_gaps(self, obs)
+            if len(bad := rows[uneven(log_w[:, rows])]):
+                with unamortised(self):
+                    log_w[:, bad] = self.all_log_weights(obs.rows(bad), num_particles)
+        return importance(log_w)
 
     def all_log_weights(self, obs: Observations, count: int) -> Tensor:
         """`log_weights` of all data at draws of the q's that are declared, [count, n]."""

@@ -1,7 +1,7 @@
 """Shapes before values: the laws of a declaration on a few rows, and what is made by their shapes."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +15,7 @@ from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Program, Scope
 from ppl_vae.errors import DeclarationError, EngineError
 
-__all__ = ["Prototypes"]
+__all__ = ["Prototypes", "moves"]
 
 
 class Prototypes(Program):
@@ -47,7 +47,7 @@ class Prototypes(Program):
             node = self._graph.nodes[name]
             without = node.kind == "latent" and name not in self._graph.posteriors and name not in obs.values
             if without and not d.has_enumerate_support:
-                if not _moves(d):
+                if not moves(d):
                     self.require_finite(node.name, d)
                 q = LocalPosterior(size, d.event_shape, d.support)
                 self.local_posteriors[name] = q.to(self.like)
@@ -72,7 +72,10 @@ class Prototypes(Program):
 
     def prototypes(self, obs: Observations, rows: int = 4) -> dict[str, TorchDistribution]:
         """The distribution of every local node on the first rows, latents drawn from the prior."""
-        few = obs.rows(torch.arange(min(rows, len(obs)), device=self.like.device))
+        return {node.name: d for node, _, d in self._tried(obs.rows(slice(0, rows)))}
+
+    def _tried(self, few: Observations) -> Generator[tuple[Node, Scope, TorchDistribution]]:
+        """Every local node with what it is called with, and its distribution there."""
         with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), ExitStack() as stack:
             values: dict[str, Tensor] = {}
             for node in self._graph.of_kind("latent", shared=True):
@@ -83,28 +86,26 @@ class Prototypes(Program):
                 if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
                     values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
             stack.enter_context(self.bind(values))
-            scope, found, hidden = self.scope(few), {}, set()
+            scope = self.scope(few)
             for node in self.local_nodes():
-                d = found[node.name] = self._call(node, scope)
-                self._check_rows(node, scope, [p for p in node.parents if p in hidden], len(few))
+                d = self._call(node, scope)
+                yield node, scope, d
                 if node.name not in scope:
-                    hidden |= {node.name} if d.has_enumerate_support else set()
                     value = d.sample() if d.batch_shape else d.sample((len(few),))
                     scope[node.name] = Placed(value, d.event_dim)
                 elif isinstance(d, dist.Categorical):
                     # Labels read from a file are floats; children index with them. The check refuses the impossible.
                     labels = scope[node.name].value.long().clamp(0, d.probs.shape[-1] - 1)
                     scope[node.name] = Placed(labels, 0)
-            return found
 
-    def _check_rows(self, node: Node, scope: Scope, finite: list[str], rows: int) -> None:
+    def _check_rows(self, node: Node, scope: Scope, finite: list[str]) -> None:
         """Refuse a law that takes the values of an enumerated latent, which lie before the rows, for the rows."""
         if not finite:
             return
         # As many values as there are rows could not be told from them.
-        values = {name: placed.expand(torch.Size((rows + 1, rows))) for name, placed in scope.items() if name in finite}
+        values = {name: scope[name].expand(torch.Size((TRIAL + 1, TRIAL))) for name in finite}
         d = self._call(node, {**scope, **{name: Placed(v, scope[name].event_dim) for name, v in values.items()}})
-        if d.batch_shape and d.batch_shape[-1] not in (1, rows):
+        if d.batch_shape and d.batch_shape[-1] not in (1, TRIAL):
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
             raise DeclarationError(
                 f"{type(self).__name__}.{node.name} was called with {shapes}, and its distribution has the batch shape "
@@ -115,11 +116,16 @@ class Prototypes(Program):
     def trial(self, obs: Observations) -> tuple[dict[str, TorchDistribution], list[str]]:
         """The distribution of every local node on `TRIAL` rows of the data, and the nodes whose support is fixed."""
         few = obs.rows(torch.arange(TRIAL, device=self.like.device) % len(obs))
-        laws = self.prototypes(few, TRIAL)
+        laws: dict[str, TorchDistribution] = {}
+        with closing(self._tried(few)) as tried:  # an error leaves its contexts at once
+            for node, scope, d in tried:
+                hidden = [p for p in node.parents if p in laws and (p not in few.values or p in few.missing)]
+                self._check_rows(node, scope, [p for p in hidden if laws[p].has_enumerate_support])
+                laws[node.name] = d
         return laws, self._fixed_supports(laws, few)
 
     def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
-        """The nodes whose support is the same whatever their latents are: outside it no datum is possible."""
+        """The nodes whose support is the same for all rows and latents: outside it no datum is possible."""
         hidden = {n.name for n in self._graph.of_kind("latent") if n.name not in few.values or n.name in few.missing}
         hidden |= {n.name for n in self._graph.of_kind("latent", shared=True)}
         depends = [
@@ -129,9 +135,13 @@ class Prototypes(Program):
         if depends:
             with self.aside(seed=0), self.unbound():
                 others = self.prototypes(few.repeat(COPIES), COPIES * len(few))
-        return [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
+        by_row = [n for n, law in laws.items() if set(self._graph.nodes[n].parents) & {*few.values} and all_bounds(law)]
+        fixed = [name for name in laws if name not in depends or same_bounds(laws[name], others[name], COPIES)]
+        return [name for name in fixed if name not in by_row]
 
 
-def _moves(d: TorchDistribution) -> bool:
+def moves(d: TorchDistribution) -> bool:
     """Whether a latent of this law can follow a gradient; a mixture's can where its components' can."""
+    while isinstance(d, dist.Independent):
+        d = d.base_dist
     return d.has_rsample or (isinstance(d, dist.MixtureSameFamily) and d.component_distribution.has_rsample)

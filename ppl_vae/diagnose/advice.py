@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ppl_vae.models import VAE, VQVAE
+from ppl_vae.models import VAE, VQVAE, DeepLatentVariableModel
 from ppl_vae.posteriors import Diagonal
 
 __all__ = ["RULES", "Mend", "Rule", "Training", "advise", "training_of"]
@@ -32,7 +32,7 @@ class Training:
     mixture : bool
         Whether the prior of a drawn latent depends on a finite one: free bits are then of the latent as a whole.
     own_prior : bool
-        Whether a VAE's prior has parameters, learned or refitted.
+        Whether the prior has parameters, learned or refitted.
     refits : bool
         Whether `refit_prior` takes it.
     codebook : bool
@@ -68,7 +68,7 @@ def training_of(fit: Any, obs: Any) -> Training:
         last_beta=settings.get("last_beta", 1.0),
         free_bits=bool(settings.get("free_bits", 0.0)),
         mixture=any(finite & {*node.parents} for node in drawn),
-        own_prior=isinstance(model, VAE) and any(True for _ in model.prior.parameters()),
+        own_prior=isinstance(model, DeepLatentVariableModel) and any(True for _ in model.prior.parameters()),
         refits=isinstance(model, VAE),
         codebook=isinstance(model, VQVAE),
         own_posterior=not isinstance(getattr(model, "posterior_of", Diagonal()), Diagonal),

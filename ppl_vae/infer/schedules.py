@@ -7,7 +7,18 @@ from typing import Any
 
 from ppl_vae.errors import EngineError
 
-__all__ = ["Constant", "Cyclical", "Linear", "Schedule", "constant", "cyclical", "linear", "schedule", "within"]
+__all__ = [
+    "Constant",
+    "Cyclical",
+    "Linear",
+    "Schedule",
+    "constant",
+    "cyclical",
+    "linear",
+    "schedule",
+    "weighed",
+    "within",
+]
 
 Schedule = Callable[[float], float]
 """The value at an epoch, fractions allowed."""
@@ -184,3 +195,20 @@ def within(value: Any, last: int, holds: Callable[[float], bool], words: str) ->
         if not good:
             said = f" at every epoch; at {epoch} it is {found!r}" if callable(value) else f"; got {found!r}"
             raise EngineError(words + said)
+
+
+def weighed(objective: Any, beta: Any, epochs: int) -> dict[str, float]:
+    """How the KL term was weighed over the epochs that were run, in numbers: advice against collapse depends on it.
+
+    Examples
+    --------
+    >>> weighed(None, lambda epoch: min(1.0, epoch / 10), 30)
+    {'warm_up': 10, 'last_beta': 1.0, 'free_bits': 0.0}
+    """
+    weight, last = schedule(beta), max(epochs - 1, 0)
+    moving = [epoch for epoch in range(last) if weight(epoch) != weight(last)]
+    return {
+        "warm_up": moving[-1] + 1 if moving else 0,
+        "last_beta": float(weight(last)),
+        "free_bits": getattr(objective, "free_bits", 0.0),
+    }

@@ -31,7 +31,7 @@ from ppl_vae.infer.parts import unseen
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, idle, rising
-from ppl_vae.infer.schedules import schedule, within
+from ppl_vae.infer.schedules import weighed, within
 from ppl_vae.infer.settled import settled
 from ppl_vae.infer.starts import initialise, trained_copy
 from ppl_vae.infer.step import Step, choose
@@ -213,7 +213,7 @@ class SVI:
             status=status,
             seconds=time.perf_counter() - begin,
             seed=self.seed,
-            settings={**self._settings(), "compile": mode},
+            settings={**self._settings(), **weighed(self.objective, self.beta, len(history.bound)), "compile": mode},
             data=batches.first if held(batches) else None,
             weights=batches.weights if held(batches) else None,
             sample_stats=stats,
@@ -223,17 +223,7 @@ class SVI:
     def _settings(self) -> dict[str, Any]:
         names = ("epochs", "batch_size", "patience", "accumulate", "precision", "average", "num_draws", "seed")
         spoken = {k: str(getattr(self, k)) for k in ("optimizer", "objective", "guide", "beta", "alternate")}
-        return {**{k: getattr(self, k) for k in names}, **spoken, **self._weighing()}
-
-    def _weighing(self) -> dict[str, float]:
-        """How the KL term was weighed, in numbers: advice against collapse depends on it."""
-        beta, last = schedule(self.beta), self.epochs - 1
-        moving = [epoch for epoch in range(last) if beta(epoch) != beta(last)]
-        return {
-            "warm_up": moving[-1] + 1 if moving else 0,
-            "last_beta": float(beta(last)),
-            "free_bits": getattr(self.objective, "free_bits", 0.0),
-        }
+        return {**{k: getattr(self, k) for k in names}, **spoken}
 
     def _prepare(self, model: LatentVariableModel, batches: Batches, show: bool) -> None:
         """Start values, the guide of the shared latents, parameters of each datum."""

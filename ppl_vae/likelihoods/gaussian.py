@@ -95,11 +95,10 @@ class Floored(nn.Module):
         if self.given:
             return
         w = (~x.isnan()).double() if weights is None else ~x.isnan() * weights.double()[:, None]
-        count = w.sum(0)
-        count = torch.where(count > 0, count, 1.0)
-        x64 = x.double().nan_to_num()
-        mean = (w * x64).sum(0) / count
-        variance = ((w * (x64 - mean).square()).sum(0) / count).mean()
+        seen = w.sum(0) > 0
+        w, x64 = w[:, seen], x.double().nan_to_num()[:, seen]
+        mean = (w * x64).sum(0) / w.sum(0)
+        variance = ((w * (x64 - mean).square()).sum(0) / w.sum(0)).mean()
         if variance > torch.finfo(x.dtype).eps * mean.square().mean():
             self.unit.copy_(variance.sqrt())
 

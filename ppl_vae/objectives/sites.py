@@ -84,16 +84,20 @@ class Sites:
         branching = [name for name in self.drawn if self.branches(name)]
         if len(branching) != 1 or self.enumerated:
             return self
-        (name,), joint = branching, self.joint()
+        (name,), n = branching, self.joint().shape[-1:]
         log_c = total(self.log_p[c] for c in self.summed)
-        # Where some values of c are known, p(z) is given these.
-        log_z = by_datum(self.marginal(log_c + self.log_p[name]) - self.marginal(log_c))
-        log_z = log_z.expand(joint.shape[-1:])
-        shares = (log_c - self.marginal(log_c)).exp().expand(joint.shape)
-        priors = {other: log_z if other == name else self.log_p[other] for other in self.log_p if other in self.log_q}
-        rest = by_datum(self.marginal(joint)) - total(priors.values())
+        log_c = log_c - self.marginal(log_c)  # where some values of c are known, p(z) is given these
+        joint = log_c + self.log_p[name]
+        log_z = self.marginal(joint)
+        others = total(self.log_p[node] for node in self.log_p if node not in self.log_q and node not in self.summed)
+        if any(self.branches(node) for node in self.log_p if node not in (name, *self.summed)):
+            # log p(x | z) = log sum_c p(c | z) p(x | z, c)
+            others = self.marginal(others + torch.where(log_z == -torch.inf, log_c, joint - log_z))
+        priors = {node: self.log_p[node] for node in self.log_p if node in self.log_q}
+        priors[name] = by_datum(log_z).expand(n)
+        shares = log_c.exp().expand(joint.shape[:-1] + n)
         laws = {**self.p, name: OverClasses(self.p[name], shares)}
-        return replace(self, log_p={**priors, "the data": rest}, p=laws, summed={})
+        return replace(self, log_p={**priors, "the data": by_datum(others).expand(n)}, p=laws, summed={})
 
     def expect(self, value: Tensor, event_dim: int = 0) -> Tensor:
         """E_q over the enumerated latents of q, every dimension before the datum's dropped: [n, *event]."""

@@ -208,7 +208,8 @@ def plane_latent(model: Any, inputs: Mapping[str, Tensor]) -> str:
         If there is none.
     """
     parents = model._graph.nodes[shown_node(model)].parents
-    drawn = model.sample_joint(1, **inputs)
+    with model.aside():
+        drawn = model.sample_joint(1, **inputs)
     shapes = {name: tuple(drawn[name].shape[1:]) for name in parents if name in drawn}
     name = next(iter(shapes), "")
     if len(shapes) != 1 or shapes[name] != (2,) or not drawn[name].is_floating_point():

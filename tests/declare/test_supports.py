@@ -122,3 +122,34 @@ def test_a_law_has_no_density_outside_its_support(engine):
     expected = (share[0] / x**2 + share[1] * 5 * (x > 5) / x**2).log()
     torch.testing.assert_close(fit.log_prob(x), expected)
     assert torch.equal(fit.responsibilities(x)[:2], torch.tensor([[1.0, 0.0]] * 2).double())
+
+
+class Attempts(pv.LatentVariableModel):
+    """As many tries as the datum's own number of them."""
+
+    tries = pv.given()
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = pv.families.Categorical(2)
+        self.odds = torch.nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    @pv.latent
+    def z(self):
+        return self.mixing()
+
+    @pv.observed
+    def x(self, z, tries):
+        return dist.Binomial(tries, logits=self.odds[z])
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 21])
+def test_ends_of_some_rows_are_not_held_against_others(n):
+    """The rows on which the declaration is tried have 3 tries each; later batches have up to 30."""
+    first = {"tries": torch.full((n,), 3.0), "x": torch.full((n,), 2.0)}
+    first["tries"][-1] = 4.0
+    later = {"tries": torch.linspace(20, 30, n).round(), "x": torch.linspace(8, 20, n).round()}
+    fit = pv.SVI(1, progress=False).fit(Attempts(), [first, later])
+    expected = dist.Binomial(later["tries"], 0.5).log_prob(later["x"])
+    assert fit.log_prob(later).shape == expected.shape
+    assert bool(fit.log_prob(later).isfinite().all())

@@ -191,7 +191,7 @@ def test_law_save_and_load(x, name, engine, tmp_path):
 def test_law_a_fit_is_not_read_into_another_number_of_components(x, name, engine, tmp_path):
     _, _, fit = fitted(name, engine, x)
     settings = {"covariance": name.partition(", ")[2] or "full", "prior": "weak" if "priors" in name else None}
-    with pytest.raises(pv.DataError, match="does not fit this GaussianMixture: .* in the file and"):
+    with pytest.raises(pv.DataError, match=r"does not fit this GaussianMixture: .* in the file and"):
         pv.Fit.load(fit.save(tmp_path / "fit.safetensors"), pv.models.GaussianMixture(3, 2, **settings))
 
 

@@ -218,3 +218,15 @@ def test_the_units_divergences_at_draws_have_the_closed_form_as_their_mean(make)
         torch.manual_seed(0)
         each = pv.elbo(free_bits=1.0).by_unit(model.sites(model.check(X).repeat(many)), "z").reshape(many, len(X), 2)
     assert bool(((each.mean(0) - divergences(model)).abs() < 5 * each.std(0) / many**0.5).all())
+
+
+def test_a_prior_that_the_objective_does_not_see_has_no_gradient():
+    """infovae(alpha=1) leaves the MMD alone, whose draws of a mixture have none: not even that of rounding."""
+    model = pv.models.GMVAE(pv.nets.mlp_encoder(3, 4, 2), nn.Linear(2, 3), 3, pv.likelihoods.Gaussian(1.0))
+    for objective, moves in ((pv.infovae(1.0, 5.0), False), (pv.infovae(0.5, 5.0), True)):
+        prior = [*model.mixing.parameters(), *model.components.parameters()]
+        with model.numeric():
+            total = objective(model.sites(model.check(X))).sum()
+        grads = torch.autograd.grad(total, prior, allow_unused=True)
+        assert all(g is None or bool(g.any()) == moves for g in grads)
+        assert any(g is not None for g in grads) or not moves
