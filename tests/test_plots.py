@@ -272,3 +272,15 @@ def test_draws_for_a_datum_are_a_whole_number_from_one_on():
     for number in (0, -1, 2.5):
         with pytest.raises(pv.EngineError, match=f"at least 1; got {number}"):
             model.log_prob(torch.zeros(3, 2), number)
+
+
+def test_a_notebook_shows_a_picture_whether_pyplot_is_imported_or_not():
+    """By the method that IPython asks for one, in a process where nothing has registered matplotlib's figures."""
+    code = """
+import sys, ppl_vae as pv
+fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), pv.data.faithful())
+image = pv.plots.fit_ellipses(fit).figure._repr_png_()
+assert image.startswith(bytes([137]) + b"PNG")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,6 @@
 """What all figures share: an Axes to draw on, colours, and how data are read for drawing."""
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,22 @@ from torch import Tensor
 
 from ppl_vae.errors import NO_DATA
 
-__all__ = ["BIG", "GREY", "PALETTE", "array", "blend", "color", "new_axes", "values_of"]
+__all__ = ["BIG", "GREY", "PALETTE", "Shown", "array", "blend", "color", "new_axes", "values_of"]
 
 PALETTE = ("#4477AA", "#EE6677", "#228833", "#B23A80", "#BF8900", "#379CB9", "#8C6BB1", "#B35806", "#7A8B00", "#9E6B5A")
 """After Paul Tol's bright scheme, each at least 3 to 1 in contrast with both white and black paper."""
 GREY = "#808080"
 BIG = 500
 """Points from which a cloud is drawn as pixels inside a vector figure."""
+
+
+class Shown(Figure):
+    """A figure that notebooks show as a picture; they know those of matplotlib only once pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        image = BytesIO()
+        self.savefig(image, format="png", bbox_inches="tight")
+        return image.getvalue()
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.0)) -> Axes:
@@ -27,7 +37,7 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.0)) -> Axes:
     >>> new_axes(None, (3, 2)).figure.get_size_inches().tolist()
     [3.0, 2.0]
     """
-    return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
+    return Shown(figsize=size, layout="constrained").add_subplot() if ax is None else ax
 
 
 def color(index: int) -> str:
