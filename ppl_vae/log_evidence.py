@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.alone import unvalidated
@@ -20,6 +19,7 @@ from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.evidence import Evidence, RunningWeights, exact
+from ppl_vae.families.supports import law_of_entries
 from ppl_vae.fit import Fit
 from ppl_vae.infer.identity import differences
 from ppl_vae.infer.random_state import own_random
@@ -293,13 +293,7 @@ def _sees_points(model: LatentVariableModel, obs: Observations) -> bool:
         return False
     with model.numeric(), model.aside():
         sites = model.bound_sites(obs.rows(slice(0, 1)))
-    return all(isinstance(_whole(sites.q[name]), dist.Delta) for name in sites.drawn)
-
-
-def _whole(law: TorchDistribution) -> TorchDistribution:
-    while isinstance(law, dist.Independent):
-        law = law.base_dist
-    return law
+    return all(isinstance(law_of_entries(sites.q[name]), dist.Delta) for name in sites.drawn)
 
 
 def _device(obs: Observations) -> torch.device:

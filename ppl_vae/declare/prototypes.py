@@ -14,6 +14,7 @@ from ppl_vae.declare.nodes import Node
 from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Program, Scope
 from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.families.supports import law_of_entries
 
 __all__ = ["Prototypes", "moves"]
 
@@ -142,6 +143,5 @@ class Prototypes(Program):
 
 def moves(d: TorchDistribution) -> bool:
     """Whether a latent of this law can follow a gradient; a mixture's can where its components' can."""
-    while isinstance(d, dist.Independent):
-        d = d.base_dist
+    d = law_of_entries(d)
     return d.has_rsample or (isinstance(d, dist.MixtureSameFamily) and d.component_distribution.has_rsample)

@@ -14,7 +14,7 @@ from torch.distributions.transforms import Transform
 from ppl_vae.alone import unvalidated
 from ppl_vae.missing import Incomplete
 
-__all__ = ["bounds", "log_density", "of_any_row", "of_entries"]
+__all__ = ["bounds", "law_of_entries", "log_density", "of_any_row", "of_entries"]
 
 ENDS = ("lower_bound", "upper_bound")
 
@@ -30,6 +30,20 @@ def of_entries(support: Constraint) -> Constraint:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def law_of_entries(d: TorchDistribution) -> TorchDistribution:
+    """The law below all that `to_event` made one event.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> law_of_entries(dist.Normal(torch.zeros(2, 3), 1.0).to_event(2)).event_shape
+    torch.Size([])
+    """
+    while isinstance(d, Independent):
+        d = d.base_dist
+    return d
 
 
 def of_any_row(support: Constraint) -> Constraint:
@@ -58,9 +72,7 @@ def bounds(d: TorchDistribution) -> list[Tensor]:
     >>> bounds(dist.Uniform(0.0, torch.tensor([1.0, 5.0]))), bounds(dist.Gamma(1.0, 1.0))
     ([tensor(0.), tensor([1., 5.])], [])
     """
-    inner = d
-    while isinstance(inner, Independent):
-        inner = inner.base_dist
+    inner = law_of_entries(d)
     if not isinstance(getattr_static(type(inner), "support", None), property):
         return []
     try:
