@@ -177,7 +177,7 @@ def result(name, seed, data, arguments):
 def evaluate(fit, images, checkpoint, arguments):
     begin = time.perf_counter()
     found = pv.log_evidence(fit, images, arguments.draws, checkpoint=checkpoint, compile=arguments.compile)
-    bound = torch.cat([fit.elbo(part).double() for part in images.split(SLICE)])
+    bound = torch.cat([fit.elbo(part, seed=k).double() for k, part in enumerate(images.split(SLICE))])
     ess = found.effective_sample_size
     return {
         "draws": arguments.draws,

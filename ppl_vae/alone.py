@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ppl_vae.errors import EngineError
+from ppl_vae.errors import EngineError, check_seed
 
-__all__ = ["alone", "differentiable", "forked_rng", "lent", "unvalidated"]
+__all__ = ["alone", "differentiable", "forked_rng", "lent", "seeded_rng", "unvalidated"]
 
 
 class _Lock:
@@ -51,6 +51,14 @@ def lent() -> Iterator[None]:
 def forked_rng(devices: Iterable[Any] = ()) -> Iterator[None]:
     """Within the block, in `alone`, what torch draws counts nowhere else; CUDA devices are to be named."""
     with alone(), torch.random.fork_rng(list(devices)):
+        yield
+
+
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """Within the block, in `alone`, torch draws from this seed on every device, and that counts nowhere else."""
+    with forked_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(check_seed(seed))
         yield
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.align import matched, symmetries
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.coordinates import coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
@@ -154,8 +154,7 @@ def from_model(fit: Fit, w: Tensor, generator: torch.Generator) -> Sample:
     if not len(rows):
         raise DataError(f"the weights sum to {w.sum().item():g}: as counts they leave no datum to draw")
     inputs = {name: obs.values[name][rows] for name in fit.model.inputs}
-    with forked_rng(), fit.model.bind(fit.draw(0)):
-        torch.manual_seed(_seed(generator))
+    with seeded_rng(_seed(generator)), fit.model.bind(fit.draw(0)):
         drawn = fit.model.sample_joint(len(rows), **inputs)
     values = {name: drawn[name] for name in obs.values if name not in inputs}  # latents too, where data give them
     for name in set(values) & set(obs.missing):

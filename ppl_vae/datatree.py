@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.pair import PyroPair
 from ppl_vae.dims import OBS_ID, dims_and_coords
-from ppl_vae.errors import NO_DATA, EngineError, check_seed
+from ppl_vae.errors import NO_DATA, EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.from_pyro import Group, assemble, describe, pair_tree
 from ppl_vae.infer.each import each
@@ -81,8 +81,8 @@ def to_datatree(fit: Fit, data: Any = None, seed: int = 0) -> "xr.DataTree":
     """
     obs = data_of(fit, data)
     if isinstance(fit.model, PyroPair):
-        return seeded(seed, lambda: pair_tree(fit, obs, posterior_draws(fit)))
-    pointwise = seeded(seed, lambda: fit.pointwise(obs))
+        return seeded(seed, lambda: pair_tree(fit, obs, posterior_draws(fit), seed))
+    pointwise = fit.pointwise(obs, seed=seed)
     weights = fit.weights if obs is fit.data else None
     observed, posterior = observed_names(fit), posterior_draws(fit)
     predicted, kept = seeded(seed, lambda: _predictive(fit, obs))
@@ -135,9 +135,7 @@ def data_of(fit: Fit, data: Any) -> Any:
 
 def seeded(seed: int, function: Callable[[], Any]) -> Any:
     """The answer of a function under a seed of its own, without gradients."""
-    seed = check_seed(seed)
-    with forked_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded_rng(seed), torch.no_grad():
         return function()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.counted import counted_elpd, counts_of
-from ppl_vae.datatree import data_of, seeded
+from ppl_vae.datatree import data_of
 from ppl_vae.evidence import hardly_vary, log_mean_exp
 from ppl_vae.fit import Fit
 
@@ -48,7 +48,7 @@ def log_densities(fit: Fit, pointwise: Tensor | None = None) -> tuple[Tensor, Te
     """
     if fit.is_point or "log_q" not in fit.sample_stats or fit.data is None:
         return None
-    each = _pointwise(fit, fit.data) if pointwise is None else pointwise
+    each = fit.pointwise(fit.data) if pointwise is None else pointwise
     weights = torch.ones(len(fit.data)) if fit.weights is None else fit.weights
     log_p = (each * weights.to(each)).sum(-1) + fit.sample_stats["log_prior"]
     return log_p.double(), fit.sample_stats["log_q"].double()
@@ -122,7 +122,7 @@ def leave_one_out(fit: Fit, data: Any = None, pointwise: Tensor | None = None) -
     import arviz_base
     from arviz_stats import loo, loo_approximate_posterior
 
-    each = _pointwise(fit, data_of(fit, data)) if pointwise is None else pointwise
+    each = fit.pointwise(data_of(fit, data)) if pointwise is None else pointwise
     # A datum of which nothing was seen has the same density everywhere, but for rounding: it says nothing of the model.
     spread = each.flatten(0, 1).max(0).values - each.flatten(0, 1).min(0).values
     seen = spread > 100 * torch.finfo(each.dtype).eps
@@ -178,7 +178,3 @@ def elbo_total(fit: Fit, pointwise: Tensor | None = None) -> tuple[float, float,
     ess = 1 / share.square().sum() / len(log_w)
     bound = fit.trace["bound"][-1] if fit.engine == "VB" else log_w.mean()
     return bound.item(), log_mean_exp(log_w).item(), ess.item()
-
-
-def _pointwise(fit: Fit, obs: Any) -> Tensor:
-    return seeded(0, lambda: fit.pointwise(obs))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.counted import counted_mean
 from ppl_vae.declare import LatentVariableModel
-from ppl_vae.errors import DataError, check_seed
+from ppl_vae.errors import DataError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.batches import in_memory, make_batches
 from ppl_vae.infer.weights import check_weights, own_weights
@@ -146,11 +146,8 @@ def evaluate(fit: Fit, data: Any, num_particles: int = 100, seed: int = 0, weigh
     >>> whole.n == parts.n == 8, round(whole.log_prob - parts.log_prob, 5)
     (True, 0.0)
     """
-    seed = check_seed(seed)
-    with forked_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        with closing(_parts(fit, data, weights)) as parts:
-            looks = [_looked(fit, obs, w, num_particles) for obs, w in parts]
+    with seeded_rng(seed), torch.no_grad(), closing(_parts(fit, data, weights)) as parts:
+        looks = [_looked(fit, obs, w, num_particles) for obs, w in parts]
     w, bound, value, error = (torch.cat([getattr(look, name) for look in looks]) for name in _COLUMNS)
     (elbo, elbo_se), (log_prob, own_se) = counted_mean(bound, w), counted_mean(value, w)
     kl, active = _carried([look.units for look in looks], w)
@@ -203,14 +200,15 @@ def _parts(fit: Fit, data: Any, weights: Any) -> Generator[tuple[Any, Tensor]]:
 
 
 def _looked(fit: Fit, obs: Any, w: Tensor, num_particles: int) -> _Look:
-    bound = fit.elbo(obs, PARTICLES if fit.is_point else 1).double()
+    seed = int(torch.randint(2**32, ()))  # each part of the data has draws of its own
+    bound = fit.elbo(obs, PARTICLES if fit.is_point else 1, seed).double()
     if fit.is_point:
-        evidence = fit.evidence(obs, num_particles)
+        evidence = fit.evidence(obs, num_particles, seed)
         value, error = evidence.value.double(), evidence.standard_error.double()
         counted = evidence.effective_sample_size[w > 0]
         ess, method = min(counted.tolist(), default=math.inf), evidence.method
     else:
-        value = fit.log_predictive(obs, num_particles).double()
+        value = fit.log_predictive(obs, num_particles, seed).double()
         drawn = bool(fit.model.draws_latents(obs))
         error, ess, method = torch.zeros_like(value), *((math.nan, "importance") if drawn else (math.inf, "exact"))
     return _Look(w, bound, value, error, ess, method, _units(fit, obs) if fit.is_point else None)

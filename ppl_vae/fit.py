@@ -138,11 +138,11 @@ class Fit(Answers):
 
     # What the fit is worth, and how to keep it.
 
-    def evaluate(self, data: Any, num_particles: int = 100, weights: Any = None) -> Any:
+    def evaluate(self, data: Any, num_particles: int = 100, seed: int = 0, weights: Any = None) -> Any:
         """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.evaluation.evaluate."""
         from ppl_vae.evaluation import evaluate
 
-        return evaluate(self, data, num_particles, weights=weights)
+        return evaluate(self, data, num_particles, seed, weights)
 
     def diagnose(self, data: Any = None, **options: Any) -> Any:
         """Collapse, prior hole and quality of q, with verdicts and advice: see ppl_vae.diagnose.diagnose."""
@@ -150,11 +150,11 @@ class Fit(Answers):
 
         return diagnose(self, data, **options)
 
-    def to_datatree(self, data: Any = None) -> "xr.DataTree":
+    def to_datatree(self, data: Any = None, seed: int = 0) -> "xr.DataTree":
         """Everything that ArviZ reads, as one tree of named arrays: see ppl_vae.datatree.to_datatree."""
         from ppl_vae.datatree import to_datatree
 
-        return to_datatree(self, data)
+        return to_datatree(self, data, seed)
 
     def export(self, path: str | os.PathLike[str], data: Any = None) -> Path:
         """Write q(z | x) and p(x | z) as programs that run without this package: see ppl_vae.export.export."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.errors import EngineError, check_count, check_particles, check_seed
+from ppl_vae.alone import seeded_rng, unvalidated
+from ppl_vae.errors import EngineError, check_count, check_particles
 from ppl_vae.evidence import Evidence, log_mean_exp
 from ppl_vae.over_draws import OverDraws
 from ppl_vae.progress import progress
@@ -38,6 +38,8 @@ DRAWN = "draws of theta"
 
 class Answers:
     """The answers of a fitted model over the draws of its shared latents.
+
+    What an answer draws is drawn from its `seed` and counts nowhere else: the same question has the same answer.
 
     Attributes
     ----------
@@ -85,21 +87,25 @@ class Answers:
 
     # What the model says, with the draws.
 
-    def pointwise(self, data: Any, num_particles: int = 100) -> Tensor:
+    def pointwise(self, data: Any, num_particles: int = 100, seed: int = 0) -> Tensor:
         """Log p(x_i | theta_s), latents of each datum integrated out, [chain, draw, n] nats."""
         obs = self.model.check(data)
-        if not self.draws:
-            return self.model.log_prob(obs, num_particles)[None, None]
-        if not self.model.draws_latents(obs):
-            flat = self._exact_pointwise(obs)
-        else:
-            flat = self._weighed_pointwise(obs, num_particles)
-            bad = torch.cat(list(self._asked(lambda: self.model.badly_covered(obs, num_particles), self._some(FEW))))
-            if len(bad := bad.unique()):
-                with self.model.unamortised():
-                    flat[:, bad] = self._weighed_pointwise(obs.rows(bad), num_particles)
+        with seeded_rng(seed):
+            if not self.draws:
+                return self.model.log_prob(obs, num_particles)[None, None]
+            draws_latents = self.model.draws_latents(obs)
+            flat = self._covered_pointwise(obs, num_particles) if draws_latents else self._exact_pointwise(obs)
         first = next(iter(self.draws.values()))
         return flat.reshape(*first.shape[:2], -1)
+
+    def _covered_pointwise(self, obs: Any, num_particles: int) -> Tensor:
+        """Log p(x_i | theta_s), of rows that q misses by a q of their own, [S, n]."""
+        flat = self._weighed_pointwise(obs, num_particles)
+        bad = torch.cat(list(self._asked(lambda: self.model.badly_covered(obs, num_particles), self._some(FEW))))
+        if len(bad := bad.unique()):
+            with self.model.unamortised():
+                flat[:, bad] = self._weighed_pointwise(obs.rows(bad), num_particles)
+        return flat
 
     def _weighed_pointwise(self, obs: Any, num_particles: int) -> Tensor:
         """Log p(x_i | theta_s) by importance weights, [S, n]."""
@@ -159,16 +165,16 @@ class Answers:
                 each = [one(self.draw(s)) for s in chosen]
                 return tree_map(lambda *values: torch.stack(values), *each)
 
-    def log_predictive(self, data: Any, num_particles: int = 100) -> Tensor:
+    def log_predictive(self, data: Any, num_particles: int = 100, seed: int = 0) -> Tensor:
         """Log of the mean over draws of p(x_i | theta), [n] nats: the held-out column every engine shares."""
-        pointwise = self.pointwise(data, num_particles).flatten(0, 1)
+        pointwise = self.pointwise(data, num_particles, seed).flatten(0, 1)
         return log_mean_exp(pointwise)
 
-    def log_prob(self, data: Any, num_particles: int = 100) -> Tensor:
+    def log_prob(self, data: Any, num_particles: int = 100, seed: int = 0) -> Tensor:
         """Log p(x_i) under the fit, [n] nats; the same as `log_predictive`."""
-        return self.log_predictive(data, num_particles)
+        return self.log_predictive(data, num_particles, seed)
 
-    def evidence(self, data: Any, num_particles: int = 100) -> Evidence:
+    def evidence(self, data: Any, num_particles: int = 100, seed: int = 0) -> Evidence:
         """Log p(x_i | theta) at a point estimate, [n] nats, with its standard error and how it was found.
 
         Raises
@@ -181,33 +187,38 @@ class Answers:
                 f"evidence is of one value of theta, this fit has {self.num_draws} draws of it: log_predictive(x) "
                 "averages over them"
             )
-        with self.model.bind(self.draw(0)):
+        with seeded_rng(seed), self.model.bind(self.draw(0)):
             return self.model.evidence(data, num_particles)
 
     def log_joint(self, data: Any, **latents: Tensor) -> Tensor:
         """Log of the mean over draws of p(x_i, z_i | theta), [n] nats, at a value [n, *event] of each latent."""
         return log_mean_exp(torch.stack(list(self._asked(lambda: self.model.log_joint(data, **latents)))))
 
-    def elbo(self, data: Any, num_particles: int = 1) -> Tensor:
+    def elbo(self, data: Any, num_particles: int = 1, seed: int = 0) -> Tensor:
         """Evidence lower bound of each datum, mean over draws, [n] nats."""
         obs = self.model.check(data)
-        if self.is_point:
-            return self._mean(lambda: self.model.elbo(obs, num_particles))
-        each = self._each_draw(
-            obs,
-            self._some(),
-            lambda draws: self.model.elbo_of_draws(obs, draws, num_particles),
-            lambda: self.model.elbo(obs, num_particles),
-        )
+        with seeded_rng(seed):
+            if self.is_point:
+                return self._mean(lambda: self.model.elbo(obs, num_particles))
+            each = self._each_draw(
+                obs,
+                self._some(),
+                lambda draws: self.model.elbo_of_draws(obs, draws, num_particles),
+                lambda: self.model.elbo(obs, num_particles),
+            )
         return torch.stack(each).mean(0)
 
-    def responsibilities(self, data: Any, num_particles: int = 100) -> Any:
+    def responsibilities(self, data: Any, num_particles: int = 100, seed: int = 0) -> Any:
         """p(z = k | x_i), mean over draws of theta, [n, K]; a dictionary when several latents are finite.
 
         See LatentVariableModel.responsibilities; `num_particles` is the number of draws of the other latents over all
         draws of theta together, of which each has ten at least.
         """
         obs = self.model.check(data)
+        with seeded_rng(seed):
+            return self._responsibilities(obs, num_particles)
+
+    def _responsibilities(self, obs: Any, num_particles: int) -> Any:
         if self.is_point:
             return self._mean(lambda: self.model.responsibilities(obs, num_particles))
         few = max(LEAST, self._each(num_particles))
@@ -225,14 +236,14 @@ class Answers:
         found = {name: value.mean(0) for name, value in each.items()}
         return found if len(found) > 1 else next(iter(found.values()))
 
-    def labels(self, data: Any, num_particles: int = 100) -> Tensor:
+    def labels(self, data: Any, num_particles: int = 100, seed: int = 0) -> Tensor:
         """The most probable component of each datum, [n] (004 s.7.2)."""
-        r = self.responsibilities(data, num_particles)
+        r = self.responsibilities(data, num_particles, seed)
         if isinstance(r, dict):
             raise EngineError(f"labels needs one finite latent, this model has {', '.join(r)}; use responsibilities")
         return r.argmax(-1)
 
-    def reconstruct(self, data: Any, num_particles: int = 100) -> Any:
+    def reconstruct(self, data: Any, num_particles: int = 100, seed: int = 0) -> Any:
         """E[x | z], mean over draws of z from the posterior and over draws of theta, [n, *event].
 
         Of a categorical node the probabilities of its values. See LatentVariableModel.reconstruct.
@@ -243,18 +254,20 @@ class Answers:
             n rows; NaN where an outcome is not known.
         num_particles : int
             Draws of z for each datum, over all draws of theta together.
+        seed : int
+            Seed of those draws.
         """
         obs, few = self.model.check(data), self._each(num_particles)
-        return _mean(
-            self._each_draw(
+        with seeded_rng(seed):
+            each = self._each_draw(
                 obs,
                 self._some(),
                 lambda draws: self.model.reconstruct_of_draws(obs, draws, few),
                 lambda: self.model.reconstruct(obs, few),
             )
-        )
+        return _mean(each)
 
-    def impute(self, data: Any, num_particles: int = 100) -> Any:
+    def impute(self, data: Any, num_particles: int = 100, seed: int = 0) -> Any:
         """The data with E[x_missing | x_seen], mean over draws, in place of what is missing (NaN), [n, *event].
 
         See LatentVariableModel.impute; `num_particles` is the number of draws of z over all draws of theta together.
@@ -262,12 +275,13 @@ class Answers:
         obs, few = self.model.check(data), self._each(num_particles)
         if not obs.missing:
             return self.model.completed(obs, {})
-        each = self._each_draw(
-            obs,
-            self._some(),
-            lambda draws: self.model.expected_values_of_draws(obs, draws, few),
-            lambda: self.model.expected_values(obs, few),
-        )
+        with seeded_rng(seed):
+            each = self._each_draw(
+                obs,
+                self._some(),
+                lambda draws: self.model.expected_values_of_draws(obs, draws, few),
+                lambda: self.model.expected_values(obs, few),
+            )
         return self.model.completed(obs, _mean(each))
 
     def _some(self, most: int = DRAWS) -> list[int]:
@@ -310,9 +324,7 @@ class Answers:
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
         """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
         check_count(n)
-        seed = check_seed(seed)
-        with forked_rng():
-            torch.manual_seed(seed)
+        with seeded_rng(seed):
             if self.is_point:
                 with self.model.bind(self.draw(0)):
                     return self.model.sample(n, **inputs)

@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor, nn
 
-from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.errors import EngineError, check_seed
+from ppl_vae.alone import seeded_rng, unvalidated
+from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer.each import each
 from ppl_vae.pointwise import Likelihood, PyroModel
@@ -106,8 +106,7 @@ def from_pyro(
     """
     if isinstance(result, Fit):
         raise EngineError("from_pyro takes what plain Pyro made, got a Fit of this package: take fit.to_datatree()")
-    with forked_rng(), torch.no_grad(), unvalidated():
-        torch.manual_seed(check_seed(seed))
+    with seeded_rng(seed), torch.no_grad(), unvalidated():
         program, args, kwargs = _program(result, model, args, kwargs)
         pyro_model = PyroModel(program, args, kwargs)
         draws = _draws(result, pyro_model, num_samples)
@@ -278,7 +277,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 # A Fit of a Pyro pair.
 
 
-def pair_tree(fit: Any, args: Any, posterior: dict[str, Tensor]) -> "xr.DataTree":
+def pair_tree(fit: Any, args: Any, posterior: dict[str, Tensor], seed: int) -> "xr.DataTree":
     """The tree of a Fit of a Pyro pair; latents of each datum that are no draws of it are integrated out."""
     pair = fit.model
     with pair.parameters_in_place(), unvalidated():
@@ -289,7 +288,7 @@ def pair_tree(fit: Any, args: Any, posterior: dict[str, Tensor]) -> "xr.DataTree
     likelihood = None
     if local:
         name = next(iter(model.observed)) if len(model.observed) == 1 else "joint"
-        likelihood = {name: fit.pointwise(args)}
+        likelihood = {name: fit.pointwise(args, seed=seed)}
     with pair.parameters_in_place(), unvalidated():
         return describe(build(model, draws, {}, {}, likelihood), fit)
 

@@ -253,7 +253,7 @@ def loo_pit(fit: Fit, data: Any = None, draws: int = 1000, seed: int = 0) -> dic
 
     obs = data_of(fit, data)
     chosen = fit.spaced(min(draws, fit.num_draws))
-    pointwise = seeded(seed, lambda: fit.pointwise(obs))
+    pointwise = fit.pointwise(obs, seed=seed)
     log_ratio = pointwise.flatten(0, 1)[chosen].double()
     if data is None and (densities := log_densities(fit, pointwise)) is not None:
         log_ratio = log_ratio - (densities[0] - densities[1]).flatten()[chosen, None]

@@ -10,7 +10,6 @@ from torch import Tensor
 from ppl_vae.convergence import Convergence, convergence
 from ppl_vae.coordinates import coordinates
 from ppl_vae.counted import counted_mean, counts_of, same_data
-from ppl_vae.datatree import seeded
 from ppl_vae.declare import Observations
 from ppl_vae.diagnostics import elbo_total, khat, leave_one_out
 from ppl_vae.evaluation import evaluate
@@ -98,7 +97,7 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
     num_particles : int
         Draws of q per datum where log p(x) is not exact.
     """
-    pointwise = None if fit.is_point or fit.data is None else seeded(0, lambda: fit.pointwise(fit.data, num_particles))
+    pointwise = None if fit.is_point or fit.data is None else fit.pointwise(fit.data, num_particles)
     predictive = _predictive(fit, obs, num_particles, pointwise)
     row = Row(fit.engine, *counted_mean(predictive, own_weights(fit, obs)), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
@@ -121,7 +120,7 @@ def _predictive(fit: Fit, obs: Observations, num_particles: int, pointwise: Tens
     """Log of the mean over draws of p(x_i | theta), [n]; what is known of the training data is not computed again."""
     if pointwise is not None and same_data(fit.data, obs):
         return log_mean_exp(pointwise.flatten(0, 1)).double()
-    return seeded(0, lambda: fit.log_predictive(obs, num_particles)).double()
+    return fit.log_predictive(obs, num_particles).double()
 
 
 def _fill_em(row: Row, fit: Fit) -> None:

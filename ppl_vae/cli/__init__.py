@@ -220,15 +220,12 @@ def _mixture_fits(options: Compare, data: "Table") -> "dict[str, Fit]":
 
 
 def _vae(options: Train, data: Parts) -> Any:
-    import torch
-
     from ppl_vae import nets
-    from ppl_vae.alone import forked_rng
+    from ppl_vae.alone import seeded_rng
     from ppl_vae.likelihoods import LIKELIHOODS
     from ppl_vae.models import VAE
 
-    with forked_rng():
-        torch.manual_seed(options.seed)
+    with seeded_rng(options.seed):
         make: Any = LIKELIHOODS[data.likelihood]
         law = make(**data.settings)
         numbers = data.width * law.width

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.alone import forked_rng, unvalidated
+from ppl_vae.alone import seeded_rng, unvalidated
 from ppl_vae.coordinates import held
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
@@ -189,13 +189,12 @@ class EM:
         fitted = trained_copy(model).double()
         settings = {**self._settings(), "frozen": held(fitted, self.frozen)}
         with (
-            forked_rng(),
+            seeded_rng(self.seed),
             threads(1) as num_threads,
             unvalidated(),
             fitted.numeric(),
             joined(fitted.like.device) as share,
         ):
-            torch.manual_seed(self.seed)
             fitted.to(share.place(fitted.like.device))
             parts = make_parts(fitted, data, weights, share)
             with Checkpoint(self.checkpoint, share) as checkpoint:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.alone import forked_rng, unvalidated
+from ppl_vae.alone import seeded_rng, unvalidated
 from ppl_vae.convergence import convergence
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError, check_seed, check_whole
@@ -129,8 +129,7 @@ class NUTS:
         obs = fitted.check(data)
         fitted.know(obs.columns)
         w = None if weights is None else check_weights(weights, len(obs)).to(fitted.like)
-        with forked_rng(), unvalidated():
-            torch.manual_seed(self.seed)
+        with seeded_rng(self.seed), unvalidated():
             fitted.adapt(obs, w)
             potential = Potential(fitted, obs, torch.ones(len(obs)).to(fitted.like) if w is None else w)
             if not potential.layout.size:

@@ -13,7 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from pyro.infer.mcmc.util import TraceEinsumEvaluator, initialize_model
 from torch import Tensor
 
-from ppl_vae.alone import forked_rng, unvalidated
+from ppl_vae.alone import forked_rng, seeded_rng, unvalidated
 from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
@@ -80,8 +80,7 @@ def sample_pair(engine: "NUTS", model: Any, data: Any, weights: Any = None) -> F
     begin, args = time.perf_counter(), Arguments(data)
     pair = PyroPair(model)
     _refuse_parameters(model, args)
-    with forked_rng(), unvalidated(), pyro.get_param_store().scope():
-        torch.manual_seed(engine.seed)
+    with seeded_rng(engine.seed), unvalidated(), pyro.get_param_store().scope():
         start = _values(engine.start)
         potentials = [PairPotential(model, args, start) for _ in range(1 if start else engine.num_chains)]
         if not potentials[0].layout.size:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppl_vae.alone import alone, forked_rng
+from ppl_vae.alone import alone, seeded_rng
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.pair import Arguments, PyroPair, statistics_kept
 from ppl_vae.errors import EngineError
@@ -186,8 +186,7 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
     bounds: list[float] = []
     status = Status("max_iter", f"{engine.max_iter} iterations did not reach tol {engine.tol:g}")
     n = args.count()
-    with forked_rng(), progress("EM", engine.max_iter, engine.progress) as update:
-        torch.manual_seed(engine.seed)
+    with seeded_rng(engine.seed), progress("EM", engine.max_iter, engine.progress) as update:
         drawn = pair.draws_latents(args)
         for iteration in range(engine.max_iter):
             with torch.no_grad():

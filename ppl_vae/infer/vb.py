@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.alone import forked_rng, unvalidated
+from ppl_vae.alone import seeded_rng, unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.families import Sums
@@ -116,7 +116,7 @@ class VB:
         model.refuse_penalties("VB")
         fitted = model.unfitted().double()
         with (
-            forked_rng(),
+            seeded_rng(self.seed),
             threads(1) as num_threads,
             torch.no_grad(),
             unvalidated(),
@@ -126,7 +126,6 @@ class VB:
             fitted.to(share.place(fitted.like.device))
             refuse(fitted)
             parts = make_parts(fitted, data, weights, share)
-            torch.manual_seed(self.seed)
             runs = _Runs(self, fitted, parts, num_threads).all()
             best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
             torch.manual_seed(self.seed)

@@ -1,14 +1,16 @@
 """InfoVAE: part of the divergence replaced by the discrepancy between all codes together and the prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.errors import EngineError
 from ppl_vae.objectives.bound import Elbo
 from ppl_vae.objectives.sites import Sites
+from ppl_vae.over_classes import OverClasses
 
 __all__ = ["KERNELS", "InfoVae", "discrepancy", "infovae"]
 
@@ -70,68 +72,133 @@ class InfoVae:
         """The unbiased estimate of MMD^2 from the codes of a batch; of several latents the sum, one after the other.
 
         (z_1 .. z_l) of q is set against (z_1 .. z_{l-1}) of q with z_l from its prior given these: the sum vanishes
-        where and only where q's draws follow the joint prior.
+        where and only where q follows the joint prior. Of finite latents every value counts with its probability, as
+        corners of a simplex with sides as long as two draws of a normal unit lie apart.
         """
+        n = sites.joint().shape[-1] // self.num_particles
+        w = sites.joint().new_ones(n) if weights is None else weights
+        found, units = sites.joint().new_zeros(()), 0
         earlier: list[Tensor] = []
-        found = sites.log_p[next(iter(sites.log_p))].new_zeros(())
-        for name in self._drawn(sites):
-            z, p = sites.values[name], sites.p[name]
-            shape = torch.Size() if p.batch_shape else z.shape[:1]
-            prior = p.rsample(shape) if p.has_rsample else p.sample(shape)
-            codes, draws = (self._grouped([*earlier, one.expand_as(z)]) for one in (z, prior))
-            w = codes.new_ones(codes.shape[1]) if weights is None else weights
-            spread = 2 * codes.shape[-1] * self.scale**2
-            found = found + discrepancy(codes, draws, w, KERNELS[self.kernel](spread))
-            earlier.append(z)
+        for name in self._compared(sites):
+            of_q = self._corners(sites, name) if name in sites.enumerated else _flat(sites.values[name], sites.q[name])
+            of_p, p_shares = (of_q, _prior_shares(sites, name)) if name in sites.enumerated else _prior(sites, name)
+            units += 1 if name in sites.enumerated else of_q.shape[-1]
+            codes = _cloud([*earlier, of_q], _shares(sites, sites.enumerated), n, self.num_particles)
+            draws = _cloud([*earlier, of_p], p_shares, n, self.num_particles)
+            found = found + discrepancy(*codes, *draws, w, KERNELS[self.kernel](2 * units * self.scale**2))
+            earlier.append(of_q)
         return found
 
-    def _grouped(self, values: list[Tensor]) -> Tensor:
-        """Draws side by side, each particle by itself, [num_particles, n, d]."""
-        flat = torch.cat([value.reshape(len(value), -1) for value in values], 1)
-        return flat.reshape(self.num_particles, -1, flat.shape[1])
+    def _corners(self, sites: Sites, name: str) -> Tensor:
+        """The values of a finite latent as codes, [K, 1 ..., K]."""
+        dim = sites.enumerated[name]
+        K = sites.log_q[name].shape[dim]
+        eye = torch.eye(K, dtype=sites.log_q[name].dtype, device=sites.log_q[name].device)
+        return self.scale * eye.reshape(K, *[1] * (-dim - 1), K)
 
-    def _drawn(self, sites: Sites) -> list[str]:
-        """The latents in the model's order, each with one reparameterised draw per datum."""
-        if not sites.log_q:
-            raise EngineError("infovae compares draws of q with the prior, and this model draws no latent")
-        for name, q in sites.q.items():
-            if name in sites.enumerated or sites.log_q[name].dim() > 1 or sites.log_p[name].dim() > 1:
+    def _compared(self, sites: Sites) -> list[str]:
+        """The latents with a q in the model's order, each of which can be compared with its prior."""
+        compared = [name for name in sites.p if name in sites.log_q]
+        if not compared:
+            raise EngineError("infovae compares q with the prior, and no latent of this model has a q: take elbo()")
+        for number, name in enumerate(compared):
+            if sites.branches(name):
                 raise EngineError(
-                    f"infovae needs one draw of a latent per datum; {name!r} is finite or has a value for each value "
-                    "of a finite latent: take elbo()"
+                    f"infovae needs the prior of {name!r} by itself, which depends on {', '.join(sites.summed)},"
+                    " summed out: take elbo()"
                 )
-            if not q.has_rsample:
+            if name in sites.enumerated:
+                later = [other for other in compared[:number] if _varies(sites, other, sites.enumerated[name])]
+                if later:
+                    raise EngineError(
+                        f"infovae needs a q that draws in the model's order; q of {later[0]!r} depends on {name!r}, "
+                        "which the model draws after it: take elbo()"
+                    )
+            elif not sites.q[name].has_rsample:
                 raise EngineError(
-                    f"infovae needs draws that follow the parameters of q, and q of {name!r}, a {type(q).__name__}, "
-                    "has none: take elbo()"
+                    f"infovae needs draws that follow the parameters of q, and q of {name!r}, a "
+                    f"{type(sites.q[name]).__name__}, has none: take elbo()"
                 )
-        return [name for name in sites.p if name in sites.log_q]
+        return compared
 
 
-def discrepancy(x: Tensor, y: Tensor, weights: Tensor, kernel: Kernel) -> Tensor:
-    """sum_{i != j} w_i w_j [k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)] / sum_{i != j} w_i w_j.
+def _flat(value: Tensor, law: TorchDistribution) -> Tensor:
+    """Draws as codes, [*values of finite latents, n, d]."""
+    return value.flatten(-law.event_dim) if law.event_dim else value[..., None]
+
+
+def _shares(sites: Sites, names: Iterable[str]) -> Tensor:
+    """Probability under q of every value of these finite latents, [*values, n]."""
+    shares = sites.joint().new_ones(())
+    for name in names:
+        shares = shares * sites.log_q[name].exp()
+    return shares
+
+
+def _prior_shares(sites: Sites, name: str) -> Tensor:
+    """The same with the prior of one of them, given what is known of it, in place of its q."""
+    others = _shares(sites, [other for other in sites.enumerated if other != name])
+    return others * sites.log_p[name].log_softmax(sites.enumerated[name]).exp()
+
+
+def _prior(sites: Sites, name: str) -> tuple[Tensor, Tensor]:
+    """A draw of the prior of a latent for every datum, one of each component of a mixture, and their shares."""
+    law, shares, rows = sites.p[name], _shares(sites, sites.enumerated), sites.joint().shape[-1:]
+    if isinstance(law, OverClasses):
+        law, shares = law.law, shares * law.r
+    if law.batch_shape:
+        law, rows = law.expand(torch.broadcast_shapes(law.batch_shape, rows)), torch.Size()
+    return _flat(law.rsample(rows) if law.has_rsample else law.sample(rows), law), shares
+
+
+def _varies(sites: Sites, name: str, dim: int) -> bool:
+    """Whether q of a latent has a value for each of those along a dimension."""
+    log_q = sites.log_q[name]
+    return -dim <= log_q.dim() and log_q.shape[dim] > 1
+
+
+def _cloud(codes: list[Tensor], shares: Tensor, n: int, particles: int) -> tuple[Tensor, Tensor]:
+    """Codes side by side, [particles, values * n, d], and the share of each in its datum, [particles, values * n].
+
+    Shares of values that no code depends on are summed.
+    """
+    shape = torch.broadcast_shapes(*(code.shape[:-1] for code in codes), (particles * n,))
+    shares = shares.expand(torch.broadcast_shapes(shape, shares.shape)).sum_to_size(shape)
+    joined = torch.cat([code.expand(*shape, -1) for code in codes], -1)
+    joined = joined.reshape(-1, particles, n, joined.shape[-1]).transpose(0, 1).flatten(1, 2)
+    return joined, shares.reshape(-1, particles, n).transpose(0, 1).flatten(1, 2)
+
+
+def discrepancy(x: Tensor, x_shares: Tensor, y: Tensor, y_shares: Tensor, weights: Tensor, kernel: Kernel) -> Tensor:
+    """sum_{i != j} w_i w_j E[k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j)] / sum_{i != j} w_i w_j.
 
     The unbiased estimate of MMD^2 (Gretton et al. 2012, eq. 4): it may be negative. Rows of weight 0 count for nothing.
 
     Parameters
     ----------
     x, y : Tensor
-        Draws of both distributions, [m, n, d]; the mean over m is taken.
+        Draws of both distributions, [m, k * n, d], of datum i in rows i, n + i, ...; the mean over m is taken.
+    x_shares, y_shares : Tensor
+        Probability of each draw among those of its datum, over which E is, [m, k * n].
     weights : Tensor
-        [n], of the rows of both.
+        [n], of the data.
     kernel : callable
         k as a function of |x - y|^2.
 
     Examples
     --------
-    >>> x = torch.zeros(1, 3, 2)
-    >>> discrepancy(x, x + 3.0, torch.ones(3), lambda squares: torch.exp(-squares)).item()
+    >>> x, ones = torch.zeros(1, 3, 2), torch.ones(1, 3)
+    >>> discrepancy(x, ones, x + 3.0, ones, torch.ones(3), lambda squares: torch.exp(-squares)).item()
     2.0
     """
     different = 1 - torch.eye(len(weights), dtype=x.dtype, device=x.device)
     pairs = weights[:, None] * weights * different
-    xx, yy, xy = (kernel(_squares(a, b)) for a, b in ((x, x), (y, y), (x, y)))
-    total = (pairs * (xx + yy - xy - xy.mT)).sum((-2, -1))
+
+    def mean(a: Tensor, a_shares: Tensor, b: Tensor, b_shares: Tensor) -> Tensor:
+        each = pairs.repeat(a.shape[1] // len(weights), b.shape[1] // len(weights)) * kernel(_squares(a, b))
+        return torch.einsum("mij,mi,mj->m", each, a_shares, b_shares)
+
+    total = mean(x, x_shares, x, x_shares) + mean(y, y_shares, y, y_shares) - 2 * mean(x, x_shares, y, y_shares)
     weight = pairs.sum()
     return (total / torch.where(weight > 0, weight, 1.0)).mean()
 
@@ -157,7 +224,8 @@ def infovae(
     information is spared, lambda what the aggregate posterior costs. alpha = 0, lambda = 1 is the bound; alpha = 1
     leaves the MMD alone. MMD^2 is estimated without bias from the codes of a batch and as many draws of the prior, so
     batches should have some dozens of rows. A prior with parameters gets its gradient through these draws where they
-    can be reparameterised (a mixture's cannot). With several processes or SVI's `accumulate=` the estimate is made of
+    can be reparameterised. Finite latents, and classes that a prior is summed over, count with all their values: memory
+    grows with the square of rows times values. With several processes or SVI's `accumulate=` the estimate is made of
     the rows that one process has in one piece, and the parts' mean is taken: still without bias, with more noise. The
     reported bound stays the ELBO.
 
@@ -182,7 +250,9 @@ def infovae(
     ValueError
         If a number or the kernel is out of range.
     EngineError
-        At the first step, for finite latents and draws that cannot be reparameterised.
+        At the first step, for draws that cannot be reparameterised, a model no latent of which has a q, priors of
+        several latents that depend on a finite one summed out, and a q that is given a finite latent which comes after
+        its own in the model.
 
     References
     ----------

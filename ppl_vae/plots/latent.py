@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.codes import Codes, flat
@@ -140,8 +140,7 @@ def _walk(fit: Any, data: Any, units: Sequence[int] | None, start: int, places: 
 def _spread(fit: Any, data: Any, start: int) -> tuple[Tensor, Tensor, Codes, dict[str, Tensor]]:
     """Posterior means of data, draws of the prior, the codes, and the inputs of the datum `start`."""
     model = fit.model
-    with forked_rng(), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
-        torch.manual_seed(fit.seed)
+    with seeded_rng(fit.seed), torch.no_grad(), model.bind(fit.draw(0)), model.numeric():
         obs = model.check(data)
         with local_q(model, obs):
             codes = Codes(model, obs)

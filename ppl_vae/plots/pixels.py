@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.plots.decoded import inputs_of, means_at, repeated, shown_node
 from ppl_vae.plots.style import BIG, array, color, new_axes, values_of
@@ -126,8 +126,7 @@ def prior_samples(
         If the model is conditional, and an input is not there.
     """
     given = repeated(inputs_of(fit.model, inputs), count)
-    with forked_rng(), torch.no_grad():
-        torch.manual_seed(fit.seed)
+    with seeded_rng(fit.seed), torch.no_grad():
         return images(_means(fit, count, given).reshape(count, -1), shape, ax, columns)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ppl_vae.alone import forked_rng
+from ppl_vae.alone import seeded_rng
 from ppl_vae.counted import every_datum
 from ppl_vae.plots.style import GREY, array, color, new_axes, values_of
 
@@ -81,8 +81,7 @@ def _replicate(fit: Any, obs: Any, name: str, draws: int, seed: int) -> list[np.
     """Draw data sets [n, *event] at evenly spaced draws of the shared latents."""
     inputs = {n: obs.values[n] for n in fit.model.inputs}
     found = []
-    with forked_rng():
-        torch.manual_seed(seed)
+    with seeded_rng(seed):
         for s in fit.spaced(draws):
             with fit.model.bind(fit.draw(s)):
                 x = fit.model.sample(len(obs), **inputs)

@@ -22,18 +22,16 @@ EVERYDAY = [
     "vae", "gaussian vae", "vae with NaN", "conditional vae", "hierarchy", "linear vae", "poisson latent", "local q",
     "mixture vae", "two finite", "finite posterior, partly observed", "mixture, full, prior", "shared by hand", *OTHERS,
 ]  # fmt: skip
-DRAWS_NOTHING = {name for name in MODELS if ("mixture" in name and name != "mixture vae") or "finite" in name}
+WITHOUT_Q = {
+    *(name for name in [*MODELS, *OTHERS] if "mixture" in name and name not in ("mixture vae", "GMVAE, its mixture")),
+    *(name for name in OTHERS if "CodePrior" in name),
+    "two finite",
+    "shared by hand",
+}
 REFUSED = {
-    **{("infovae", name): "draws no latent|finite" for name in DRAWS_NOTHING | {"shared by hand"}},
-    **{
-        ("infovae", name): "draws no latent|finite"
-        for name in OTHERS
-        if "CodePrior" in name or ("mixture" in name and "GMVAE" not in name)
-    },
+    **{("infovae", name): "no latent of this model has a q" for name in WITHOUT_Q},
     **{("tc", name): "no density for each unit" for name in OTHERS if "VQVAE" in name or "Gumbel" in name},
     **{("tc", f"VAE, posterior {name}"): "no density for each unit" for name in ("Flow", "inverse_autoregressive")},
-    ("infovae", "mixture vae"): "finite",
-    ("infovae", "CategoricalVAE, finite posterior"): "finite",
     ("infovae", "poisson latent"): "Poisson, has none",
     ("tc", "mixture vae"): "a value for each value",
     ("dreg", "poisson latent"): 'Poisson, has none; take gradient="standard"',

@@ -220,13 +220,28 @@ def test_the_units_divergences_at_draws_have_the_closed_form_as_their_mean(make)
     assert bool(((each.mean(0) - divergences(model)).abs() < 5 * each.std(0) / many**0.5).all())
 
 
-def test_a_prior_that_the_objective_does_not_see_has_no_gradient():
-    """infovae(alpha=1) leaves the MMD alone, whose draws of a mixture have none: not even that of rounding."""
-    model = pv.models.GMVAE(pv.nets.mlp_encoder(3, 4, 2), nn.Linear(2, 3), 3, pv.likelihoods.Gaussian(1.0))
-    for objective, moves in ((pv.infovae(1.0, 5.0), False), (pv.infovae(0.5, 5.0), True)):
-        prior = [*model.mixing.parameters(), *model.components.parameters()]
+def test_the_discrepancy_moves_a_prior_whose_class_is_summed_out():
+    """infovae(alpha=1) leaves the MMD alone: its gradient is that of its expectation, by differences of a parameter."""
+    model = pv.models.GMVAE(pv.nets.mlp_encoder(3, 4, 2), nn.Linear(2, 3), 3, pv.likelihoods.Gaussian(1.0)).double()
+    objective, x = pv.infovae(1.0, 5.0), X.double()
+    prior = [*model.mixing.parameters(), *model.components.parameters()]
+
+    def value():
+        torch.manual_seed(0)
         with model.numeric():
-            total = objective(model.sites(model.check(X))).sum()
-        grads = torch.autograd.grad(total, prior, allow_unused=True)
-        assert all(g is None or bool(g.any()) == moves for g in grads)
-        assert any(g is not None for g in grads) or not moves
+            return objective.batch_discrepancy(model.sites(model.check(x)).collapsed())
+
+    with torch.no_grad():
+        for tensor in prior:
+            tensor += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=tensor.dtype)
+    for tensor, grad in zip(prior, torch.autograd.grad(value(), prior), strict=True):
+        moved = tensor.data.flatten()
+        assert moved.data_ptr() == tensor.data_ptr()
+        for entry in range(len(moved)):
+            before = moved[entry].item()
+            around = []
+            for step in (1e-5, -1e-5):
+                moved[entry] = before + step
+                around.append(value().item())
+            moved[entry] = before
+            assert grad.flatten()[entry].item() == pytest.approx((around[0] - around[1]) / 2e-5, abs=1e-7, rel=1e-4)

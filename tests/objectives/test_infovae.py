@@ -1,11 +1,16 @@
 """InfoVAE's discrepancy: its formula, its expectation, and what it does to a VAE."""
 
+import itertools
+from dataclasses import replace
+
 import pyro.distributions as dist
 import pytest
 import torch
 from example_models import make, numbers
+from torch import nn
 
 import ppl_vae as pv
+from ppl_vae import latent, observed
 from ppl_vae.objectives import Sites, discrepancy
 
 
@@ -73,10 +78,9 @@ def test_the_estimate_is_unbiased():
     generator = torch.Generator().manual_seed(0)
     x = m + s * torch.randn(4000, 5, 1, dtype=torch.float64, generator=generator)
     y = torch.randn(4000, 5, 1, dtype=torch.float64, generator=generator)
-    ones = torch.ones(5, dtype=torch.float64)
-    found = torch.stack(
-        [discrepancy(x[i : i + 1], y[i : i + 1], ones, lambda squares: torch.exp(-squares / c)) for i in range(4000)]
-    )
+    ones = torch.ones(4000, 5, dtype=torch.float64)
+    estimate = lambda a, b, one: discrepancy(a, one, b, one, one[0], lambda squares: torch.exp(-squares / c))  # noqa: E731
+    found = torch.stack([estimate(*each) for each in zip(x.split(1), y.split(1), ones.split(1), strict=True)])
     assert abs(found.mean() - exact) < 4 * found.std() / 4000**0.5
     assert bool((found < 0).any())  # as an unbiased estimate of a small number must be
 
@@ -92,6 +96,105 @@ def test_layers_of_latents_are_compared_jointly():
     objective = pv.infovae(0.0, 2.0)
     assert objective.batch_discrepancy(sites) > 0.03
     assert abs(objective.batch_discrepancy(independent)) < 0.01
+
+
+class Labelled(pv.LatentVariableModel):
+    """p(y) p(z | y) p(x | z) with q(y | x) q(z | x, y): y is enumerated, and z has a draw for each of its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.encoder, self.means = nn.Linear(4, 3), nn.Linear(7, 2), nn.Linear(3, 2)
+
+    def corner(self, y):
+        return nn.functional.one_hot(y.long(), 3).to(self.like)
+
+    def of_both(self, x, y):
+        return dist.Normal(self.encoder(torch.cat([x, self.corner(y)], -1)), 0.5).to_event(1)
+
+    @latent
+    def y(self):
+        return dist.Categorical(torch.tensor([0.5, 0.3, 0.2]))
+
+    @latent
+    def z(self, y):
+        return dist.Normal(self.means(self.corner(y)), 1.0).to_event(1)
+
+    @y.posterior
+    def q_y(self, x):
+        return dist.Categorical(logits=self.classifier(x))
+
+    @z.posterior
+    def q_z(self, x, y):
+        return self.of_both(x, y)
+
+    @observed
+    def x(self, z):
+        return dist.Normal(nn.functional.pad(z, (0, 2)), 1.0).to_event(1)
+
+
+def test_finite_latents_count_with_all_their_values():
+    """MMD^2 of y in closed form, and of (y, z) as a sum over pairs of data and of the values of both."""
+    torch.manual_seed(0)
+    model, x, w = Labelled().double(), numbers(5, 4), torch.tensor([1.0, 2.0, 0.0, 1.0, 0.5], dtype=torch.float64)
+    with model.numeric(), torch.no_grad():
+        sites = model.sites(model.check(x))
+    objective = pv.infovae(0.3, 2.0, scale=1.5)
+    torch.manual_seed(1)
+    found = objective.batch_discrepancy(sites, w)
+    q, p = sites.log_q["y"].exp(), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    pairs = w[:, None] * w * (1 - torch.eye(5, dtype=torch.float64))
+    # Corners lie 2 scale^2 apart: k = c / (c + 2 scale^2) = 1/2 between them, for c = 2 scale^2.
+    of_y = ((q.T - p) @ (q.T - p).T * pairs).sum() / pairs.sum() / 2
+    torch.manual_seed(1)
+    priors = sites.p["z"].expand((3, 5)).sample()
+    kernel = kernel_by_hand("imq", 3, 1.5)  # one unit for y, two for z
+    corners = 1.5 * torch.eye(3, dtype=torch.float64)
+    of_q, of_p = (
+        [[torch.cat([corners[k], draw[k, i]]) for k in range(3)] for i in range(5)]
+        for draw in (sites.values["z"], priors)
+    )
+    of_both = 0.0
+    for i, j in itertools.product(range(5), repeat=2):
+        for k, m in itertools.product(range(3), repeat=2):
+            a, b, c, d = of_q[i][k], of_q[j][m], of_p[i][k], of_p[j][m]
+            h = kernel(a, b) + kernel(c, d) - kernel(a, d) - kernel(b, c)
+            of_both = of_both + pairs[i, j] * q[k, i] * q[m, j] * h
+    torch.testing.assert_close(found, of_y + of_both / pairs.sum())
+
+
+def test_a_known_label_is_no_discrepancy():
+    """Where y is seen its q and its prior, given what is seen, are the same; elsewhere both count."""
+    torch.manual_seed(0)
+    model, x, known = Labelled().double(), numbers(6, 4), torch.tensor([0.0, 1.0, 2.0, torch.nan, torch.nan, torch.nan])
+    with model.numeric(), torch.no_grad():
+        sites = model.sites(model.check({"x": x, "y": known}))
+        of_y = replace(sites, log_q={"y": sites.log_q["y"]})
+        found = [pv.infovae(0.5, 3.0).batch_discrepancy(of_y, w.double()) for w in (~known.isnan(), known.isnan())]
+    assert found[0].item() == pytest.approx(0.0, abs=1e-12)
+    assert abs(found[1].item()) > 1e-6
+
+
+def test_a_q_in_another_order_than_the_model_is_refused():
+    class Backwards(Labelled):
+        @latent
+        def z(self):
+            return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+        @latent
+        def y(self, z):
+            return dist.Categorical(logits=nn.functional.pad(z, (0, 1)))
+
+        @y.posterior
+        def q_y(self, x):
+            return dist.Categorical(logits=self.classifier(x))
+
+        @z.posterior
+        def q_z(self, x, y):
+            return self.of_both(x, y)
+
+    model = Backwards()
+    with model.numeric(), pytest.raises(pv.EngineError, match="q of 'z' depends on 'y', which the model draws after"):
+        pv.infovae(0.3, 2.0)(model.sites(model.check(torch.randn(5, 4))))
 
 
 def test_a_batch_of_one_row_has_no_discrepancy_and_no_nan():
