@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EngineError, check_whole
-from ppl_vae.evidence import log_mean_exp
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batches
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.sides import belongs_to_q, drawn
 from ppl_vae.infer.step import StepResult
 from ppl_vae.objectives import Sites
+from ppl_vae.objectives.sites import by_datum, total
 
 __all__ = ["Alternate", "Lagging", "Turns", "alternate", "lagging", "mutual_information"]
 
@@ -164,22 +164,31 @@ class _Lag:
 def mutual_information(sites: Sites) -> Tensor:
     """I(x; z) under q, mean_i log q(z_i | x_i) - log (1/n) sum_k q(z_i | x_k), in nats; it never exceeds log n.
 
-    Of several latents the sum, each given the earlier ones' draws.
+    Of finite latents y the expectation over their values, of drawn ones given y the mean over the data that may have
+    that value. Of several latents the sum, each given the earlier ones' draws.
 
     Raises
     ------
     EngineError
-        If no latent is drawn, or one for each value of a finite latent.
+        If no latent has a q.
     """
-    drawn = sites.drawn
-    if not drawn or any(sites.log_q[name].dim() > 1 for name in drawn):
-        raise EngineError("the information of codes is measured on latents with one draw per datum; there is none here")
-    total: Any = 0.0
-    for name in drawn:
-        z = sites.values[name]
-        each = sites.q[name].log_prob(z.unsqueeze(1))  # log q(z_i | x_k), [n, n]
-        total = total + (each.diagonal() - log_mean_exp(each, 1)).mean()
-    return total
+    if not sites.log_q:
+        raise EngineError("the information of codes is that of latents with a q, and no latent of this model has one")
+    none = torch.zeros_like(by_datum(next(iter(sites.log_q.values()))))
+    n = len(none)
+    log_y = none + total(sites.log_q[name] for name in sites.enumerated)  # log q(y | x), [*values, n]
+    y = log_y.exp()
+    found = torch.where(y > 0, y * (log_y - y.mean(-1, keepdim=True).log()), 0.0).sum() / n
+    for name in sites.drawn:
+        q, z = sites.q[name], sites.values[name]
+        branches = q.batch_shape[:-1]
+        share = y.sum_to_size(*branches, n) if branches else y.new_ones(n)
+        each = q.log_prob(
+            z.movedim(len(branches), 0).unsqueeze(1 + len(branches))
+        )  # log q(z_i | x_k, y), [n, *values, n]
+        of_all = torch.logsumexp(each + share.log() - share.sum(-1, keepdim=True).log(), -1).movedim(0, -1)
+        found = found + torch.where(share > 0, share * (each.diagonal(dim1=0, dim2=-1) - of_all), 0.0).sum() / n
+    return found
 
 
 def alternate(q: int = 1, model: int = 1, per: str = "step", parameters: Sequence[str] | None = None) -> Alternate:
@@ -239,7 +248,7 @@ def lagging(
     Raises
     ------
     EngineError
-        If a number is out of range; at the fit, where codes are not drawn one per datum.
+        If a number is out of range; at the fit, where no latent has a q.
 
     References
     ----------

@@ -1,5 +1,6 @@
 """q and the model in turns: who moves when, whose a parameter is, and the lagging-encoder schedule."""
 
+import itertools
 import math
 
 import pyro
@@ -225,9 +226,42 @@ def test_the_information_of_separate_codes_is_the_logarithm_of_their_number():
     assert mutual_information(sites).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_information_needs_drawn_codes():
-    model, data = make("mixture vae")
-    with pytest.raises(pv.EngineError, match="one draw per datum"):
+def test_information_of_finite_and_drawn_codes_is_its_sum():
+    """I(x; y) + I(x; z | y) with q(y | x) and a draw of q(z | x, y) for each y, term by term."""
+    torch.manual_seed(0)
+    n, K = 5, 3
+    y = torch.rand(K, n).double() + 0.1
+    y[1, 2] = 0.0
+    y = y / y.sum(0)
+    q = pyro.distributions.Normal(torch.randn(K, n, 2).double(), 0.7).to_event(1)
+    z = q.sample()
+    found = mutual_information(Sites({}, {"y": y.log(), "z": q.log_prob(z)}, {}, {"z": q}, {"z": z}, {}, {"y": -2}))
+    expected = 0.0
+    for k, i in itertools.product(range(K), range(n)):
+        if y[k, i] == 0:
+            continue
+        density = [
+            math.exp(torch.distributions.Normal(q.base_dist.loc[k, j], 0.7).log_prob(z[k, i]).sum()) for j in range(n)
+        ]
+        marginal = sum(y[k, j].item() * density[j] for j in range(n)) / y[k].sum().item()
+        of_y = math.log(y[k, i].item() * n / y[k].sum().item())
+        expected += y[k, i].item() * (of_y + math.log(density[i] / marginal)) / n
+    assert found.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mixture vae", "finite posterior", "finite posterior, partly observed"])
+def test_models_with_finite_codes_lag(name):
+    model, data = make(name)
+    fit = pv.SVI(4, alternate=pv.lagging(window=1, most=2), progress=False).fit(model, data)
+    assert fit.status.code != "failed"
+    assert math.isfinite(fit.trace["bound"][-1])
+
+
+def test_information_needs_a_q():
+    with pytest.raises(pv.EngineError, match="no latent of this model has one"):
+        mutual_information(Sites({"x": torch.zeros(3)}, {}))
+    model, data = make("two finite")
+    with pytest.raises(pv.EngineError, match="have no q of their own"):
         pv.SVI(1, alternate=pv.lagging(), progress=False).fit(model, data)
 
 
