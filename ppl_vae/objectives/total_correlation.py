@@ -62,52 +62,70 @@ class TcElbo:
         return (value + score(sites, value)).reshape(self.num_particles, -1).mean(0)
 
     def parts(self, sites: Sites, name: str, weights: Tensor | None = None) -> TcTerms:
-        """Log q(z|x) / q(z), log q(z) / prod_j q(z_j) and log prod_j q(z_j) / p(z) of a latent, at its draws."""
+        """Log q(z|x) / q(z), log q(z) / prod_j q(z_j) and log prod_j q(z_j) / p(z) of a latent, at its draws.
+
+        Where q has a draw for each value y of finite latents, every q is given y and the parts are means over q(y | x).
+        """
         if sites.branches(name):
             raise EngineError(
                 f"tc_elbo needs log p(z) of a latent by itself, and the prior of {name!r} depends on "
                 f"{', '.join(sites.summed)}, which is summed out: take elbo()"
             )
         whole, each = _log_q_of_all(sites.q[name], sites.values[name], name)
-        log_share = _log_shares(each, self.size, self.num_particles, weights)
-        log_q = torch.logsumexp(whole + log_share, 1)
-        by_unit = torch.logsumexp(each + log_share[..., None], 1).sum(-1)
-        return TcTerms(whole.diagonal() - log_q, log_q - by_unit, by_unit - sites.expect(sites.log_p[name]))
+        log_share = self._log_shares(_shares_given(sites, name), weights)
+        log_q = torch.logsumexp(whole + log_share, -1)
+        by_unit = torch.logsumexp(each + log_share[..., None], -2).sum(-1)
+        own = whole.diagonal(dim1=-2, dim2=-1)
+        terms = (own - log_q, log_q - by_unit, by_unit - sites.log_p[name])
+        return TcTerms(*(sites.expect(term) for term in terms))
+
+    def _log_shares(self, given: Tensor, weights: Tensor | None) -> Tensor:
+        """Log of what row k stands for in q(z) seen from draw i, [*values, m, m]; -inf where its weight is 0.
+
+        The datum itself is one of `size`; the others of the batch stand for all the rest. `given`, [*values, m], is how
+        probable each value of the finite latents is that q is given.
+        """
+        n = given.shape[-1] // self.num_particles
+        w = given.new_ones(n) if weights is None else weights
+        w = torch.where(w.sum() > 0, w, torch.ones_like(w))  # a batch of padding alone, which counts for nothing
+        row = (w.repeat(self.num_particles) * given)[..., None, :]
+        row = torch.where(row.sum(-1, keepdim=True) > 0, row, torch.ones_like(row))  # a value that no datum has
+        same = torch.eye(n, dtype=torch.bool, device=w.device).repeat(self.num_particles, self.num_particles)
+        mine, rest = (torch.where(of, row, 0.0).sum(-1, keepdim=True) for of in (same, ~same))
+        own = (mine / (mine + rest) * w.sum() / self.size).clamp(max=1.0)
+        mine, rest = (mass.clamp_min(torch.finfo(w.dtype).tiny) for mass in (mine, rest))
+        return (row * torch.where(same, own / mine, (1 - own) / rest)).log()
+
+
+def _shares_given(sites: Sites, name: str) -> Tensor:
+    """q(y | x) of the values y that q of a latent is given, [*values, m]."""
+    shape = sites.q[name].batch_shape
+    shares = total(sites.log_q[other] for other in sites.enumerated)
+    return shares.exp().sum_to_size(shape) if len(shape) > 1 else sites.values[name].new_ones(shape)
 
 
 def _log_q_of_all(q: TorchDistribution, z: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Log q(z_i | x_k) for every draw i and row k, [m, m], and log q(z_ij | x_k) of every unit j, [m, m, units]."""
+    """Log q(z_i | x_k) for every draw i and row k, [*values, m, m], and of every unit j, [*values, m, m, units]."""
     units = _units(q)
-    if units is None or len(q.batch_shape) != 1:
-        reason = "a value for each value of a finite latent" if len(q.batch_shape) > 1 else "no density for each unit"
+    if units is None:
         raise EngineError(
-            f"tc_elbo needs a q whose units have known densities, one draw per datum; q of {name!r}, a "
-            f"{type(q).__name__}, has {reason}: take elbo(), or the diagonal or full posterior"
+            f"tc_elbo needs a q whose units have known densities; q of {name!r}, a {type(q).__name__}, has no density "
+            "for each unit: take elbo(), or the diagonal or full posterior"
         )
-    each = units.log_prob(z[:, None]).reshape(len(z), len(z), -1)
-    return (each.sum(-1) if isinstance(q, dist.Independent) else q.log_prob(z[:, None])), each
+    finite = len(q.batch_shape) - 1
+    at = z.movedim(finite, 0).unsqueeze(finite + 1)
+    each = units.log_prob(at)
+    each = each.reshape(*each.shape[: finite + 2], -1).movedim(0, finite)
+    return (each.sum(-1) if isinstance(q, dist.Independent) else q.log_prob(at).movedim(0, finite)), each
 
 
 def _units(q: TorchDistribution) -> TorchDistribution | None:
-    """The laws of the units by themselves, [n, units], where they are known."""
+    """The laws of the units by themselves, [*values, n, units], where they are known."""
     if isinstance(q, torch.distributions.MultivariateNormal):
         return dist.Normal(q.loc, q.variance.sqrt())
-    base = q.base_dist if isinstance(q, dist.Independent) else q
-    return None if base.event_shape else base
-
-
-def _log_shares(each: Tensor, size: float, particles: int, weights: Tensor | None) -> Tensor:
-    """Log of what row k stands for in q(z) seen from draw i, [m, m]; -inf where its weight is 0.
-
-    The datum itself is one of `size`; the others of the batch stand for all the rest.
-    """
-    n = len(each) // particles
-    w = each.new_ones(n) if weights is None else weights
-    w = torch.where(w.sum() > 0, w, torch.ones_like(w))  # a batch of padding alone, which counts for nothing
-    own = (w / size).clamp(max=1.0)
-    others = (1 - own)[:, None] * w / (w.sum() - w).clamp_min(torch.finfo(w.dtype).tiny)[:, None]
-    same = torch.eye(n, dtype=torch.bool, device=w.device)
-    return torch.where(same, own, others).div(particles).log().repeat(particles, particles)
+    if isinstance(q, dist.Independent):
+        return q.base_dist
+    return None if q.event_shape else q
 
 
 def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1.0, num_particles: int = 1) -> TcElbo:
@@ -122,8 +140,9 @@ def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1
     one process has in one piece: as small a batch. With alpha = beta = gamma = 1 the parts add up to the ELBO's
     divergence at the same draw, whatever the batch. The reported bound stays the ELBO.
 
-    Each drawn latent is decomposed by itself, with q(z) over the data and the earlier draws that its q is given; finite
-    latents keep their divergence. For a prior whose units depend on each other the last part is
+    Each drawn latent is decomposed by itself, with q(z) over the data and the earlier draws that its q is given, and by
+    the values of finite latents that it is given; those keep their divergence. Of a vector of categories, as
+    `GumbelVAE` has, each is a unit. For a prior whose units depend on each other the last part is
     E log prod_j q(z_j) - log p(z).
 
     Parameters

@@ -30,10 +30,9 @@ WITHOUT_Q = {
 }
 REFUSED = {
     **{("infovae", name): "no latent of this model has a q" for name in WITHOUT_Q},
-    **{("tc", name): "no density for each unit" for name in OTHERS if "VQVAE" in name or "Gumbel" in name},
+    **{("tc", name): "no density for each unit" for name in OTHERS if "VQVAE" in name},
     **{("tc", f"VAE, posterior {name}"): "no density for each unit" for name in ("Flow", "inverse_autoregressive")},
     ("infovae", "poisson latent"): "Poisson, has none",
-    ("tc", "mixture vae"): "a value for each value",
     ("dreg", "poisson latent"): 'Poisson, has none; take gradient="standard"',
 }
 

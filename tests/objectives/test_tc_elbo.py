@@ -43,6 +43,33 @@ def test_the_parts_add_up_to_the_divergence_whatever_the_size(size):
     torch.testing.assert_close(sum(parts), sites.log_q["z"] - sites.log_p["z"])
 
 
+def test_a_q_that_is_given_a_finite_latent_is_decomposed_for_each_of_its_values():
+    """q(z_j | k) is the mixture over the data that may be of class k, by w q(k | x); means are over q(k | x)."""
+    torch.manual_seed(0)
+    n, K, w = 5, 3, torch.tensor([1.0, 2.0, 0.0, 1.0, 0.5], dtype=torch.float64)
+    y = torch.rand(K, n, dtype=torch.float64)
+    y[1, 3] = 0.0
+    y = y / y.sum(0)
+    loc = torch.randn(K, n, 2, dtype=torch.float64)
+    q, p = dist.Normal(loc, 0.7).to_event(1), dist.Normal(torch.zeros(K, 1, 2, dtype=torch.float64), 1.0).to_event(1)
+    z = q.sample()
+    sites = Sites({"y": y.log(), "z": p.log_prob(z)}, {"y": y.log(), "z": q.log_prob(z)}, {"z": p}, {"z": q}, {"z": z},
+                  {}, {"y": -2})  # fmt: skip
+    parts = pv.tc_elbo(size=w.sum().item()).parts(sites, "z", w)
+    expected = torch.zeros(3, n, dtype=torch.float64)
+    for k in range(K):
+        density = torch.distributions.Normal(loc[k], 0.7).log_prob(z[k][:, None]).exp()  # [n, n, units]
+        share = w * y[k] / (w * y[k]).sum()
+        all_z, units = (density.prod(-1) @ share).log(), torch.einsum("iku,k->iu", density, share).log().sum(-1)
+        terms = q.log_prob(z)[k] - all_z, all_z - units, units - p.log_prob(z)[k]
+        expected += torch.stack([torch.where(y[k] > 0, y[k] * term, 0.0) for term in terms])
+    counts = w > 0  # a row without weight stands for nothing, and its parts are of no use
+    torch.testing.assert_close(torch.stack(parts)[:, counts], expected[:, counts])
+    whole = pv.tc_elbo(size=100, num_particles=1).parts(sites, "z", w)
+    divergence = torch.where(y > 0, y * (q.log_prob(z) - p.log_prob(z)), 0.0).sum(0)
+    torch.testing.assert_close(sum(whole)[counts], divergence[counts])
+
+
 def test_weights_count_data_as_often():
     """Weight 2 is a row given twice, in the mixture that q(z) is."""
     sites, loc, scale = example(4)
