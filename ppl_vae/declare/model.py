@@ -130,7 +130,7 @@ class LatentVariableModel(OfData):
         for node in self.local_nodes():
             if node.name not in scope:
                 scope[node.name] = Placed(torch.zeros(len(obs), dtype=torch.long, device=self.like.device), 0)
-        with self.buffers_kept():
+        with self.buffers_kept(), self.aside(), self.with_any_values():
             return self.law(name, scope).origin[2]
 
     # Values per datum.

@@ -1,7 +1,7 @@
 """Shapes before values: the laws of a declaration on a few rows, and what is made by their shapes."""
 
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 
 import pyro.distributions as dist
 import torch
@@ -75,18 +75,22 @@ class Prototypes(Program):
         """The distribution of every local node on the first rows, latents drawn from the prior."""
         return {node.name: d for node, _, d in self._tried(obs.rows(slice(0, rows)))}
 
+    @contextmanager
+    def with_any_values(self) -> Iterator[None]:
+        """Within the block shared latents without a value have one, whichever: shapes and inputs do not depend on it."""
+        values: dict[str, Tensor] = {}
+        for node in self._graph.of_kind("latent", shared=True):
+            if node.name not in self._bound:
+                values[node.name] = self._node_law(node)(values | self._bound).sample()
+        for path, family in self.families().items():
+            if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
+                values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
+        with self.bind(values):
+            yield
+
     def _tried(self, few: Observations) -> Generator[tuple[Node, Scope, TorchDistribution]]:
         """Every local node with what it is called with, and its distribution there."""
-        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), ExitStack() as stack:
-            values: dict[str, Tensor] = {}
-            for node in self._graph.of_kind("latent", shared=True):
-                if node.name not in self._bound:
-                    values[node.name] = self._node_law(node)(values | self._bound).sample()
-            # A family with a prior has no value yet; any will do to see shapes.
-            for path, family in self.families().items():
-                if family.prior is not None and not set(family.constraints) <= set(family.__dict__):
-                    values |= {f"{path}.{name}": value for name, value in family.defaults().items()}
-            stack.enter_context(self.bind(values))
+        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), self.with_any_values():
             scope = self.scope(few)
             for node in self.local_nodes():
                 d = self._call(node, scope)
