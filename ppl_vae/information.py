@@ -6,13 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.func import functional_call, grad, jacrev, vjp
+from torch.func import grad, jacrev, vjp
 
 from ppl_vae.coordinates import Coordinates
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.families.supports import of_entries
 from ppl_vae.fit import Fit
+from ppl_vae.functional import called_with
 
 __all__ = ["check_boundary", "derivatives", "invert"]
 
@@ -29,7 +30,7 @@ BOUNDED = (type(constraints.simplex), type(constraints.positive), type(constrain
 
 
 class _LogLikelihood(torch.nn.Module):
-    """log p(x_i | theta), [n], as a module, so that functional_call can set its networks."""
+    """log p(x_i | theta), [n], as a module, so that `called_with` can set its networks."""
 
     def __init__(self, model: LatentVariableModel) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ def derivatives(
     def log_prob(v: Tensor, rows: Observations) -> Tensor:
         values = free.values(v)
         networks = {f"model.{name}": values.pop(name) for name in free.networks}
-        return functional_call(program, networks, (values, rows))
+        return called_with(program, networks, values, rows)
 
     def total(v: Tensor, rows: Observations, own: Tensor) -> Tensor:
         return (own * log_prob(v, rows)).sum()

@@ -52,7 +52,7 @@ class SharedLatents(PyroModule):
         self._untiled: set[str] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_pyro") and "_pyro_name" not in vars(self):
+        if not name.startswith(("_pyro", "__")) and "_pyro_name" not in vars(self):
             raise DeclarationError(
                 f"{type(self).__name__}.__init__ sets {name!r} too early: make super().__init__() its first line"
             )

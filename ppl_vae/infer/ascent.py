@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
+from ppl_vae.functional import called_with
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.processes import Share
@@ -114,7 +114,7 @@ class ModelObjective:
         buffers = rest[len(rest) - len(self.buffers) :]
         names = [*self.names, *self.row_names, *self.buffers]
         given = {f"model.{name}": tensor for name, tensor in zip(names, [*leaves, *buffers], strict=True)}
-        return functional_call(self.holder, given, (rest,))
+        return called_with(self.holder, given, rest)
 
     def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
         values, gaps = len(self.values), len(self.gaps)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ppl_vae.alone import forked_rng
 from ppl_vae.infer.parallel import threads
@@ -34,6 +33,8 @@ def compiled(graph: GraphModule, tensors: Sequence[Tensor], num_threads: int) ->
     num_threads : int
         Threads that the code uses, wherever it is called from.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a third of a second, which importing need not wait for
+
     graph, checks = checks_apart(graph)
     # Inductor has random numbers of its own, and writes the number of threads into its code.
     # Without its trials of the compiler on every vector instruction set, 9 seconds: the processor knows its own.

@@ -77,7 +77,8 @@ class Traced:
         """The function's outputs."""
         if self.mode == "off":
             return self.function(*tensors)
-        key = tuple([(t.shape, t.dtype) for t in tensors])
+        tensors = tuple([t if t.is_contiguous() else _dense(t) for t in tensors])
+        key = tuple([(t.shape, t.dtype, None if t.is_contiguous() else t.stride()) for t in tensors])
         graph = self.graphs.get(key)
         if graph is None:
             graph = self._made(key, tensors)
@@ -121,6 +122,11 @@ class Traced:
         sizes = torch.tensor([a.detach().double().nan_to_num().abs().max() for a in expected if a.numel()])
         least = SMALL * (sizes.median().item() if len(sizes) else 0.0)
         return max((_difference(a, b, least) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A part of a larger tensor by itself: a graph is made at strides that a copy has."""
+    return tensor if tensor.stride() == torch.empty_like(tensor).stride() else tensor.contiguous()
 
 
 def _difference(expected: Tensor, found: Tensor, least: float) -> float:
