@@ -20,7 +20,7 @@ ROWS = (1, 2, 7)
 
 SHIPPED = (
     "VAE, LogisticMixture", "VAE, Categorical", "VAE, posterior Full", "CategoricalVAE, finite posterior", "GumbelVAE",
-    "GMVAE, its mixture", "VQVAE, Learned", "VQVAE, Averaged",
+    "GMVAE, its mixture", "VQVAE, Learned", "VQVAE, Averaged", "VAE, prior Flow", "VAE, prior real_nvp",
 )  # fmt: skip
 NAMES = ("vae", "conditional vae", "hierarchy", "mixture vae", "finite posterior", *SHIPPED)
 ELSEWHERE = """

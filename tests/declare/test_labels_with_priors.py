@@ -1,0 +1,53 @@
+"""Labels, all or some of them known, beside families whose parameters have a prior."""
+
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae import families, latent, observed
+
+
+class Counts(pv.LatentVariableModel):
+    """p(z) = Dirichlet-distributed shares, p(x | z) = Poisson with a Gamma prior."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = families.Categorical(2, prior=families.DirichletPrior(2.0))
+        self.components = families.Poisson(batch=2, prior=families.GammaPrior(3.0, 2.0))
+
+    @latent
+    def z(self):
+        return self.mixing()
+
+    @observed
+    def x(self, z):
+        return self.components(z)
+
+
+X = torch.tensor([0.0, 2.0, 1.0, 7.0, 9.0, 6.0, 8.0])
+Z = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_the_mode_with_every_label_is_the_conjugate_one():
+    """Shares (n_k + a - 1) / (n + K (a - 1)), rates (sum x + a - 1) / (n_k + b) (000 (8))."""
+    found = pv.EM(progress=False).fit(Counts(), {"x": X, "z": Z}).parameters
+    assert found["mixing.probs"].tolist() == pytest.approx([4 / 9, 5 / 9])
+    assert found["components.rate"].tolist() == pytest.approx([5 / 5, 32 / 6])
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pv.EM(progress=False),
+        pv.VB(progress=False, num_draws=20),
+        pv.SVI(epochs=5, progress=False),
+        pv.NUTS(30, warmup=30, num_chains=1, progress=False),
+    ],
+    ids=lambda engine: type(engine).__name__,
+)
+def test_every_engine_takes_some_labels(engine):
+    z = torch.where(torch.tensor([True, False, True, True, False, True, False]), Z, torch.nan)
+    fit = engine.fit(Counts(), {"x": X, "z": z})
+    r = fit.responsibilities({"x": X})
+    assert bool((r[:3, 0] > 0.5).all())
+    assert bool((r[3:, 1] > 0.5).all())
