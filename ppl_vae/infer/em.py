@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ class EM:
             raise EngineError(f"EM: assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
         check_whole("EM", n_init=self.n_init, max_iter=self.max_iter)
         object.__setattr__(self, "seed", check_seed(self.seed))
-        if not self.tol >= 0:
+        if not (isinstance(self.tol, Real) and self.tol >= 0):
             raise EngineError(f"EM: tol must be a number, at least 0; got {self.tol!r}")
         self._check_steps()
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
@@ -145,8 +145,8 @@ class EM:
             raise EngineError('EM: accelerate needs assignment="soft" and batch_size=None')
         if self.batch_size is not None:
             check_whole("EM", batch_size=self.batch_size)
-        if not 0.5 < self.decay <= 1:
-            raise EngineError(f"EM: decay must be above 0.5 and at most 1 for online EM to converge, got {self.decay}")
+        if not (isinstance(self.decay, Real) and 0.5 < self.decay <= 1):
+            raise EngineError(f"EM: for online EM to converge decay is above 0.5 and at most 1; got {self.decay!r}")
 
     def _check_pair(self, weights: Any) -> None:
         """Refuse what a Pyro model's generalised EM does not do."""

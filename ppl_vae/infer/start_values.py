@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -16,7 +17,7 @@ __all__ = ["check_values"]
 
 
 def check_values(start: Mapping[str, Tensor], model: LatentVariableModel) -> None:
-    """Refuse parameters by name of which one is outside its set.
+    """Refuse parameters by name of which one is not finite, or outside its set.
 
     The edge of a set, where an M-step may have ended, and what rounding takes out of it are let pass; so are sets that
     have no word here.
@@ -28,11 +29,16 @@ def check_values(start: Mapping[str, Tensor], model: LatentVariableModel) -> Non
     """
     with model.numeric():
         sets = {name: of_entries(allowed) for name, allowed in coordinates(model).sets.items()}
-    for name in [name for name in start if sets[name] in LOOSELY]:
-        said, check = LOOSELY[sets[name]]
-        if not bool((inside := check(start[name])).all()):
-            entry = (~inside).nonzero()[0].tolist()
-            raise DataError(f"start[{name!r}] must be {said}{f'; entry {entry} is not' if entry else ''}")
+    for name, value in start.items():
+        _check(name, value, "finite", torch.isfinite)
+        if sets[name] in LOOSELY:
+            _check(name, value, *LOOSELY[sets[name]])
+
+
+def _check(name: str, value: Tensor, said: str, inside: Callable[[Tensor], Tensor]) -> None:
+    if not bool((found := inside(value)).all()):
+        entry = (~found).nonzero()[0].tolist()
+        raise DataError(f"start[{name!r}] must be {said}{f'; entry {entry} is not' if entry else ''}")
 
 
 def _largest(s: Tensor) -> Tensor:

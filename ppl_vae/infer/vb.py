@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class VB:
     def __post_init__(self) -> None:
         check_whole("VB", n_init=self.n_init, max_iter=self.max_iter, num_draws=self.num_draws)
         object.__setattr__(self, "seed", check_seed(self.seed))
-        if not self.tol >= 0:
+        if not (isinstance(self.tol, Real) and self.tol >= 0):
             raise EngineError(f"VB: tol must be a number, at least 0; got {self.tol!r}")
 
     def fit(self, model: Any, data: Any, weights: Any = None) -> Fit:

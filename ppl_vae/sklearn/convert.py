@@ -38,6 +38,8 @@ def from_sklearn(estimator: Any) -> Fit:
 
     Raises
     ------
+    EngineError
+        If it is no mixture.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
 
@@ -50,6 +52,10 @@ def from_sklearn(estimator: Any) -> Fit:
     >>> from_sklearn(theirs).labels([[0.0, 0.0], [12.0, 3.0]]).tolist() == theirs.predict([[0, 0], [12, 3]]).tolist()
     True
     """
+    if not hasattr(estimator, "covariance_type"):
+        raise EngineError(
+            f"from_sklearn takes a fitted GaussianMixture or BayesianGaussianMixture, got a {type(estimator).__name__}"
+        )
     check_is_fitted(estimator, ["weights_", "means_", "covariances_"])
     kind = estimator.covariance_type
     weights, means, covariances = (
@@ -102,6 +108,8 @@ def to_sklearn(fit: Fit) -> Theirs:
     >>> round(float(to_sklearn(fit).score(x.numpy()) * len(x)), 3)
     -1130.264
     """
+    if not isinstance(fit, Fit):
+        raise EngineError(f"to_sklearn takes a Fit of a Gaussian mixture, got a {type(fit).__name__}")
     if not fit.is_point:
         raise EngineError(f"a GaussianMixture has one value of its parameters, this fit has {fit.num_draws} draws")
     mixing, components = (_only(fit, kind) for kind in (families.Categorical, families.Normal))

@@ -245,6 +245,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """`fit`, then the labels."""
         return self.fit(X, sample_weight=sample_weight).labels_
 
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Array:
+        """`fit`, then `transform`."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
     def transform(self, X: Any) -> Array:
         """Distances to the centers, [n, K]; of rows with gaps as `sklearn.metrics.nan_euclidean_distances` has them."""
         check_is_fitted(self)

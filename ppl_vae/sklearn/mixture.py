@@ -180,7 +180,8 @@ class Mixture(DensityMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_i) over the rows of X, weighted by `sample_weight`, nats."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
+        each = self.score_samples(X)
+        return float(np.average(each, weights=check_sample_weight(sample_weight, len(each))))
 
     def sample(self, n_samples: int = 1) -> tuple[Array, NDArray[np.int64]]:
         """New data from the mixture, component after component.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.cluster
 import sklearn.mixture
 from sklearn.exceptions import NotFittedError
 
@@ -77,3 +78,10 @@ def test_what_cannot_be_converted_is_named(X):
     fit = pv.EM(progress=False).fit(Coins(), (X[:, :1] > np.array([[2.0, 3.0, 4.0]])) * 1.0)
     with pytest.raises(EngineError, match=r"coins \(Bernoulli\)"):
         to_sklearn(fit)
+
+
+def test_what_is_no_mixture_is_refused(X):
+    with pytest.raises(EngineError, match="got a KMeans"):
+        from_sklearn(sklearn.cluster.KMeans(2, n_init=1).fit(X))
+    with pytest.raises(EngineError, match="got a NoneType"):
+        to_sklearn(None)

@@ -308,3 +308,17 @@ def test_kmeans_names_what_is_wrong(X):
         KMeans(3, init=X[:3], n_init=4).fit(X)
     with pytest.warns(ConvergenceWarning, match="distinct clusters"):
         KMeans(3, random_state=0).fit(np.repeat(X[:2], 5, axis=0))
+
+
+def test_kmeans_fit_transform_takes_weights_in_their_place():
+    X, w = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60.0)
+    ours, theirs = (cls(3, init=X[:3], n_init=1) for cls in (KMeans, sklearn.cluster.KMeans))
+    np.testing.assert_allclose(ours.fit_transform(X, None, w), theirs.fit_transform(X, None, w))
+
+
+@pytest.mark.parametrize("weights", [np.zeros(60), -np.ones(60), np.full(60, np.nan), np.ones(30)])
+def test_weights_of_a_score_are_checked(weights):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    fitted = GaussianMixture(2, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="weight"):
+        fitted.score(X, sample_weight=weights)
