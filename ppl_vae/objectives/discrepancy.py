@@ -104,8 +104,8 @@ class InfoVae:
         for number, name in enumerate(compared):
             if sites.branches(name):
                 raise EngineError(
-                    f"infovae needs the prior of {name!r} by itself, which depends on {', '.join(sites.summed)},"
-                    " summed out: take elbo()"
+                    f"infovae needs the prior of {name!r} by itself, and it depends on what is summed out, "
+                    f"{', '.join(sites.summed)}: take elbo()"
                 )
             if name in sites.enumerated:
                 later = [other for other in compared[:number] if _varies(sites, other, sites.enumerated[name])]
@@ -204,8 +204,9 @@ def discrepancy(x: Tensor, x_shares: Tensor, y: Tensor, y_shares: Tensor, weight
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2, [m, n, n]."""
-    return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
+    """|a_i - b_j|^2, [m, rows, rows]."""
+    lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    return torch.baddbmm(lengths, a, b.mT, alpha=-2).clamp_min(0.0)
 
 
 def infovae(
