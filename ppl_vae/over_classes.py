@@ -51,12 +51,23 @@ class OverClasses(TorchDistribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws, each datum's of a class of its own."""
+        with torch.no_grad():
+            return self.weighed(sample_shape)[0]
+
+    def weighed(self, sample_shape: torch.Size = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        """Draws that follow their class's law, and weights that are 1, with the gradient of the class's probability.
+
+        The gradient of a mean of weight times f(draw) is without bias for E f.
+        """
         shape, dims = torch.Size(sample_shape), self.r.dim() - 1
-        each = self.law.sample(shape).flatten(len(shape), len(shape) + dims - 1)  # [*shape, classes, n, *event]
-        which = torch.distributions.Categorical(self.r.flatten(0, -2).mT).sample(shape)  # [*shape, n]
+        draw = self.law.rsample if self.law.has_rsample else self.law.sample
+        each = draw(shape).flatten(len(shape), len(shape) + dims - 1)  # [*shape, classes, n, *event]
+        shares = self.r.flatten(0, -2)
+        which = torch.distributions.Categorical(shares.detach().mT).sample(shape)  # [*shape, n]
+        share = shares.expand(*shape, *shares.shape).gather(len(shape), which.unsqueeze(len(shape))).squeeze(len(shape))
         which = which.reshape(*shape, 1, -1, *[1] * len(self.event_shape))
         index = which.expand(*shape, 1, *each.shape[len(shape) + 1 :])
-        return each.gather(len(shape), index).squeeze(len(shape))
+        return each.gather(len(shape), index).squeeze(len(shape)), share / share.detach()
 
     @property
     def mean(self) -> Tensor:

@@ -142,13 +142,17 @@ def _prior_shares(sites: Sites, name: str) -> Tensor:
 
 
 def _prior(sites: Sites, name: str) -> tuple[Tensor, Tensor]:
-    """A draw of the prior of a latent for every datum, one of each component of a mixture, and their shares."""
+    """A draw of the prior of a latent for every datum and value of the finite ones, and the share of each."""
     law, shares, rows = sites.p[name], _shares(sites, sites.enumerated), sites.joint().shape[-1:]
     if isinstance(law, OverClasses):
-        law, shares = law.law, shares * law.r
-    if law.batch_shape:
-        law, rows = law.expand(torch.broadcast_shapes(law.batch_shape, rows)), torch.Size()
-    return _flat(law.rsample(rows) if law.has_rsample else law.sample(rows), law), shares
+        z, weight = law.weighed(torch.Size() if law.batch_shape == rows else rows)
+        z, shares = z.reshape(*rows, *law.event_shape), shares * weight.reshape(rows)
+    elif law.batch_shape:
+        law = law.expand(torch.broadcast_shapes(law.batch_shape, rows))
+        z = law.rsample() if law.has_rsample else law.sample()
+    else:
+        z = law.rsample(rows) if law.has_rsample else law.sample(rows)
+    return _flat(z, law).to(sites.values[name]), shares
 
 
 def _varies(sites: Sites, name: str, dim: int) -> bool:
@@ -225,10 +229,10 @@ def infovae(
     information is spared, lambda what the aggregate posterior costs. alpha = 0, lambda = 1 is the bound; alpha = 1
     leaves the MMD alone. MMD^2 is estimated without bias from the codes of a batch and as many draws of the prior, so
     batches should have some dozens of rows. A prior with parameters gets its gradient through these draws where they
-    can be reparameterised. Finite latents, and classes that a prior is summed over, count with all their values: memory
-    grows with the square of rows times values. With several processes or SVI's `accumulate=` the estimate is made of
-    the rows that one process has in one piece, and the parts' mean is taken: still without bias, with more noise. The
-    reported bound stays the ELBO.
+    can be reparameterised, and through the shares of classes that it is summed over. Finite latents that have a q count
+    with all their values: memory grows with the square of rows times values. With several processes or SVI's
+    `accumulate=` the estimate is made of the rows that one process has in one piece, and the parts' mean is taken:
+    still without bias, with more noise. The reported bound stays the ELBO.
 
     Parameters
     ----------
