@@ -17,7 +17,7 @@ from ppl_vae.infer.candidates import Candidates
 from ppl_vae.infer.expectation import Expectation, Plan, Replace, summed
 from ppl_vae.infer.history import History
 from ppl_vae.infer.interrupts import INTERRUPTED
-from ppl_vae.infer.mstep import Values
+from ppl_vae.infer.mstep import Posterior, Values, each_chunk
 from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.repair import given_away, worst_rows
@@ -195,7 +195,7 @@ class Climb:
                     break
                 run.values, run.free = values, self.owner.free()
                 run.add(bound, objective, self.e_steps, self.segment, time.perf_counter() - begin)
-                self.said = f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} E-steps"
+                self.said = f"log-likelihood {bound / self.total:.4f} per datum, {self.e_steps} passes"
                 update(iteration, self.said)
                 stopped = self._end(values, bound, objective)
                 if self._converged(run, iteration):
@@ -245,7 +245,9 @@ class Climb:
         if self.online is None:
             with torch.no_grad():
                 values = self.maximizer.closed_forms(sums, self.values)
-            values = self.maximizer.gradient_step(self.parts, values)
+            step = self.maximizer.gradient_step
+            values, passes = step(self.parts, values, self.values, self.assign(iteration))
+            self.e_steps += passes
         else:
             sums, values = self.online.epoch(sums, self.values, iteration)
         values, repaired = self._repaired(sums, values, iteration)
@@ -293,9 +295,9 @@ class Climb:
         """Whether some data have the responsibilities that all data have together."""
         if len(self.few) < 2:
             return False
-        with self.model.bind(values), torch.no_grad():
-            (r,) = self.maximizer.posteriors(Held(self.model, self.few, None))
-        return alike(torch.cat([r.flatten(0, -2), (e.table / self.total).reshape(-1, 1)], 1))
+        r = Posterior(self.model, values)
+        (few,) = (r(chunk).flatten(0, -2) for chunk in each_chunk(Held(self.model, self.few, None)))
+        return alike(torch.cat([few, (e.table / self.total).reshape(-1, 1)], 1))
 
     def _repaired(self, sums: Any, values: Values, iteration: int) -> tuple[Values, bool]:
         """New values with each lost component restarted, as long as repairs are left."""

@@ -1,6 +1,8 @@
 """The M-step: closed forms for what families own, gradient steps that must raise Q for the rest (generalised EM)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,13 +14,18 @@ from torch.distributions import biject_to
 from ppl_vae.alone import differentiable
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families import Family, Sums
+from ppl_vae.infer.assignment import Assign, soft
 from ppl_vae.infer.expectation import Plan
 from ppl_vae.infer.parts import Chunk, Parts
 from ppl_vae.infer.processes import Share
 
-__all__ = ["Maximizer", "Values", "each_chunk"]
+__all__ = ["Maximizer", "Posterior", "Values", "each_chunk"]
 
 Values = dict[str, Tensor]
+Responsibilities = Callable[[Chunk], Tensor]
+"""Of each chunk, [*enumerated, n]."""
+KEEP = 1 << 22
+"""Responsibilities that a gradient M-step keeps (32 MB)."""
 
 
 def each_chunk(parts: Parts) -> Iterator[Chunk]:
@@ -85,20 +92,20 @@ class Maximizer:
         by_hand = [name for name in self.model.shared_by_hand() if name not in self.frozen]
         return [p for p in parameters if p.requires_grad], by_hand
 
-    def gradient_step(self, parts: Parts, values: Values) -> Values:
-        """Quasi-Newton steps on Q(theta) at the posterior under `values`; undone should they not raise it."""
+    def gradient_step(self, parts: Parts, values: Values, before: Values, assign: Assign) -> tuple[Values, int]:
+        """Steps that raise Q(theta) from `values` on, at the r of the E-step under `before`; and the passes they took."""
         parameters, by_hand = self.free
         if not parameters and not by_hand:
-            return values
-        with self.model.bind(values), torch.no_grad():
-            r = self.posteriors(parts)
-        return self.raised(parts, values, r, parameters)
+            return values, 0
+        return self.raised(parts, values, Posterior(self.model, before, assign), parameters)
 
-    def raised(self, parts: Parts, values: Values, r: list[Tensor], parameters: list[torch.nn.Parameter]) -> Values:
-        """The same at responsibilities r of each chunk, for these parameters and every latent declared by hand."""
+    def raised(
+        self, parts: Parts, values: Values, r: Responsibilities, parameters: list[torch.nn.Parameter]
+    ) -> tuple[Values, int]:
+        """The same for these parameters and every latent declared by hand."""
         by_hand = self.free[1]
         if not parameters and not by_hand:
-            return values
+            return values, 0
         laws = self.model.shared_laws()
         maps = {name: biject_to(laws[name](values).support) for name in by_hand}
         raw = {name: maps[name].inv(values[name]).detach().clone().requires_grad_() for name in by_hand}
@@ -106,58 +113,112 @@ class Maximizer:
         def assembled() -> Values:
             return {**values, **{name: maps[name](u) for name, u in raw.items()}}
 
-        def q_value() -> Tensor:
+        def terms() -> Iterator[Tensor]:
             now = assembled()
+            if self.estimate == "map" and parts.share.leads:
+                yield self.model.log_prior(now)
             with self.model.bind(now):
-                q = self.expected_log_joint(parts, r)
-            return q + self.model.log_prior(now) if self.estimate == "map" and parts.share.leads else q
+                yield from self.expected_log_joint(parts, r)
 
-        _climb([*parameters, *raw.values()], q_value, parts.share)
+        passes = _climb([*parameters, *raw.values()], terms, parts.share)
         with torch.no_grad():
-            return {name: value.detach() for name, value in assembled().items()}
+            return {name: value.detach() for name, value in assembled().items()}, passes
 
-    def posteriors(self, parts: Parts) -> list[Tensor]:
-        """p(z | x_i) of each chunk, [*enumerated, n]."""
-        plan, found = None, []
+    def expected_log_joint(self, parts: Parts, r: Responsibilities) -> Iterator[Tensor]:
+        """The terms of Q(theta) = sum_i w_i E_r[log p(x_i, z)], one for each chunk, differentiable (000 (9))."""
+        plan = None
         for chunk in each_chunk(parts):
             plan = plan or Plan(self.model, chunk.obs)
-            joint = plan.log_joint(chunk, plan.joint(chunk))
-            found.append(torch.softmax(joint.flatten(0, -2), 0).view(joint.shape))
-        return found
-
-    def expected_log_joint(self, parts: Parts, posterior: list[Tensor]) -> Tensor:
-        """Q(theta) = sum_i w_i E_r[log p(x_i, z)], differentiable in theta (000 (9))."""
-        plan, q = None, torch.zeros((), dtype=self.model.like.dtype, device=self.model.like.device)
-        for chunk, r in zip(each_chunk(parts), posterior, strict=True):
-            plan = plan or Plan(self.model, chunk.obs)
-            joint = plan.log_joint(chunk, plan.joint(chunk))
-            # A value ruled out by its prior has responsibility 0, and 0 * -inf is not 0.
-            each = torch.where(r > 0, r * joint, 0.0).flatten(0, -2).sum(0)
-            q = q + (each if chunk.weights is None else chunk.weights * each).sum()
-        return q
+            yield _expected(plan, chunk, r(chunk))
 
 
-def _climb(variables: list[Tensor], objective: Callable[[], Tensor], share: Share) -> None:
-    """Raise the sum of the processes' objectives."""
+class Posterior:
+    """The responsibilities that an E-step's assignment gives each chunk, [*enumerated, n].
 
-    def loss() -> Any:
-        """Minus the sum, its gradient left in the variables."""
-        own = -objective()
-        gradients: Any = [torch.zeros_like(v) for v in variables]
-        if own.requires_grad:  # not so in a process without data
-            gradients = torch.autograd.grad(own, variables, allow_unused=True, materialize_grads=True)
-        total, gradients = share.sum((own.detach(), gradients))
-        if not bool(total.isfinite()):  # the line search turns back from what is far above, and stumbles over NaN
-            total, gradients = torch.full_like(total, wall), [torch.zeros_like(v) for v in variables]
-        for variable, gradient in zip(variables, gradients, strict=True):
-            variable.grad = gradient
-        return total
+    Those of few data are kept; beyond `KEEP` numbers they are made anew when they are asked for, the same each time.
 
-    before, kept = share.sum(-objective()).item(), [v.detach().clone() for v in variables]
-    wall = before + 1e3 * (1 + abs(before))
+    Parameters
+    ----------
+    model : LatentVariableModel
+        Its parameters are taken as they are now: later steps do not move the responsibilities.
+    values : Values
+        Values of what is bound.
+    assign : Assign
+        What stands in the place of q(z).
+    """
+
+    def __init__(self, model: LatentVariableModel, values: Values, assign: Assign = soft) -> None:
+        self.model, self.values, self.assign = deepcopy(model), values, assign
+        self.plan: Plan | None = None
+        self.kept: dict[int, Tensor] = {}
+        self.room = KEEP
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Those of one chunk."""
+        if chunk.start in self.kept:
+            return self.kept[chunk.start]
+        with self.model.bind(self.values), torch.no_grad():
+            self.plan = self.plan or Plan(self.model, chunk.obs)
+            joint = self.plan.log_joint(chunk, self.plan.joint(chunk))
+            r = self.assign(joint.flatten(0, -2), chunk).r.view(joint.shape)
+        if r.numel() <= self.room:
+            self.kept[chunk.start], self.room = r, self.room - r.numel()
+        return r
+
+
+def _expected(plan: Plan, chunk: Chunk, r: Tensor) -> Tensor:
+    joint = plan.log_joint(chunk, plan.joint(chunk))
+    # A value ruled out by its prior has responsibility 0, and 0 * -inf is not 0.
+    each = torch.where(r > 0, r * joint, 0.0).flatten(0, -2).sum(0)
+    return (each if chunk.weights is None else chunk.weights * each).sum()
+
+
+def _climb(variables: list[Tensor], terms: Callable[[], Iterator[Tensor]], share: Share) -> int:
+    """Move the variables to where the terms of all processes are largest in sum; how often these were gone over."""
+    loss = _Loss(variables, terms, share)
     with differentiable():
         torch.optim.LBFGS(variables, max_iter=10, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
-        if not share.sum(-objective()).item() <= before:
-            for variable, value in zip(variables, kept, strict=True):
-                variable.copy_(value)
+        for variable, value in zip(variables, loss.best, strict=True):
+            variable.copy_(value)
+    return loss.passes
+
+
+class _Loss:
+    """Minus the sum of the terms of all processes, its gradient left in the variables; knows where it was lowest."""
+
+    def __init__(self, variables: list[Tensor], terms: Callable[[], Iterator[Tensor]], share: Share) -> None:
+        self.variables, self.terms, self.share = variables, terms, share
+        self.passes, self.lowest, self.wall, self.best = 0, math.inf, math.inf, self._copies()
+
+    def _copies(self) -> list[Tensor]:
+        return [variable.detach().clone() for variable in self.variables]
+
+    def __call__(self) -> Any:
+        total, gradients = self.share.sum(self._own())
+        value = total.item()
+        self.wall = self.wall if self.passes else value + 1e3 * (1 + abs(value))
+        self.passes += 1
+        if value < self.lowest:
+            self.lowest, self.best = value, self._copies()
+        if not math.isfinite(value):  # the line search turns back from what is far above, and stumbles over NaN
+            total, gradients = torch.full_like(total, self.wall), [torch.zeros_like(v) for v in self.variables]
+        for variable, gradient in zip(self.variables, gradients, strict=True):
+            variable.grad = gradient
+        return total
+
+    def _own(self) -> tuple[Tensor, list[Tensor]]:
+        """The part of this process, one term's graph at a time."""
+        gradients = [torch.zeros_like(v) for v in self.variables]
+        total = gradients[0].new_zeros((), dtype=torch.float64)
+        for term in self.terms():
+            total -= term.detach()
+            if term.requires_grad:
+                # What the terms share, made of the parameters alone, is gone through again for each of them.
+                own = torch.autograd.grad(
+                    term, self.variables, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                for gradient, more in zip(gradients, own, strict=True):
+                    gradient -= more
+            del term  # and its graph with it, before the next one is made
+        return total, gradients

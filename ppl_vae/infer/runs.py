@@ -21,7 +21,7 @@ from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.climb import Climb, Run
 from ppl_vae.infer.expectation import Plan, Replace, added
 from ppl_vae.infer.interrupts import INTERRUPTED
-from ppl_vae.infer.mstep import Maximizer, Values, each_chunk
+from ppl_vae.infer.mstep import Maximizer, Posterior, Values, each_chunk
 from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.processes import LostError
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values, take_networks
@@ -200,15 +200,15 @@ class Starts:
             held = Held(model, obs, weights)
             e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
             values = maximizer.closed_forms(plan.finish(e), self.defaults)
-        own = [r[..., chunk.start : chunk.start + len(chunk.obs)] for chunk in each_chunk(held)]
         # The first run leaves parameters of the module where whoever declared it put them, if there components differ.
         kept = not self.maximizer.free[0] or not (number or are_responsibilities(start) or self._alike(values, held))
-        return maximizer.raised(held, values, own, [] if kept else self.maximizer.free[0])
+        own, free = _taken_from(r), [] if kept else self.maximizer.free[0]
+        return maximizer.raised(held, values, lambda chunk: own(chunk, r), free)[0]
 
     def _alike(self, values: Values, held: Held) -> bool:
         """Whether these data all have the same responsibilities."""
-        with self.model.bind(values), torch.no_grad():
-            return alike(torch.cat([each.flatten(0, -2) for each in self.maximizer.posteriors(held)], 1))
+        r = Posterior(self.model, values)
+        return alike(torch.cat([r(chunk).flatten(0, -2) for chunk in each_chunk(held)], 1))
 
 
 def _taken_from(r: Tensor) -> Replace:
