@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ __all__ = [
     "stirred",
     "stochastic",
     "tempered",
+    "uniforms",
 ]
 
 NOTHING = 1e-290
@@ -100,11 +102,11 @@ def hard(joint: Tensor, chunk: Chunk) -> Assigned:
 
 
 def stochastic(seed: int, iteration: int) -> Assign:
-    """One draw from p(z | x) for each datum (Celeux and Diebolt 1985), the same whatever the threads."""
+    """One draw from p(z | x) for each datum (Celeux and Diebolt 1985)."""
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
         exact = posterior(joint)
-        u = torch.rand(joint.shape[1], generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
+        u = uniforms(seed, iteration, chunk, 1)[0].to(joint)
         drawn = (exact.r.cumsum(0) < u).sum(0).clamp_max(len(joint) - 1)
         return Assigned(torch.zeros_like(joint).scatter_(0, drawn[None], 1.0), exact.best, exact.share)
 
@@ -131,17 +133,19 @@ def stirred(temperature: float, seed: int, iteration: int) -> Assign:
 
     def assign(joint: Tensor, chunk: Chunk) -> Assigned:
         found = exact(joint, chunk)
-        noise = torch.randn(joint.shape, generator=_generator(seed, iteration, chunk), dtype=torch.float64).to(joint)
-        r = found.r * (STIR * noise).exp()
+        noise = (uniforms(seed, iteration, chunk, len(joint)) - 0.5).to(joint)
+        r = found.r * (math.sqrt(12) * STIR * noise).exp()
         return replace(found, r=r / r.sum(0))
 
     return assign
 
 
-def _generator(seed: int, iteration: int, chunk: Chunk) -> torch.Generator:
-    """Random numbers that depend on the rows, not on who works on them."""
-    state = (seed * 1_000_003 + iteration) * 2_147_483_647 % (1 << 62) + chunk.start
-    return torch.Generator().manual_seed(state)
+def uniforms(seed: int, draw: int, chunk: Chunk, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each row, [count, n]: those of its place in the data, whatever chunk it is in."""
+    first, n = chunk.start * count, len(chunk.obs)
+    step, skipped = divmod(first, 4)  # a step of Philox's counter gives four numbers
+    generator = np.random.Generator(np.random.Philox(key=(seed, draw), counter=step))
+    return torch.from_numpy(generator.random(skipped + n * count)[skipped:]).view(n, count).T
 
 
 def _soft(seed: int, iteration: int, temperature: float, cooling: bool) -> Assign:

@@ -93,7 +93,7 @@ class Maximizer:
         return [p for p in parameters if p.requires_grad], by_hand
 
     def gradient_step(self, parts: Parts, values: Values, before: Values, assign: Assign) -> tuple[Values, int]:
-        """Steps that raise Q(theta) from `values` on, at the r of the E-step under `before`; and the passes they took."""
+        """Steps that raise Q(theta) from `values`, at the r of the E-step under `before`; and the passes they took."""
         parameters, by_hand = self.free
         if not parameters and not by_hand:
             return values, 0
