@@ -20,7 +20,7 @@ from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Posterior, Values, each_chunk
 from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Held, Parts
-from ppl_vae.infer.repair import given_away, worst_rows
+from ppl_vae.infer.repair import first_rows, fit_badly, given_away, in_random_order
 from ppl_vae.infer.squarem import ACCELERATIONS
 from ppl_vae.infer.vanishing import vanishing
 from ppl_vae.progress import Update
@@ -311,17 +311,17 @@ class Climb:
                 if len(sizes) != 1 or lost[-1] >= sizes[0] or len(lost) == sizes[0]:
                     self.repairs = REPAIRS
                     return values, False
-                rows = self._rows_for(plan, len(lost), sizes[0])
-            e, plan = self.expect(values, self.assign(iteration), given_away(rows, lost, sizes[0]))
+                weight = self._weight_for(len(lost), sizes[0])
+                key = in_random_order(self.em.seed, iteration) if self.repairs else fit_badly(plan)
+                found = first_rows(self.parts, key, weight * len(lost))
+            self.e_steps += 1
+            e, plan = self.expect(values, self.assign(iteration), given_away(found, lost, sizes[0], weight))
             fresh = self.maximizer.closed_forms(plan.finish(e), values)
         self.notes += [f"iteration {iteration}: {path}[{k}] had lost its data and was restarted" for path, k in bad]
         self.repairs += 1
         return fresh, True
 
-    def _rows_for(self, plan: Plan, lost: int, K: int) -> Tensor:
-        n = self.parts.n
+    def _weight_for(self, lost: int, K: int) -> float:
+        """Of the data that one of several lost components begins with: enough for a covariance, where there are."""
         width = sum(value[0].numel() for value in self.few.values.values())
-        count = min(n, lost * min(n, max(2 * width + 2, n // (5 * K))))
-        if self.repairs == 0:
-            return worst_rows(plan, self.parts, count)
-        return torch.randperm(n)[:count]
+        return min(self.total / lost, max(2.0 * width + 2, self.total / (5 * K)))

@@ -175,8 +175,8 @@ class EM:
             `trace["objective"]` what was climbed: the same for exact posteriors, the annealed free energy for tempered
             ones, the classification likelihood for hard ones. Within a `trace["segment"]`, between repairs and at one
             temperature, the objective never falls, unless posteriors were drawn or data taken in batches.
-            `trace["e_steps"]` counts the passes over the data up to then: one for each E-step, and for each evaluation
-            of the expected log joint by the gradient steps of an M-step.
+            `trace["e_steps"]` counts the passes over the data up to then: one for each E-step, for each evaluation
+            of the expected log joint by the gradient steps of an M-step, and for a look for rows to restart from.
         """
         if not isinstance(model, LatentVariableModel):
             from ppl_vae.infer.pairs import maximize_pair
