@@ -17,6 +17,10 @@ Layout = tuple[tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]
 """Columns, then dtype and shape of an event for each tensor."""
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Consecutive rows of a stream.
@@ -82,6 +86,10 @@ class Block:
     def to_bytes(self) -> bytes:
         """The numbers, one tensor after the other."""
         return b"".join(t.cpu().contiguous().view(torch.uint8).numpy().tobytes() for t in self.tensors())
+
+    def bits(self) -> int:
+        """The sum of the bits of all numbers, as integers: it changes with any one of them, and with most changes."""
+        return sum(int(t.view(_INTEGERS[t.element_size()]).sum()) for t in self.tensors())
 
     def layout(self) -> Layout:
         """What all blocks of a stream share."""

@@ -59,14 +59,14 @@ class Gather:
 class Seen:
     """What the first pass saw, and later ones must see again.
 
-    Of each block its length and a checksum of its first and last row are remembered: a change inside a block is not
-    noticed.
+    Of each block its length, a checksum of its first and last row and the sum of its bits are remembered: rows that
+    change places inside a block are not noticed, and change no sum over it either.
     """
 
     source: str
     total: int | None
     layout: Layout | None = None
-    _marks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _marks: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def check_layout(self, piece: Block | Gap, row: int) -> None:
         """Refuse a piece, from `row` on, whose columns, dtypes or shapes differ from the first one's."""
@@ -82,7 +82,8 @@ class Seen:
 
     def check(self, block: Block) -> Block:
         """Refuse numbers that are none when a block is first seen, and one that differs from what was seen."""
-        mark = len(block), zlib.crc32(block.rows(torch.tensor([0, len(block) - 1])).to_bytes())
+        ends = block.rows(torch.tensor([0, len(block) - 1]))
+        mark = len(block), zlib.crc32(ends.to_bytes()), block.bits()
         stop = block.start + len(block)
         if block.start not in self._marks:
             _check_numbers(block, self.source)

@@ -90,7 +90,7 @@ class Stream:
     """Blocks of rows, the same at every pass; made by `stream`.
 
     Iterating gives every block in order. What the first pass saw is remembered: a later pass that is shorter, longer
-    or otherwise different (columns, dtypes, or the first or last row of a block) is a `DataError` that says where.
+    or otherwise different (columns, dtypes, or a number in a block) is a `DataError` that says where.
     Files are read one block ahead on a thread, so about three blocks are in memory at a time.
 
     Attributes

@@ -332,6 +332,28 @@ def test_a_source_that_changes_between_passes_is_refused(case):
         list(source.shard(1, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int64, torch.uint8])
+def test_one_number_that_changes_inside_a_block_is_found_out(dtype):
+    before = X.to(dtype)
+    for value in (12, 0, *([torch.nan, -torch.inf, 11.01] if dtype.is_floating_point else [])):
+        after = before.clone()
+        after[5, 1] = value
+        for layout in (torch.Tensor.contiguous, lambda x: x.T.contiguous().T, lambda x: {"a": x[:, 0], "b": x[:, 1]}):
+            source = stream(Changing([layout(before)], [layout(before)], [layout(after)]), rows=10)
+            list(source)
+            with pytest.raises(DataError, match="rows 0 to 9 are not those of the first pass"):
+                list(source)
+
+
+def test_a_weight_that_changes_inside_a_block_is_found_out():
+    after = X.clone()
+    after[5, 1] = 1.0
+    source = stream(Changing([X], [X], [after]), rows=10, weights="x1")
+    list(source)
+    with pytest.raises(DataError, match="rows 0 to 9 are not those"):
+        list(source)
+
+
 def test_a_change_within_a_pass_is_refused():
     with pytest.raises(DataError, match=r"changes at row 4: rows of shape .2. in float64"):
         list(stream([X[:4], X[4:].double()], rows=3))
