@@ -36,6 +36,8 @@ logger = logging.getLogger("ppl_vae")
 
 SAMPLE = 20_000
 """Rows that a start is looked for in; larger data are sampled."""
+RANK = {"failed": 0, "degenerate": 1}
+"""Ends that any other is better than, the worst one first."""
 SEEDS = "k-means++"
 """Start of what was not given."""
 
@@ -71,8 +73,8 @@ class Starts:
 
     @property
     def best(self) -> Run:
-        """The run with the best end, not a degenerate one where there is another."""
-        return max(self.found, key=lambda run: (run.status.code != "degenerate", run.end))
+        """The run with the best end, not a degenerate one where there is another, and of those none that failed."""
+        return max(self.found, key=lambda run: (RANK.get(run.status.code, len(RANK)), run.end))
 
     @property
     def status(self) -> Status:

@@ -128,7 +128,7 @@ class VB:
             refuse(fitted)
             parts = make_parts(fitted, data, weights, share)
             runs = _Runs(self, fitted, parts, num_threads).all()
-            best = max(runs, key=lambda run: run.bound[-1] if run.bound else -torch.inf)
+            best = max(runs, key=lambda run: (run.status.code != "failed", run.bound[-1] if run.bound else -torch.inf))
             torch.manual_seed(self.seed)
             draws, stats = _draws(best.q, priors(fitted), self.num_draws)
         fit = Fit(

@@ -10,6 +10,8 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.errors import DataError, EngineError
+from ppl_vae.fit import Status
+from ppl_vae.infer.climb import Climb
 
 FORMS = ["full", "tied", "diagonal", "spherical"]
 
@@ -449,3 +451,21 @@ def test_svi_starts_apart_as_well():
     best = pv.EM(n_init=5, progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x).trace["bound"][-1] / len(x)
     fit = pv.SVI(50, progress=False).fit(OwnLocations([0.0, 0.0, 0.0]), x)
     assert fit.trace["bound"][-1] > best - 0.01
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_that_failed_is_kept_only_where_all_did(order, faithful, monkeypatch):
+    """Of ends that are higher and higher: converged, degenerate, failed."""
+    ends, climb = [("converged", 0.0), ("degenerate", 1e6), ("failed", 1e9)], Climb.run
+
+    def run(self, update):
+        found, (code, more) = climb(self, update), coming.pop(0)
+        found.objective[-1] += more
+        found.status = Status(code, "as told")
+        return found
+
+    monkeypatch.setattr(Climb, "run", run)
+    for first, best in enumerate(("converged", "degenerate", "failed")):
+        coming = ends[first:][::order]
+        fit = pv.EM(n_init=len(coming), max_iter=2, progress=False).fit(pv.models.GaussianMixture(2, 2), faithful)
+        assert fit.status.code == best
