@@ -13,7 +13,7 @@ from ppl_vae.functional import called_with
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.blame import culprit
 from ppl_vae.infer.processes import Share
-from ppl_vae.infer.step import NO_FACTOR, Frozen, Pieces
+from ppl_vae.infer.step import NO_FACTOR, Frozen, Names, Pieces
 from ppl_vae.objectives import Elbo, Objective, Sites
 from ppl_vae.objectives.sites import score
 
@@ -71,26 +71,28 @@ class ModelObjective:
         self.num_rows = len(self.sparse)
         self.rows_optimizer: torch.optim.Optimizer | None = None
         self.buffers: dict[str, Tensor] = {}
-        self.values: list[str] = []
-        self.gaps: list[str] = []
+        self.looked = False
         self.holder = _Holder(model, self._sums)
 
     def pieces(self, batch: Batch, beta: float, count: int) -> list[Pieces]:
         """Values and gaps of the batch, its weights, beta and the total, with the rows of per-datum parameters."""
         self.frozen.check()
-        if not self.values:
+        if not self.looked:
             self._look(batch)
+        # What a batch has may differ from one to the next: labels, gaps.
+        names = tuple(sorted(batch.obs.values)), tuple(sorted(batch.obs.missing))
+        values, gaps = names
         shared = [self.total, self.like.new_tensor(beta), *self.buffers.values()]
         found = []
         for part in _cut(batch, count):
-            tensors = [part.obs.values[name] for name in self.values] + [part.obs.missing[name] for name in self.gaps]
+            tensors = [part.obs.values[name] for name in values] + [part.obs.missing[name] for name in gaps]
             rows = [p.detach()[part.index] for p in self.sparse]
-            found.append(Pieces(rows, [*tensors, part.weights, *shared], part.weights.sum()))
+            found.append(Pieces(rows, [*tensors, part.weights, *shared], part.weights.sum(), names))
         return found
 
     def _look(self, batch: Batch) -> None:
-        """See what a batch consists of, and which running statistics the networks change."""
-        self.values, self.gaps = list(batch.obs.values), list(batch.obs.missing)
+        """See which running statistics the networks change."""
+        self.looked = True
         before = {name: (b, b.clone()) for name, b in self.model.named_buffers()}
         with self.model.aside(), self.model.buffers_kept(), torch.no_grad(), self.model.numeric():
             shared, _ = self.model.draw_shared()
@@ -109,18 +111,18 @@ class ModelObjective:
         index = None if batch.index is None or not self.sparse else batch.index.repeat(particles)
         return batch.obs.repeat(particles), index
 
-    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor], names: Names) -> tuple[Tensor, ...]:
         """Objective, bound and penalties of a piece, with these tensors in the place of the model's parameters."""
         buffers = rest[len(rest) - len(self.buffers) :]
-        names = [*self.names, *self.row_names, *self.buffers]
-        given = {f"model.{name}": tensor for name, tensor in zip(names, [*leaves, *buffers], strict=True)}
-        return called_with(self.holder, given, rest)
+        places = [*self.names, *self.row_names, *self.buffers]
+        given = {f"model.{name}": tensor for name, tensor in zip(places, [*leaves, *buffers], strict=True)}
+        return called_with(self.holder, given, rest, names)
 
-    def _sums(self, rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        values, gaps = len(self.values), len(self.gaps)
-        w, total, beta = rest[values + gaps : values + gaps + 3]
-        missing = dict(zip(self.gaps, rest[values : values + gaps], strict=True))
-        obs = Observations(dict(zip(self.values, rest, strict=False)), missing, weights=w)
+    def _sums(self, rest: Sequence[Tensor], names: Names) -> tuple[Tensor, ...]:
+        tensors, (values, gaps) = iter(rest), names
+        seen, missing = {name: next(tensors) for name in values}, {name: next(tensors) for name in gaps}
+        w, total, beta = next(tensors), next(tensors), next(tensors)
+        obs = Observations(seen, missing, weights=w)
         model, particles = self.model, self.objective.num_particles
         index = torch.arange(len(obs), device=w.device).repeat(particles) if self.sparse else None
         shared, log_q = model.draw_shared()
@@ -175,7 +177,7 @@ class ModelObjective:
         part = self.pieces(batch, beta, 1)[0]
         leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]
         gradients = torch.autograd.grad(
-            self.sums(leaves, part.rest)[0], leaves, allow_unused=True, materialize_grads=True
+            self.sums(leaves, part.rest, part.names)[0], leaves, allow_unused=True, materialize_grads=True
         )
         named = zip([*self.names, *self.row_names], gradients, strict=True)
         return next((f"the gradient of {name}" for name, g in named if not bool(g.isfinite().all())), "")
@@ -188,8 +190,8 @@ class _Holder(nn.Module):
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return self.function(rest)
+    def forward(self, rest: Sequence[Tensor], names: Names) -> tuple[Tensor, ...]:
+        return self.function(rest, names)
 
 
 def _cut(batch: Batch, count: int) -> list[Batch]:

@@ -180,7 +180,8 @@ class Intake:
         with self._told(which), model.numeric():
             obs = model.observe(self._named(batch))
             obs = check(type(model).__name__, model._graph, self.laws, obs, index, self.fixed)
-        none = {name: torch.zeros_like(obs.values[name], dtype=torch.bool) for name in self.gaps}
+        given = [name for name in self.gaps if name in obs.values]  # labels need not be there
+        none = {name: torch.zeros_like(obs.values[name], dtype=torch.bool) for name in given}
         return Observations(obs.values, {**none, **obs.missing}, obs.columns)
 
     @contextmanager
@@ -210,10 +211,11 @@ class Intake:
         return Batch(obs, counts, None if index is None else index.to(device), real)
 
     def filled(self, obs: Observations, rows: int) -> Observations:
-        """The data followed by those of the first batch, up to so many rows."""
+        """The data followed by those of the first batch, by their own where only one has labels, up to so many rows."""
         if len(obs) == rows:
             return obs
-        more = self.first.rows(slice(rows - len(obs)))
+        source = self.first if self.first.values.keys() == obs.values.keys() else obs
+        more = source.rows(torch.arange(rows - len(obs)) % len(source))
         none = {name: torch.zeros_like(more.values[name], dtype=torch.bool) for name in obs.missing}
         missing = {**none, **more.missing}
         return Observations(

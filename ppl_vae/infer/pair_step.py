@@ -17,7 +17,7 @@ from ppl_vae.declare.pair import PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
-from ppl_vae.infer.step import CHECK, NO_FACTOR, Frozen, Pieces, Step, choose
+from ppl_vae.infer.step import CHECK, NO_FACTOR, Frozen, Names, Pieces, Step, choose
 from ppl_vae.infer.stepper import Stepper, stepper
 from ppl_vae.infer.tracing import UntraceableError
 
@@ -98,7 +98,7 @@ class PairObjective:
         self.frozen.check()
         return [Pieces((), [*batch, *self.buffers], self.weight)]
 
-    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor], names: Names = ()) -> tuple[Tensor, Tensor]:
         """Minus the loss, total, in nats, at these parameters and tensor arguments; twice."""
         pair, first = self.pair, len(rest) - len(self.buffers)
         args, kwargs = self._arguments(rest[:first])

@@ -12,7 +12,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.tracing import Traced
 
-__all__ = ["CHECK", "NO_FACTOR", "Climbed", "Frozen", "Pieces", "Step", "StepResult", "choose"]
+__all__ = ["CHECK", "NO_FACTOR", "Climbed", "Frozen", "Names", "Pieces", "Step", "StepResult", "choose"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Largest relative difference between a graph and its function that rounding may make."""
@@ -48,13 +48,18 @@ class StepResult:
         return {name: value / self.weight for name, value in sums.items()}
 
 
+Names = tuple[tuple[str, ...], ...]
+"""What the first tensors of a batch are: each set of names has a graph of its own."""
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """A batch as tensors: rows of per-datum parameters that are moved with it, the rest, and its weight."""
+    """A batch as tensors: rows of per-datum parameters that are moved with it, the rest, its weight, and names."""
 
     rows: Sequence[Tensor]
     rest: Sequence[Tensor]
     weight: Tensor
+    names: Names = ()
 
 
 class Frozen:
@@ -106,7 +111,7 @@ class Climbed(Protocol):
         """A batch in `count` pieces of one shape."""
         ...
 
-    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor], names: Names) -> tuple[Tensor, ...]:
         """The objective, the bound and each penalty summed over a piece, in nats, at these parameters and rows."""
         ...
 
@@ -160,12 +165,12 @@ class Step:
         """Use no graph from here on."""
         self.traced.mode = "off"
 
-    def _gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _gradient(self, *tensors: Tensor, names: Names) -> tuple[Tensor, ...]:
         """Objective, bound and penalties of a piece, and the gradient of minus the objective over the first tensor."""
         norm, (moved, rest) = tensors[0], self._split(tensors[1:])
         with differentiable():
             leaves = [t.detach().requires_grad_() for t in moved]
-            value, *seen = self.climbed.sums(leaves, rest)
+            value, *seen = self.climbed.sums(leaves, rest, names)
             norm = _or_one(norm)
             gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True, materialize_grads=True)
         return value.detach(), *[each.detach() for each in seen], *gradients
@@ -215,7 +220,7 @@ class Step:
         return StepResult(bound, value, weight, signals=told, penalties=terms), gradients
 
     def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
-        return self.traced(norm, *self.dense, *part.rows, *part.rest)
+        return self.traced(norm, *self.dense, *part.rows, *part.rest, names=part.names)
 
     def move(self, batch: Any, gradients: Sequence[Tensor], moving: Sequence[bool] | None = None) -> None:
         """The optimiser's step along these gradients, of the parameters and rows that are `moving`: all by default."""
@@ -246,7 +251,7 @@ class Step:
     def verify(self, batch: Any, beta: float = 1.0) -> float:
         """Largest relative difference of the graph from the function it was made from, on this batch."""
         part = self.climbed.pieces(batch, beta, self.accumulate)[0]
-        return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest)
+        return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest, names=part.names)
 
 
 def _or_one(weight: Tensor) -> Tensor:

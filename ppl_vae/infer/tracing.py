@@ -4,8 +4,9 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 MODES = ("off", "trace", "inductor")
 """Eager; a graph that Python runs; a graph that inductor compiles."""
 MOST = 8
-"""Graphs of one function, one for each set of shapes; more shapes than this run eagerly."""
+"""Graphs of one function, one for each set of shapes and arguments by name; beyond this number it runs eagerly."""
 SMALL = 1e-3
 """Outputs whose numbers are below this part of the others' need not agree in all their digits."""
 OURS = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, Path(__file__).parent))
@@ -73,28 +74,30 @@ class Traced:
         self.function, self.mode, self.num_threads = function, mode, num_threads
         self.graphs: dict[tuple[Any, ...], Function] = {}
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The function's outputs."""
+    def __call__(self, *tensors: Tensor, **still: Hashable) -> tuple[Tensor, ...]:
+        """The function's outputs; arguments by name are no tensors, and other ones have another graph."""
         if self.mode == "off":
-            return self.function(*tensors)
+            return self.function(*tensors, **still)
         tensors = tuple([t if t.is_contiguous() else _dense(t) for t in tensors])
-        key = tuple([(t.shape, t.dtype, None if t.is_contiguous() else t.stride()) for t in tensors])
+        laid = tuple([(t.shape, t.dtype, None if t.is_contiguous() else t.stride()) for t in tensors])
+        key = laid, *still.values()
         graph = self.graphs.get(key)
         if graph is None:
-            graph = self._made(key, tensors)
+            graph = self._made(key, tensors, still)
         with torch.no_grad():
             return tuple(graph(*tensors))
 
-    def _made(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> Function:
+    def _made(self, key: tuple[Any, ...], tensors: Sequence[Tensor], still: Mapping[str, Hashable]) -> Function:
+        function = partial(self.function, **still)
         if len(self.graphs) == MOST:
             logger.warning("tensors of more than %d shapes: further ones run eagerly; keep to one shape", MOST)
         if len(self.graphs) >= MOST:
-            return self.function
+            return function
         try:
-            graph: Any = products(graph_of(self.function, *tensors))
+            graph: Any = products(graph_of(function, *tensors))
         except UntraceableError as error:
             warnings.warn(f"runs eagerly, step by step, since it cannot be traced: {error}", stacklevel=3)
-            self.mode, graph = "off", self.function
+            self.mode, graph = "off", function
         if self.mode == "inductor":
             graph = self._compiled(graph, tensors)
         self.graphs[key] = quick(graph) if self.mode == "trace" else graph
@@ -109,16 +112,16 @@ class Traced:
             self.mode = "trace"
             return graph
 
-    def verify(self, *tensors: Tensor) -> float:
+    def verify(self, *tensors: Tensor, **still: Hashable) -> float:
         """Largest difference between graph and function at these arguments, relative to the function's largest number.
 
         Both draw the same random numbers; the generators are left as they were.
         """
         # Running statistics, as those of batch normalisation, are changed in place.
         with kept_generators(tensors):
-            expected = self.function(*[t.clone() for t in tensors])
+            expected = self.function(*[t.clone() for t in tensors], **still)
         with kept_generators(tensors):
-            found = self(*[t.clone() for t in tensors])
+            found = self(*[t.clone() for t in tensors], **still)
         sizes = torch.tensor([a.detach().double().nan_to_num().abs().max() for a in expected if a.numel()])
         least = SMALL * (sizes.median().item() if len(sizes) else 0.0)
         return max((_difference(a, b, least) for a, b in zip(expected, found, strict=True)), default=0.0)

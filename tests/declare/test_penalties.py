@@ -63,7 +63,8 @@ def climbed(model, x, weights=None, objective=None):
     batch = Batch(model.check(x), torch.ones(len(x)) if weights is None else weights, None, len(x))
     leaves = [p.detach().requires_grad_() for p in found.dense]
     torch.manual_seed(1)
-    value, bound, *penalties = found.sums(leaves, found.pieces(batch, 1.0, 1)[0].rest)
+    part = found.pieces(batch, 1.0, 1)[0]
+    value, bound, *penalties = found.sums(leaves, part.rest, part.names)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     return (
         value,

@@ -55,8 +55,8 @@ def test_objective_and_gradients_are_those_of_the_paper():
     expected = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
     climbed = ModelObjective(model, pv.elbo(), 1.0)
     leaves = [p.detach().requires_grad_() for p in climbed.dense]
-    rest = climbed.pieces(Batch(model.check(x), weights, None, 12), 1.0, 1)[0].rest
-    value, found, *_ = climbed.sums(leaves, rest)
+    part = climbed.pieces(Batch(model.check(x), weights, None, 12), 1.0, 1)[0]
+    value, found, *_ = climbed.sums(leaves, part.rest, part.names)
     assert_close(value, -loss)
     assert_close(found, bound)
     for name, gradient in zip(climbed.names, torch.autograd.grad(-value, leaves), strict=True):
