@@ -64,8 +64,8 @@ class ModelObjective:
         local = {id(p) for p in model.local_posteriors.parameters()}
         self.frozen = Frozen(model.named_parameters())
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, p in named if id(p) not in local]
-        self.row_names = [name for name, p in named if id(p) in local]
+        self.names: list[str] = [name for name, p in named if id(p) not in local]
+        self.row_names: list[str] = [name for name, p in named if id(p) in local]
         self.dense: list[Tensor] = [p for _, p in named if id(p) not in local]
         self.sparse: list[Tensor] = [p for _, p in named if id(p) in local]
         self.num_rows = len(self.sparse)
@@ -159,28 +159,16 @@ class ModelObjective:
             )
         self.rows_optimizer.step()
 
-    def blame(self, batch: Batch, beta: float) -> str:
-        """The first node whose log density is not finite, else the first parameter whose gradient is not."""
+    def blame(self, batch: Batch) -> str:
+        """The first node whose log density is not finite; empty where all are."""
+        model = self.model
         try:
-            return self._blame(batch, beta)
+            with model.aside(), model.buffers_kept(), torch.no_grad(), model.numeric():
+                shared, _ = model.draw_shared()
+                with model.bind(shared):
+                    return culprit(model.sites(*self._repeated(batch)))
         except torch.linalg.LinAlgError:
             return NO_FACTOR
-
-    def _blame(self, batch: Batch, beta: float) -> str:
-        model = self.model
-        with model.aside(), model.buffers_kept(), torch.no_grad(), model.numeric():
-            shared, _ = model.draw_shared()
-            with model.bind(shared):
-                sites = model.sites(*self._repeated(batch))
-        if node := culprit(sites):
-            return node
-        part = self.pieces(batch, beta, 1)[0]
-        leaves = [t.detach().requires_grad_() for t in (*self.dense, *part.rows)]
-        gradients = torch.autograd.grad(
-            self.sums(leaves, part.rest, part.names)[0], leaves, allow_unused=True, materialize_grads=True
-        )
-        named = zip([*self.names, *self.row_names], gradients, strict=True)
-        return next((f"the gradient of {name}" for name, g in named if not bool(g.isfinite().all())), "")
 
 
 class _Holder(nn.Module):

@@ -99,6 +99,7 @@ class Loop:
         self.notes: list[str] = []
         self.ended: Status | None = None
         self.epoch, self.number, self.steps, self.elapsed = 0, 0, 0, 0.0
+        self.place = "the start"
         self.sums = self._zeros()
         self.best_epoch = -1
         self.best_state: dict[str, Tensor] | None = None
@@ -120,7 +121,7 @@ class Loop:
                 status = self._one_epoch() or self._close()
             status = status or Status("finished", f"{self.epochs} epochs")
             if status.code != "failed" and not self._remember():  # by the last steps, that no other step followed
-                status = self._failed(None, self._beta(), None, None)
+                status = self._spoiled()
             self.ended = status
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
         if self.averaging is not None and status.code not in RESTORED:
@@ -148,13 +149,13 @@ class Loop:
 
     def _one_step(self, batch: Batch) -> Status | None:
         before = torch.get_rng_state()  # so that a step that fails can be looked at again
-        beta = self._beta()
+        beta, self.place = self._beta(), f"epoch {self.epoch}, batch {self.number}"
         if self.callbacks:
             self.callbacks.begin(self.steps)
         moving = None if self.turns is None else self.turns.moving(self.steps, self.epoch)
         result = self.step(batch, beta, (self.checkpoint.due(self.steps + 1), self.checkpoint.interrupted), moving)
         if not result.moved:
-            return self._failed(batch, beta, before, result)
+            return self._refused(batch, before, result)
         self.sums += torch.stack([result.bound, result.objective, result.weight, *result.penalties.values()])
         self.steps, self.number = self.steps + 1, self.number + 1
         if self.turns is not None:
@@ -162,15 +163,14 @@ class Loop:
         if self.averaging is not None:
             self.averaging.seen(self._reached() / self.epochs)
         if self.steps % LOOK == 0 and not self._remember():
-            return self._failed(batch, beta, before, result)
+            return self._spoiled()
         self.update(self.steps, self.text)
         stopped = bool(self.callbacks) and self.callbacks.end(self.steps - 1, self._metrics(result, beta))
         due, pressed = result.signals
         if due or pressed:
             self.checkpoint.keep(self._state(), now=True, step=self.steps)
-        where = f"epoch {self.epoch}, batch {self.number - 1}"
         if pressed:
-            return Status(INTERRUPTED, f"Ctrl-C after {where}; {self.checkpoint.advice(f'step {self.steps}')}")
+            return Status(INTERRUPTED, f"Ctrl-C after {self.place}; {self.checkpoint.advice(f'step {self.steps}')}")
         return self.callbacks.stopped if stopped else None
 
     def _metrics(self, result: StepResult, beta: float) -> dict[str, Tensor | float]:
@@ -188,7 +188,7 @@ class Loop:
         self.history.seconds.append(self.elapsed + time.perf_counter() - self.begin)
         self.text = f"bound {bound:.4f} nats per datum"
         if not math.isfinite(bound + objective):
-            return self._failed(None, self._beta(), None, None)
+            return self._spoiled()
         self._share_statistics()
         note = "" if self.turns is None else self.turns.close(self.epoch)
         self.notes += [note] if note else []
@@ -251,30 +251,41 @@ class Loop:
 
     def _remember(self) -> bool:
         """Copy the parameters if they, and the sums so far, are finite."""
-        finite = bool(self.sums.isfinite().all()) and all(bool(p.isfinite().all()) for p in self.module.parameters())
+        finite = bool(self.sums.isfinite().all()) and self._finite()
         if finite:
             self.good = self.steps, self._copied()
         return finite
 
+    def _finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.module.parameters())
+
     def _copied(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.module.state_dict().items()}
 
-    def _failed(self, batch: Batch | None, beta: float, before: Tensor | None, result: StepResult | None) -> Status:
-        where = f"step {self.steps}: epoch {self.epoch}, batch {self.number}"
-        node = ""
-        if before is not None:
-            torch.set_rng_state(before)
-            node = self.step.climbed.blame(batch, beta)
+    def _refused(self, batch: Batch, before: Tensor, result: StepResult) -> Status:
+        """The end by a step that was not taken."""
+        torch.set_rng_state(before)
+        node = self.step.climbed.blame(batch)
         kept = "the parameters before that step are kept"
-        became = "not finite" if result is None else f"{(result.objective / result.weight).item()}"
-        what = f"the objective became {became}"
-        if node == NO_FACTOR or not all(bool(p.isfinite().all()) for p in self.module.parameters()):
-            step, state = self.good
-            self.module.load_state_dict(state)
-            kept = f"the parameters after step {step} are kept"
-            if bool(self.sums.isfinite().all()) and (result is None or bool(result.objective.isfinite())):
-                what = "the parameters became not finite"
-        return Status("failed", f"{what} at {where}{node and f', at {node}'}; {kept}")
+        if node == NO_FACTOR or not self._finite():
+            kept = self._put_back()
+        at = f"step {self.steps}: {self.place}{node and f', at {node}'}"
+        return Status("failed", f"{result.wrong} at {at}; {kept}")
+
+    def _spoiled(self) -> Status:
+        """The end by numbers of which nobody knows at which step since the last look they became not finite."""
+        since, last = self.good[0], self.steps - 1
+        at = f"step {last}" if since >= last else f"one of the steps {since} to {last}"
+        what, kept = "the bound", "the parameters after that step are kept"
+        if not self._finite():
+            what, kept = "the parameters", self._put_back()
+        return Status("failed", f"{what} became not finite at {at}, by {self.place}; {kept}")
+
+    def _put_back(self) -> str:
+        """Return to the last parameters known to be finite, and say so."""
+        step, state = self.good
+        self.module.load_state_dict(state)
+        return f"the parameters after step {step} are kept"
 
     # Checkpoints.
 

@@ -58,7 +58,7 @@ def svi_step(
     EngineError
         If the model has shared latents and no size or guide, all its parameters are frozen, or the optimiser has none
         of them. From the step, if beta is negative, a parameter was frozen or unfrozen since the step was made, or the
-        objective is not finite: the parameters are not moved then.
+        objective or its gradient is not finite: the parameters are not moved then.
 
     Examples
     --------
@@ -138,11 +138,9 @@ class _OwnStep:
             if self.count % CHECK == 2:
                 self._check(own, beta)
             result = self.step(own, beta)
-            at = "" if result.moved else self.climbed.blame(own, beta)
+            at = "" if result.moved else self.climbed.blame(own)
         if not result.moved:
-            raise EngineError(
-                f"the objective became {result.objective.item()}{at and f' at {at}'}; the parameters were not moved"
-            )
+            raise EngineError(f"{result.wrong}{at and f' at {at}'}; the parameters were not moved")
         return result.bound / result.weight
 
     def _adapt(self, obs: Observations) -> None:

@@ -74,6 +74,9 @@ class PairObjective:
         if look:
             self._look(args, kwargs or {})
         self.dense, self.frozen = pair.free(), Frozen(pair.store["params"].items())
+        called = {id(p): name for name, p in pair.store["params"].items()}
+        self.names: list[str] = [called[id(p)] for p in self.dense]
+        self.row_names: list[str] = []
         if not self.dense:
             raise EngineError("this Pyro pair has no parameter: there is nothing to fit")
         self.weight = torch.tensor(weight, dtype=self.dense[0].dtype, device=self.dense[0].device)
@@ -120,7 +123,7 @@ class PairObjective:
     def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
         """A pair has no rows that are moved with a batch."""
 
-    def blame(self, batch: Sequence[Tensor], beta: float = 1.0) -> str:
+    def blame(self, batch: Sequence[Tensor]) -> str:
         """The first site whose log density is not finite; empty where all are."""
         try:
             return self._blame(batch)
@@ -191,7 +194,7 @@ class PairStep:
         Raises
         ------
         EngineError
-            If the bound is not finite: the parameters are not moved then.
+            If the bound or its gradient is not finite: the parameters are not moved then.
         """
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [a.detach() for a in leaves if isinstance(a, Tensor)]
@@ -201,10 +204,8 @@ class PairStep:
             self._verify(step, tensors)
         result = step(tensors)
         if not result.moved:
-            at = step.climbed.blame(tensors, 1.0)
-            raise EngineError(
-                f"the bound became {result.bound.item()}{at and f' at {at}'}; the parameters were not moved"
-            )
+            at = step.climbed.blame(tensors)
+            raise EngineError(f"{result.wrong}{at and f' at {at}'}; the parameters were not moved")
         return result.bound
 
     def _step(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

@@ -28,6 +28,52 @@ def test_an_objective_that_is_no_number_moves_nothing_and_is_told(mode):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Root(pv.LatentVariableModel):
+    """x ~ N(w sqrt(t + 0 w), 1): at t = 0 its value is a number, and its gradient by w is none."""
+
+    t = pv.given()
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(0.5))
+
+    @pv.observed
+    def x(self, t):
+        return dist.Normal(self.w * torch.sqrt(t + 0 * self.w), 1.0)
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_a_gradient_that_is_no_number_moves_nothing_and_is_told(mode):
+    model, good = Root(), {"x": torch.ones(3), "t": torch.ones(3)}
+    step = pv.svi_step(model, pv.adam(1e-2), compile=mode)
+    step(good)
+    before = model.w.item()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="the gradient of w became not finite; the parameters were not moved"):
+            step({"x": torch.ones(3), "t": torch.tensor([1.0, 0.0, 1.0])})
+    assert model.w.item() == before
+    step(good)
+    assert model.w.isfinite()
+    assert model.w.item() != before
+
+
+def test_a_gradient_whose_sum_overflows_is_a_number():
+    """That of each of two w is 3e38, and their sum no float32."""
+
+    class Steep(pv.LatentVariableModel):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(2))
+
+        @pv.observed
+        def x(self):
+            return dist.Normal((3e38 * self.w).clamp(-1.0, 1.0), 1.0).to_event(1)
+
+    model = Steep()
+    pv.svi_step(model, pv.sgd(1e-38))(torch.ones(4, 2))
+    torch.testing.assert_close(model.w.detach(), torch.full((2,), 3.0))
+
+
 def nothing(x):
     """A program without a site."""
 

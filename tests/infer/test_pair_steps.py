@@ -315,9 +315,29 @@ def test_a_bound_that_is_not_finite_moves_nothing():
     step = pv.svi_step(location(), sgd)
     step(X[:, 0])
     before = step.pair.values["loc"].clone()
-    with pytest.raises(pv.EngineError, match="the bound became nan at site x; the parameters were not moved"):
+    with pytest.raises(pv.EngineError, match="the objective became nan at site x; the parameters were not moved"):
         step(torch.full((6,), torch.nan))
     assert torch.equal(step.pair.values["loc"], before)
+
+
+@pytest.mark.parametrize("mode", ["off", "trace"])
+def test_a_gradient_that_is_not_finite_moves_nothing(mode):
+    """x ~ N(w sqrt(t + 0 w), 1): at t = 0 its value is a number, and its gradient by w is none."""
+
+    def model(t):
+        w = pyro.param("w", torch.tensor(0.5))
+        with pyro.plate("data", len(t)):
+            pyro.sample("x", dist.Normal(w * torch.sqrt(t + 0 * w), 1.0), obs=torch.ones(len(t)))
+
+    step = pv.svi_step((model, lambda t: None), pv.adam(1e-2), compile=mode)
+    step(torch.ones(3))
+    before = step.pair.values["w"].clone()
+    for _ in range(2):
+        with pytest.raises(pv.EngineError, match="the gradient of w became not finite; the parameters were not moved"):
+            step(torch.tensor([1.0, 0.0, 1.0]))
+    assert torch.equal(step.pair.values["w"], before)
+    step(torch.ones(3))
+    assert step.pair.values["w"].isfinite()
 
 
 def test_a_parameter_that_torch_does_not_show_is_refused():
