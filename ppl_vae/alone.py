@@ -10,7 +10,7 @@ import torch
 
 from ppl_vae.errors import EngineError, check_seed
 
-__all__ = ["alone", "differentiable", "forked_rng", "lent", "seeded_rng", "unvalidated"]
+__all__ = ["alone", "differentiable", "forked_rng", "full_precision", "lent", "seeded_rng", "unvalidated"]
 
 
 class _Lock:
@@ -68,6 +68,16 @@ def unvalidated() -> Iterator[None]:
     import pyro
 
     with alone(), pyro.validation_enabled(False):
+        yield
+
+
+@contextmanager
+def full_precision(kind: str) -> Iterator[None]:
+    """Within the block an autocast around it counts no more, on this kind of device."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            yield
+    else:
         yield
 
 

@@ -1,6 +1,7 @@
 """What a declaration asks of its data, checked once before an engine starts."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +16,7 @@ from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
 from ppl_vae.families.supports import bounds, of_any_row, of_entries
 
-__all__ = ["COPIES", "TRIAL", "all_bounds", "check", "check_inputs", "same_bounds"]
+__all__ = ["COPIES", "TRIAL", "all_bounds", "as_taken", "check", "check_inputs", "same_bounds"]
 
 TRIAL = 7
 """Rows on which a declaration is tried, whatever the data: a number that few other dimensions have."""
@@ -73,6 +74,15 @@ def check(
         if name in values:
             values[name] = _check_value(owner, name, d, values[name], obs.missing.get(name), index, name in fixed)
     return Observations(values, obs.missing, obs.columns)
+
+
+def as_taken(d: TorchDistribution, value: Any, missing: bool) -> bool:
+    """Whether a node of this law takes a value in the dtype that it has: `check` leaves it then."""
+    if hasattr(value, "probabilities"):
+        return True
+    if isinstance(d, dist.Categorical):
+        return missing or value.dtype == torch.long
+    return value.is_floating_point() or isinstance(getattr(d, "base_dist", d), dist.Categorical)
 
 
 def check_inputs(inputs: Sequence[str], obs: Observations) -> None:

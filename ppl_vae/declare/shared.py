@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.nn.parameter import is_lazy
 
-from ppl_vae.alone import alone, forked_rng
+from ppl_vae.alone import alone, forked_rng, full_precision
 from ppl_vae.declare.counted import Counted, Units
 from ppl_vae.declare.guides import GUIDES
 from ppl_vae.declare.identity import settings, sources
@@ -95,9 +95,7 @@ class SharedLatents(PyroModule):
         with ExitStack() as stack:
             stack.enter_context(alone())
             like, before = self.like, torch.get_default_dtype()
-            kind = like.device.type
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(full_precision(like.device.type))
             if like.device.type != "cpu":
                 stack.enter_context(like.device)
             torch.set_default_dtype(like.dtype)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.alone import unvalidated
+from ppl_vae.alone import full_precision, unvalidated
 from ppl_vae.declare import LatentVariableModel, Observations
+from ppl_vae.declare.checks import as_taken, check
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.batches import Batch
@@ -45,7 +46,7 @@ def svi_step(
     compile : {"auto", "inductor", "trace", "off"}
         As in `SVI`; "auto" is the plain graph.
     precision : {"full", "bf16"}
-        As in `SVI`, for declared models; an autocast around the step changes nothing.
+        As in `SVI`, for declared models; an autocast around the step changes nothing there, and a Pyro pair follows it.
 
     Returns
     -------
@@ -57,8 +58,10 @@ def svi_step(
     ------
     EngineError
         If the model has shared latents and no size or guide, all its parameters are frozen, or the optimiser has none
-        of them. From the step, if beta is negative, a parameter was frozen or unfrozen since the step was made, or the
-        objective or its gradient is not finite: the parameters are not moved then.
+        of them. From the step, if beta is negative, a parameter was frozen, unfrozen or cast since the step was made,
+        or the objective or its gradient is not finite: the parameters are not moved then.
+    DataError
+        From the step, if the batch does not fit the model.
 
     Examples
     --------
@@ -120,13 +123,14 @@ class _OwnStep:
         made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(self.climbed.dense)
         self.step = Step(self.climbed, stepper(made), mode)
         self.ones: dict[int, Tensor] = {}
+        self.kinds: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self.count = 0
 
     def __call__(self, batch: Any, beta: float = 1.0) -> Tensor:
         """One step; the bound of the batch, nats per datum."""
         within(beta, 0, lambda beta: beta >= 0, "svi_step: beta must be a number that is not negative")
         beta = float(beta)
-        obs = self.model.observe(batch)
+        obs = self._taken(self.model.observe(batch))
         n = len(obs)
         if n not in self.ones:
             self.ones[n] = torch.ones(n, dtype=self.model.like.dtype, device=self.model.like.device)
@@ -134,7 +138,7 @@ class _OwnStep:
         if not self.count:
             self._adapt(obs)
         self.count += 1
-        with unvalidated():
+        with unvalidated(), full_precision(own.weights.device.type):
             if self.count % CHECK == 2:
                 self._check(own, beta)
             result = self.step(own, beta)
@@ -142,6 +146,22 @@ class _OwnStep:
         if not result.moved:
             raise EngineError(f"{result.wrong}{at and f' at {at}'}; the parameters were not moved")
         return result.bound / result.weight
+
+    def _taken(self, obs: Observations) -> Observations:
+        """Counts as numbers of the nodes' dtype and labels as whole ones, checked where they are not so already."""
+        kinds = tuple(
+            [(name, getattr(value, "dtype", None), name in obs.missing) for name, value in obs.values.items()]
+        )
+        if kinds not in self.kinds:
+            laws, fixed = self.model.trial(obs)
+            taken = all(as_taken(d, obs.values[n], n in obs.missing) for n, d in laws.items() if n in obs.values)
+            self.kinds[kinds] = None if taken else (laws, fixed)
+        found = self.kinds[kinds]
+        if found is None:
+            return obs
+        laws, fixed = found
+        with self.model.numeric():
+            return check(type(self.model).__name__, self.model._graph, laws, obs, None, fixed)
 
     def _adapt(self, obs: Observations) -> None:
         """Units of the likelihoods' floors, but where a fit or a file has told them: there training goes on."""

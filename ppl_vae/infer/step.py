@@ -69,7 +69,7 @@ class Pieces:
 
 
 class Frozen:
-    """Which parameters want a gradient, as of now: a step moves those that did when it was made.
+    """What parameters are, as of now: a step moves those that wanted a gradient when it was made, in their dtype then.
 
     Parameters
     ----------
@@ -78,17 +78,22 @@ class Frozen:
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        self.named = [(name, p, p.requires_grad) for name, p in named]
+        self.named = [(name, p, p.requires_grad, p.dtype, p.device) for name, p in named]
 
     def check(self) -> None:
-        """Refuse to go on where one was frozen or unfrozen since.
+        """Refuse to go on where one was frozen, unfrozen, cast or moved since.
 
         Raises
         ------
         EngineError
             Naming it.
         """
-        for name, parameter, wanted in self.named:
+        for name, parameter, wanted, dtype, device in self.named:
+            if parameter.dtype != dtype or parameter.device != device:
+                raise EngineError(
+                    f"{name} was {dtype} on {device} when this step was made and is {parameter.dtype} on "
+                    f"{parameter.device} now: make a new step by pv.svi_step(...), with a new optimiser"
+                )
             if parameter.requires_grad != wanted:
                 raise EngineError(
                     f"requires_grad of {name} was {wanted} when this step was made and is {not wanted} now: make a new "

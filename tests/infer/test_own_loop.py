@@ -157,3 +157,106 @@ def test_missing_entries_are_found_among_infinities_or_not_at_all():
     model = vae()
     assert not model.observe(rows[:2]).missing
     assert model.observe(rows).missing["x"].nonzero().tolist() == [[2, 0]]
+
+
+@pytest.mark.parametrize("mode", ["trace", "off", "inductor"])
+def test_autocast_around_a_step_changes_nothing(mode):
+    x, found = torch.rand(32, 16, generator=torch.Generator().manual_seed(0)).round(), {}
+    for around in (False, True):
+        torch.manual_seed(0)
+        model = pv.models.VAE(pv.nets.mlp_encoder(16, 64, 2), pv.nets.mlp_decoder(2, 64, 16))
+        step = pv.svi_step(model, pv.adam(1e-2), compile=mode)
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            bounds = [step(x).item() for _ in range(4)]
+        found[around] = bounds, model.state_dict()
+    assert found[True][0] == found[False][0]
+    assert all(torch.equal(value, found[False][1][name]) for name, value in found[True][1].items())
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_a_pair_follows_autocast_as_pyro_does(mode):
+    x = torch.rand(32, 16, generator=torch.Generator().manual_seed(0))
+
+    def made():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Softplus(), torch.nn.Linear(64, 16))
+
+        def model(x):
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+        return model, nothing
+
+    def steps(one):
+        found = []
+        for _ in range(4):
+            with torch.autocast("cpu", torch.bfloat16):
+                found.append(float(one(x)))
+        return found
+
+    expected = [-loss for loss in steps(pyro.infer.SVI(*made(), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step)]
+    pyro.clear_param_store()
+    assert steps(pv.svi_step(made(), pv.adam(1e-2), compile=mode)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_a_model_that_was_cast_since_the_step_was_made_is_told(mode):
+    model, x = vae(), torch.randn(16, 4)
+    step = pv.svi_step(model, pv.adam(1e-2), compile=mode)
+    step(x)
+    model.double()
+    for batch in (x, x.double()):
+        with pytest.raises(EngineError, match=r"was torch.float32 on cpu .* torch.float64 on cpu now: make a new step"):
+            step(batch)
+    assert pv.svi_step(model, pv.adam(1e-2), compile=mode)(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.int32, torch.bool])
+def test_batches_of_any_dtype_count_as_their_numbers(mode, dtype):
+    x = torch.randint(2, (16, 4), generator=torch.Generator().manual_seed(0)).float()
+    found = []
+    for batch in (x, x.to(dtype)):
+        model = vae()
+        step = pv.svi_step(model, pv.sgd(0.1), compile=mode)
+        found.append([step(batch).item(), step(x).item()])
+    assert found[0] == found[1]
+
+
+class Halves(pv.LatentVariableModel):
+    """y ~ Categorical(0.3, 0.7), x | y ~ N(m_y, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
+
+    @pv.latent
+    def y(self):
+        return dist.Categorical(torch.tensor([0.3, 0.7]))
+
+    @pv.observed
+    def x(self, y):
+        return dist.Normal(self.m[y], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
+def test_labels_of_any_dtype_are_whole_numbers(dtype):
+    x, y = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0, 1, 1])
+    expected = torch.tensor([0.3, 0.7])[y].log() + dist.Normal(torch.tensor([-1.0, 2.0])[y], 1.0).log_prob(x)
+    step = pv.svi_step(Halves(), pv.sgd(0.0))
+    for _ in range(2):
+        assert step({"x": x, "y": y.to(dtype)}).item() == pytest.approx(expected.mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": torch.zeros(3), "y": torch.tensor([0.0, 0.5, 1.0])}, "y: 1 values lie outside the support"),
+        ({"x": torch.zeros(3), "y": torch.tensor([0.0, 2.0, 1.0])}, "y: 1 values lie outside the support"),
+        ({"x": torch.zeros(3, dtype=torch.uint8)}, "got bytes"),
+    ],
+)
+def test_what_is_no_label_or_number_is_refused(batch, message):
+    with pytest.raises(pv.DataError, match=message):
+        pv.svi_step(Halves(), pv.sgd(0.0))(batch)
