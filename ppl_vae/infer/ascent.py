@@ -1,7 +1,6 @@
 """What SVI climbs on a declared model: its objective on a minibatch, as a function of parameters and data."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.functional import called_with
 from ppl_vae.infer.batches import Batch
 from ppl_vae.infer.blame import culprit
+from ppl_vae.infer.precision import PRECISIONS
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.step import NO_FACTOR, Frozen, Names, Pieces
 from ppl_vae.objectives import Elbo, Objective, Sites
@@ -34,7 +34,7 @@ class ModelObjective:
     annealed : bool
         Whether the objective differs from the bound, which is then computed beside it; with penalties it does.
     precision : {"full", "bf16"}
-        "bf16": matrix products in bfloat16, everything else as it is.
+        "bf16": the networks' matrix products in bfloat16, everything else as it is.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ModelObjective:
             )
         if precision not in PRECISIONS:
             raise EngineError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-        self.autocast = PRECISIONS[precision]
+        self.precision = PRECISIONS[precision]
         self.like = model.like
         if precision != "full" and self.like.dtype == torch.float64:
             raise EngineError(
@@ -127,7 +127,7 @@ class ModelObjective:
         index = torch.arange(len(obs), device=w.device).repeat(particles) if self.sparse else None
         shared, log_q = model.draw_shared()
         with model.bind(shared), model.numeric():
-            with self.autocast(w.device.type):
+            with self.precision(w.device.type):
                 sites = model.sites(obs.repeat(particles), index)
             theta = (w.sum() / total) * (model.log_prior(shared) - log_q)
             value = (w * self.objective(sites, beta, w)).sum() + beta * theta
@@ -194,10 +194,3 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
         index = None if batch.index is None else batch.index[rows]
         parts.append(Batch(batch.obs.rows(rows), batch.weights[rows], index, size))
     return parts
-
-
-PRECISIONS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
-    "full": lambda device: nullcontext(),
-    "bf16": lambda device: torch.autocast(device, dtype=torch.bfloat16),
-}
-"""How matrix products are computed, by name."""

@@ -16,7 +16,7 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.pair import check_program
 from ppl_vae.errors import DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.ascent import PRECISIONS, ModelObjective
+from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.averaging import Averaging
 from ppl_vae.infer.batches import Batches, example, index_needed, make_batches, size_needed
 from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
@@ -28,6 +28,7 @@ from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import unseen
+from ppl_vae.infer.precision import PRECISIONS
 from ppl_vae.infer.processes import LostError, Share, joined
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, idle, rising
@@ -84,7 +85,7 @@ class SVI:
     accumulate : int
         Pieces into which a batch is cut, one gradient after the other, to save memory.
     precision : {"full", "bf16"}
-        "bf16": matrix products in bfloat16.
+        "bf16": the networks' matrix products in bfloat16.
     alternate : Alternate or Lagging, optional
         q and the model in turns: `alternate(q=5, model=1)`, `lagging()`; None moves them together.
     average : float

@@ -229,6 +229,88 @@ def test_half_precision_products_change_the_bound_little():
     assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
 
 
+@pytest.mark.parametrize("mode", ["trace", "off"])
+@pytest.mark.parametrize(
+    ("posterior", "objective"),
+    [
+        ("full", pv.elbo()),
+        ("full", pv.elbo(kl="analytic")),
+        ("full", pv.iwae(3)),
+        ("flow", pv.elbo()),
+        ("flow", pv.iwae(3)),
+    ],
+)
+def test_half_precision_products_are_no_densities(mode, posterior, objective):
+    """A Cholesky factor made by a network is one of float32, in which its density is computed."""
+    q = {"full": pv.posteriors.Full, "flow": lambda: pv.posteriors.inverse_autoregressive(2)}[posterior]()
+    covariance = "full" if posterior == "full" else "diagonal"
+    x, bounds = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), []
+    for precision in ("full", "bf16"):
+        torch.manual_seed(0)
+        encoder = pv.nets.mlp_encoder(6, 8, 2, covariance=covariance)
+        vae = pv.models.VAE(encoder, pv.nets.mlp_decoder(2, 8, 6), "gaussian", posterior=q)
+        engine = pv.SVI(2, batch_size=32, precision=precision, objective=objective, compile=mode, progress=False)
+        bounds.append(engine.fit(vae, x).trace["bound"][-1].item())
+    assert bounds[0] != bounds[1]
+    assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_half_precision_of_a_model_without_networks_changes_nothing(mode):
+    x = pv.data.faithful().values.float()
+    found = []
+    for precision in ("full", "bf16"):
+        model = pv.models.GaussianMixture(2, 2).float()
+        fit = pv.SVI(5, batch_size=50, precision=precision, compile=mode, progress=False).fit(model, x)
+        found.append(fit.trace["bound"])
+    assert torch.equal(found[0], found[1])
+
+
+def test_networks_compute_in_half_precision_and_give_single():
+    seen = {}
+
+    class Noted(nn.Linear):
+        def forward(self, x):
+            found = super().forward(x)
+            seen["inner"] = found.dtype
+            return found
+
+    class Plain(pv.LatentVariableModel):
+        def __init__(self):
+            super().__init__()
+            self.net, self.w = nn.Sequential(nn.Linear(2, 4), Noted(4, 2)), nn.Parameter(torch.ones(2, 2))
+
+        @pv.latent
+        def z(self):
+            return pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+
+        @z.posterior
+        def q_z(self, x):
+            loc = self.net(x)
+            seen["outer"], seen["own"] = loc.dtype, (x @ self.w).dtype
+            return pyro.distributions.Normal(loc, 1.0).to_event(1)
+
+        @pv.observed
+        def x(self, z):
+            return pyro.distributions.Normal(z, 1.0).to_event(1)
+
+    pv.svi_step(Plain(), pv.adam(1e-3), precision="bf16", compile="off")(torch.randn(8, 2))
+    assert seen == {"inner": torch.bfloat16, "outer": torch.float32, "own": torch.float32}
+
+
+def test_a_network_that_fails_leaves_no_autocast_behind():
+    class Fails(nn.Module):
+        def forward(self, z):
+            raise ZeroDivisionError
+
+    vae = pv.models.VAE(pv.nets.mlp_encoder(6, 8, 2), nn.Sequential(Fails()), "gaussian")
+    step = pv.svi_step(vae, pv.adam(1e-3), precision="bf16", compile="off")
+    with pytest.raises(ZeroDivisionError):
+        step(torch.randn(8, 6))
+    assert not torch.is_autocast_enabled("cpu")
+    assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
 def test_half_precision_of_double_precision_is_refused():
     x = (torch.rand(32, 16) < 0.5).double()
     vae = pv.models.VAE(pv.nets.mlp_encoder(16, 32, 2), pv.nets.mlp_decoder(2, 32, 16))
