@@ -86,6 +86,41 @@ def resumed(folder):
     return vae(checkpoint=folder)
 
 
+class Root(pv.LatentVariableModel):
+    """x ~ N(w sqrt(t + 0 z), 1): at t = 0 the gradient by z, whose q is that of a single datum, is not a number."""
+
+    t = pv.given()
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5))
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(0.0, 1.0)
+
+    @pv.observed
+    def x(self, z, t):
+        return dist.Normal(self.w * torch.sqrt(t + 0 * z), 1.0)
+
+
+def root():
+    torch.manual_seed(0)
+    data = {"x": torch.ones(12), "t": torch.ones(12).index_fill(0, torch.tensor([5]), 0.0)}
+    fit = pv.SVI(2, batch_size=4, compile="trace", progress=False).fit(Root(), data)
+    return [bool(p.isfinite().all()) for p in fit.model.parameters()], str(fit.status)
+
+
+def test_a_gradient_that_only_one_process_has_ends_all():
+    (finite, first), (_, second) = in_processes(2, root)
+    assert first == second
+    assert first.startswith("failed: the objective became nan at step")
+    assert all(finite)
+    finite, alone = root()
+    assert alone.startswith("failed: the gradient of local_posteriors.z")
+    assert all(finite)
+
+
 @pytest.mark.parametrize("mode", ["off", "trace"])
 def test_two_processes_climb_as_one(mode):
     """Every global batch is the same, so every step is, to rounding."""
