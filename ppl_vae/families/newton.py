@@ -7,6 +7,8 @@ __all__ = ["inverse_digamma", "solve_log_minus_digamma"]
 
 STEPS = 8
 """From the starts below the error is under rounding after five steps."""
+LARGE = 16.0
+"""Argument from which Stirling's series is exact to rounding."""
 
 
 def solve_log_minus_digamma(s: Tensor) -> Tensor:
@@ -23,12 +25,27 @@ def solve_log_minus_digamma(s: Tensor) -> Tensor:
     [0.01, 3.0, 10000.0]
     """
     positive = s > 0
-    target = torch.where(positive, s, 1.0)
-    a = (3 - target + ((target - 3).square() + 24 * target).sqrt()) / (12 * target)
+    target = torch.where(positive, s, 1.0).clamp_min(torch.finfo(s.dtype).tiny)
+    root = (target - 3).abs() + ((target - 3).square() + 24 * target).sqrt()
+    u = torch.where(target > 3, root / 2, 12 * target / root)
     for _ in range(STEPS):
-        slope = 1 / a - torch.polygamma(1, a)
-        a = 1 / (1 / a + (a.log() - a.digamma() - target) / (a.square() * slope))
-    return torch.where(positive, a, torch.inf)
+        value, slope = _log_minus_digamma(u)
+        u = u - (value - target) / slope
+    return torch.where(positive, 1 / u, torch.inf)
+
+
+def _log_minus_digamma(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log a - psi(a) at a = 1/u, and its derivative in u."""
+    # For large a the two cancel; Stirling's series has no digit to lose.
+    small, a = u.clamp_max(1 / LARGE), 1 / u.clamp_min(1 / LARGE)
+    v = small.square()
+    series = small / 2 + v * (1 / 12 - v * (1 / 120 - v * (1 / 252 - v * (1 / 240 - v / 132))))
+    slope = 0.5 + small * (1 / 6 - v * (1 / 30 - v * (1 / 42 - v * (1 / 30 - v * 10 / 132))))
+    large = u < 1 / LARGE
+    return (
+        torch.where(large, series, a.log() - a.digamma()),
+        torch.where(large, slope, (torch.polygamma(1, a) * a - 1) * a),
+    )
 
 
 def inverse_digamma(y: Tensor) -> Tensor:
