@@ -17,6 +17,8 @@ __all__ = ["Exponential", "Gamma"]
 
 EDGE = 1e-6
 """A parameter within this share of its bound counts as on it."""
+RESOLVED = 2e-15
+"""Relative difference of two numbers that float64 tells apart in a sum."""
 
 
 class Exponential(IndependentFeatures):
@@ -92,10 +94,14 @@ class Exponential(IndependentFeatures):
 class Gamma(IndependentFeatures):
     r"""p(x) = rate^a x^(a-1) exp(-rate x) / Gamma(a), x > 0, a = concentration, for each of d independent features.
 
-    t(x) = (x, log x), eta = (-rate, a - 1), A = log Gamma(a) - a log rate. M-step: a solves
-    log a - psi(a) = log(mean of x) - mean of log x by Newton's steps, rate = a / mean of x; the means are weighted,
-    over the entries seen. Missing entries (NaN) are skipped. A member on one value has an unbounded likelihood: the
-    variance relative to the squared mean, 1/a, stays at or above `floor`, and the member is reported.
+    M-step: a solves log a - psi(a) = g, g = log(mean of x) - mean of log x, by Newton's steps, rate = a / mean of x;
+    the means are weighted, over the entries seen. Missing entries (NaN) are skipped. In units of the data's mean,
+    y = x / scale, the statistics are t(y) = (y, phi(y)) with phi(y) = y - 1 - log y, in which narrow data lose no
+    digits: g = mean of phi(y) - phi(mean of y) and, with m = a / (rate scale),
+    log p = -a phi(y/m) - log x + a log a - a - log Gamma(a), phi(y/m) = phi(y) + y (1/m - 1) + log m.
+
+    A member on one value has an unbounded likelihood: its g stays at or above `floor` times the data's, and the member
+    is reported.
 
     Parameters
     ----------
@@ -107,7 +113,7 @@ class Gamma(IndependentFeatures):
     Attributes
     ----------
     floor : float
-        Smallest squared coefficient of variation, 1e-8.
+        Smallest g of a member relative to the data's, 1e-8; of narrow data 2 g is the variance over the squared mean.
 
     Raises
     ------
@@ -124,14 +130,14 @@ class Gamma(IndependentFeatures):
     1.1667
     """
 
-    domain, kind, typical = constraints.positive, "positive numbers", (1.0, -0.5772156649015329)
+    domain, kind, typical = constraints.positive, "positive numbers", (1.0, 0.5772156649015329)
     constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
     floor = 1e-8
 
     scale: Tensor
 
     def register(self) -> None:
-        """Create the parameters and the unit of x, in which log(mean of x) - mean of log x loses no digit."""
+        """Create the parameters and the unit of x."""
         self.register_buffer("scale", torch.ones_like(self.means[0]))
         super().register()
 
@@ -139,36 +145,79 @@ class Gamma(IndependentFeatures):
         """Take the data's mean as the unit, and check every value."""
         self.scale = torch.ones_like(self.scale)
         super().adapt(parts)
-        self.scale, log_mean = self.means[0].clone(), self.means[1]
-        self.means = torch.stack([torch.ones_like(self.scale), log_mean - self.scale.log()])
+        self.scale = self.means[0].clone()
+        super().adapt(parts)
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """Independent Gamma over the features."""
         concentration, rate = self.member("concentration", index), self.member("rate", index)
-        return dist.Gamma(concentration, rate).to_event(len(self.shape) - 1)
+        return NarrowGamma(concentration, rate).to_event(len(self.shape) - 1)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Data over scale, and its logarithm."""
+        """Data over scale, and how far they are from it."""
         y = x / self.scale
-        return y, y.log()
+        return y, _excess(y)
+
+    def base(self, x: Tensor) -> Tensor:
+        """-log x."""
+        return -x.log()
 
     def natural(self) -> Natural:
-        """(-rate, a - 1) and log Gamma(a) - a log rate, for y; the density of x is that of y over the scale."""
+        """-a (1/m - 1, 1), and a log m - (a log a - a - log Gamma(a))."""
         a, rate = self.wide("concentration"), self.wide("rate") * self.scale
-        return (-rate, a - 1), a.lgamma() - a * rate.log() + self.scale.log()
+        off = (rate - a) / a
+        log_m = -torch.where(off.abs() < 0.5, off.log1p(), (rate / a).log())
+        return (-a * off, -a), a * log_m - _stirling(a)
 
     def solve(self, means: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shape by Newton's steps, then the rate."""
-        mean, mean_log = means[..., 0, :], means[..., 1, :]
+        mean, excess = means[..., 0, :], means[..., 1, :]
         if "concentration" in fixed:
             a = fixed["concentration"]
         elif "rate" in fixed:
-            a = inverse_digamma((fixed["rate"] * self.scale).log() + mean_log)
+            a = inverse_digamma((fixed["rate"] * self.scale).log() + mean - 1 - excess)
         else:
-            a = solve_log_minus_digamma(mean.log() - mean_log)
-        a = a.clamp_max(1 / self.floor)
+            a = solve_log_minus_digamma(excess - _excess(mean))
+        a = torch.minimum(a, self._largest())
         return {"concentration": a, "rate": a / (mean * self.scale)}
 
     def on_edge(self, values: Mapping[str, Tensor]) -> Tensor:
         """At the largest concentration."""
-        return values["concentration"] * self.floor >= 1 - EDGE
+        return values["concentration"] >= (1 - EDGE) * self._largest()
+
+    def _largest(self) -> Tensor:
+        """The shape of `floor` times the data's own g; that of data without spread is 1/2."""
+        gap = self.means[1] - _excess(self.means[0])
+        held = torch.where(
+            gap > RESOLVED**2, torch.maximum(self.floor * gap, RESOLVED * gap.clamp_min(0).sqrt()), self.floor / 2
+        )
+        return solve_log_minus_digamma(held)
+
+
+class NarrowGamma(dist.Gamma):
+    """Gamma whose density keeps its digits where the concentration is large."""
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "NarrowGamma":
+        """The same law with this batch shape."""
+        new: NarrowGamma = self._get_checked_instance(NarrowGamma, _instance)
+        return super().expand(batch_shape, new)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(a - 1) log v - a (v - 1) + log(rate/a) + a log a - a - log Gamma(a), v = x rate/a."""
+        if self._validate_args:
+            self._validate_sample(value)
+        a, inverse_mean = self.concentration, self.rate / self.concentration
+        v = value * inverse_mean
+        return torch.xlogy(a - 1, v) - a * (v - 1) + inverse_mean.log() + _stirling(a)
+
+
+def _excess(y: Tensor) -> Tensor:
+    """phi(y) = y - 1 - log y, at least 0."""
+    return y - 1 - y.log()
+
+
+def _stirling(a: Tensor) -> Tensor:
+    """The number a log a - a - log Gamma(a), by Stirling's series where the terms cancel."""
+    large = a.clamp_min(100.0)
+    series = 0.5 * (large / (2 * torch.pi)).log() - (1 - 1 / (30 * large.square())) / (12 * large)
+    return torch.where(a > 100, series, a * a.log() - a - a.lgamma())

@@ -1,0 +1,59 @@
+"""Floors that keep likelihoods bounded are far below what data have: narrow data are fitted, not clipped."""
+
+import numpy as np
+import pytest
+import torch
+from example_models import FamilyMixture, numbers
+from scipy import stats
+
+import ppl_vae as pv
+from ppl_vae import families
+
+
+def fit(components, x, **options):
+    return pv.EM(**{"n_init": 3, "tol": 1e-11, "progress": False, **options}).fit(FamilyMixture(components), x)
+
+
+def never_falls(found):
+    gain, same = found.trace["objective"].diff(), found.trace["segment"].diff() == 0
+    return bool((gain[same] >= -1e-9 * found.trace["objective"][1:][same].abs()).all())
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_a_gamma_fits_narrow_data(spread):
+    """A gamma of a small coefficient of variation c is a normal but for terms of order c."""
+    x = 300 + spread * numbers(500, 1)
+    found = fit(families.Gamma(1, batch=1), x)
+    a, rate = (found.parameters[f"components.{name}"].item() for name in ("concentration", "rate"))
+    assert found.status.ok
+    assert a / rate == pytest.approx(x.mean().item(), rel=1e-9)
+    assert a**0.5 / rate == pytest.approx(x.std(correction=0).item(), rel=3e-3 * spread + 1e-6)
+    normal = stats.norm.logpdf(x.numpy(), x.mean().item(), x.std(correction=0).item()).sum()
+    assert found.trace["bound"][-1].item() == pytest.approx(normal, abs=500 * spread / 300 + 1e-3)
+    assert found.log_prob(x).sum().item() == pytest.approx(found.trace["bound"][-1].item(), abs=1e-3)
+
+
+def test_a_mixture_of_narrow_gammas_is_no_runaway():
+    x = torch.cat([300 + 0.01 * numbers(200, 1), 310 + 0.01 * numbers(200, 1, seed=1)])
+    found = fit(families.Gamma(1, batch=2), x)
+    a, rate = found.parameters["components.concentration"], found.parameters["components.rate"]
+    expected = sorted(part.std(correction=0).item() for part in x.split(200))
+    assert found.status.code == "converged"
+    assert never_falls(found)
+    assert sorted((a.sqrt() / rate).flatten().tolist()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("concentration", [0.05, 1.0, 30.0, 150.0, 1e4])
+def test_the_density_of_a_gamma_is_scipys(concentration):
+    """Near and far from the data that gave the unit, whose scale is 2."""
+    family = families.Gamma(1, batch=1).double()
+    family.adapt([(torch.tensor([[1.0], [3.0]]).double(), None)])
+    for mean in (1e-4, 1.9, 50.0):
+        given = {"concentration": concentration, "rate": concentration / mean}
+        family.fix({name: torch.tensor([[value]], dtype=torch.float64) for name, value in given.items()})
+        x = torch.tensor([[1e-6], [0.5], [2.0], [400.0]]).double()
+        expected = stats.gamma.logpdf(x[:, 0].numpy(), concentration, scale=mean / concentration)
+        with torch.no_grad():
+            ours = family.log_density(family.features(x))[0], family(torch.tensor(0)).log_prob(x)
+        for density in ours:
+            np.testing.assert_allclose(density, expected, rtol=1e-9)
