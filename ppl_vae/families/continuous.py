@@ -59,6 +59,7 @@ class Exponential(IndependentFeatures):
     domain, kind, typical = constraints.nonnegative, "numbers that are at least 0", (1.0,)
     constraints = {"rate": constraints.positive}  # noqa: RUF012
     weak = GammaPrior
+    edge = "are all zero"
     floor = 1e-8
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
@@ -132,6 +133,7 @@ class Gamma(IndependentFeatures):
 
     domain, kind, typical = constraints.positive, "positive numbers", (1.0, 0.5772156649015329)
     constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
+    edge = "do not spread"
     floor = 1e-8
 
     scale: Tensor

@@ -61,6 +61,8 @@ class IndependentFeatures(Family):
     """The same in words, for error messages."""
     typical: ClassVar[tuple[float, ...]] = (0.0,)
     """Mean statistics before any data are seen; `solve` makes the defaults of them."""
+    edge: ClassVar[str] = "are on the edge of what the family describes"
+    """What is true of data on the edge that `on_edge` tells, in words."""
     weak: ClassVar[type[ScalarPrior] | None] = None
     """The weak prior of the only parameter, where a conjugate law is known."""
 
@@ -202,10 +204,23 @@ class IndependentFeatures(Family):
         return a + more.reshape(self.shape), b + and_more.reshape(self.shape)
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
-        """Empty members, and members on an edge that the data as a whole are not on."""
-        wide = {name: value.reshape(self.batch, -1) for name, value in values.items()}
-        edge = self.on_edge(wide) & ~self.on_edge(self.solve(self.means, {}))
-        return super().degenerate(sums, values) | edge.any(1)
+        """Empty members, and members on an edge that the data as a whole are not on, or on that of every feature."""
+        edge = self.on_edge({name: value.reshape(self.batch, -1) for name, value in values.items()})
+        return super().degenerate(sums, values) | (edge & ~self._flat()).any(1) | edge.all(1)
+
+    def remarks(self) -> list[str]:
+        """Features in which the data as a whole are on an edge."""
+        flat = self._flat()
+        if not bool(flat.any()):
+            return []
+        return [
+            f"the data {self.edge} in {int(flat.sum())} of {len(flat)} features; the density there is set by the prior "
+            "or the floor"
+        ]
+
+    def _flat(self) -> Tensor:
+        """[d] of bool: features in which the data as a whole are on an edge."""
+        return self.on_edge(self.solve(self.means, {}))
 
     @property
     def width(self) -> int:

@@ -207,6 +207,10 @@ class Product(Family):
             [getattr(self, name).degenerate(of_block(sums, name), of_block(values, name)) for name in self.names]
         ).any(0) | super().degenerate(sums, values)
 
+    def remarks(self) -> list[str]:
+        """Those of the blocks."""
+        return [f"block {name}: {remark}" for name in self.names for remark in getattr(self, name).remarks()]
+
     @property
     def saturated(self) -> int:
         """The most of any block that has no prior to hold it."""

@@ -1,6 +1,7 @@
 """Regressions: families whose distribution depends on covariates of each datum."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,8 +21,10 @@ class LinearRegression(Regression):
 
     Called with the covariates, `family(index, x)`. The M-step is weighted least squares over standardised covariates,
     variance_k = N_k^-1 sum_i r_ki (y_i - intercept_k - coef_k' x_i)^2. Where covariates are collinear the
-    smallest of the solutions is taken. A variance below `floor` times the data's is clipped there, which is the maximum
-    under that constraint. A missing y (NaN) is skipped; covariates must be complete.
+    smallest of the solutions is taken. A variance below `floor` times that of y around one line for all data is clipped
+    there, or where float64 resolves no less (a standard deviation of 6e-8 of the largest y - mean); that is the
+    maximum under that constraint, and a member there is reported: a line through all its points has a likelihood
+    without a bound. A missing y (NaN) is skipped; covariates must be complete.
 
     Parameters
     ----------
@@ -30,7 +33,7 @@ class LinearRegression(Regression):
     batch : int
         Number of members K; parameters coef [K, p], intercept [K], variance [K].
     floor : float
-        Smallest variance relative to the data's.
+        Smallest variance relative to that around one line for all data.
 
     Raises
     ------
@@ -54,9 +57,36 @@ class LinearRegression(Regression):
         "variance": constraints.positive,
     }
 
+    lowest: Tensor
+    straight: Tensor
+
     def __init__(self, n_inputs: int, *, batch: int, floor: float = 1e-8) -> None:
         super().__init__(n_inputs, batch=batch)
         self.floor = floor
+        # Relative to the target's variance.
+        self.register_buffer("lowest", torch.tensor(floor), persistent=False)
+        self.register_buffer("straight", torch.tensor(False), persistent=False)
+
+    def adapt(self, parts: Any) -> None:
+        """Take the scales, and the floor from the variance around one line for all data."""
+        super().adapt(parts)
+        line, peak = self._one_line(parts)
+        held = 16 * torch.finfo(peak.dtype).eps * peak
+        self.lowest, self.straight = torch.maximum(self.floor * line, held), line <= held
+
+    def _one_line(self, parts: Any) -> tuple[Tensor, Tensor]:
+        """Variance of the target around the best line, and its largest square, both relative to its variance."""
+        sums: Sums = {}
+        peak = torch.ones_like(self.scale[-1])
+        for y, weights, *given in parts:
+            if not given:  # covariates that are no data
+                return torch.ones_like(peak), peak
+            design = self.features(y, *given)
+            r = torch.ones_like(design.target) if weights is None else weights.to(design.target)
+            own = self.expect((design, design.target), r[None])
+            sums = {name: sums.get(name, 0) + value for name, value in own.items()}
+            peak = torch.maximum(peak, (design.target.square() * (r > 0)).max())
+        return self._variance(sums, self.least_squares(sums, {}))[0], peak
 
     def defaults(self) -> dict[str, Tensor]:
         """No slope: the data's mean and variance."""
@@ -105,15 +135,25 @@ class LinearRegression(Regression):
     def maximize(self, sums: Sums, estimate: str, fixed: Mapping[str, Tensor] = NOTHING) -> dict[str, Tensor]:
         """Weighted least squares, then the mean of the squared residuals."""
         beta = self.least_squares(sums, fixed)
-        fitted = (sums["gram"] @ beta[:, :, None])[:, :, 0]
-        residual = (sums["square"] - 2 * (beta * sums["cross"]).sum(1) + (beta * fitted).sum(1)).clamp_min(0)
-        variance = (residual / sums["gram"][:, 0, 0].clamp_min(1e-300)).clamp_min(self.floor)
+        variance = torch.maximum(self._variance(sums, beta), self.lowest)
         return {**self.restored(beta), "variance": variance * self.scale[-1].square(), **fixed}
 
+    def _variance(self, sums: Sums, beta: Tensor) -> Tensor:
+        """Mean squared residual of the standardised target, [K]."""
+        fitted = (sums["gram"] @ beta[:, :, None])[:, :, 0]
+        residual = (sums["square"] - 2 * (beta * sums["cross"]).sum(1) + (beta * fitted).sum(1)).clamp_min(0)
+        return residual / sums["gram"][:, 0, 0].clamp_min(1e-300)
+
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
-        """Empty members, and members on the variance floor with no more data than a plane fits exactly."""
-        on_floor = values["variance"] <= self.floor * self.scale[-1].square() * (1 + 1e-6)
-        return super().degenerate(sums, values) | (on_floor & (sums["count"] <= self.saturated))
+        """Empty members, and members on the variance floor: a plane goes through all their points."""
+        on_floor = values["variance"] <= self.lowest * self.scale[-1].square() * (1 + 1e-6)
+        return super().degenerate(sums, values) | on_floor
+
+    def remarks(self) -> list[str]:
+        """Whether the data are on one line."""
+        if not bool(self.straight):
+            return []
+        return ["one line goes through all data, as far as float64 resolves them: the variance is set by the floor"]
 
     @property
     def saturated(self) -> int:

@@ -382,7 +382,9 @@ def test_a_line_through_its_only_points_is_reported():
     sums = expect(family, LINE, (INPUTS,), r)
     values = family.maximize(sums, "ml")
     assert family.degenerate(sums, values).tolist() == [True, False]
-    assert values["variance"][0] == pytest.approx(1e-8 * LINE.var(correction=0).item(), rel=1e-6)
+    design = np.column_stack([np.ones(N), INPUTS])
+    _, residual, *_ = np.linalg.lstsq(design, LINE.numpy(), rcond=None)
+    assert values["variance"][0] == pytest.approx(1e-8 * residual[0] / N, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -396,13 +398,21 @@ def test_a_member_without_data_is_reported_and_finite(name):
     assert all(bool(value.isfinite().all()) for value in values.values())
 
 
-def test_a_constant_feature_is_nobodys_fault():
-    x = torch.full((N, 1), 3.0).double()
-    for family in (families.Gamma(1, batch=K).double(), families.Exponential(1, batch=K).double()):
-        data = x if isinstance(family, families.Gamma) else 0 * x
-        family.adapt([(data, None)])
-        sums = expect(family, data, ())
-        assert not bool(family.degenerate(sums, family.maximize(sums, "ml")).any())
+@pytest.mark.parametrize("family", [families.Gamma, families.Exponential])
+def test_a_constant_feature_is_nobodys_fault_and_noted(family):
+    """The members cannot help it where other features spread; where none does, there is no maximum at all."""
+    constant = torch.full((N, 1), 3.0 if family is families.Gamma else 0.0).double()
+    beside = family(2, batch=K).double()
+    x = torch.cat([constant, POSITIVE[:, :1]], 1)
+    beside.adapt([(x, None)])
+    sums = expect(beside, x, ())
+    assert not bool(beside.degenerate(sums, beside.maximize(sums, "ml")).any())
+    assert "in 1 of 2 features" in beside.remarks()[0]
+    alone = family(1, batch=K).double()
+    alone.adapt([(constant, None)])
+    sums = expect(alone, constant, ())
+    assert bool(alone.degenerate(sums, alone.maximize(sums, "ml")).all())
+    assert "in 1 of 1 features" in alone.remarks()[0]
 
 
 BAD = {

@@ -7,11 +7,29 @@ from example_models import FamilyMixture, numbers
 from scipy import stats
 
 import ppl_vae as pv
-from ppl_vae import families
+from ppl_vae import families, given, latent, observed
 
 
 def fit(components, x, **options):
     return pv.EM(**{"n_init": 3, "tol": 1e-11, "progress": False, **options}).fit(FamilyMixture(components), x)
+
+
+class Lines(pv.LatentVariableModel):
+    """p(z) = Categorical(pi), p(y | t, z) = line z."""
+
+    t = given()
+
+    def __init__(self, K):
+        super().__init__()
+        self.mixing, self.line = families.Categorical(K), families.LinearRegression(1, batch=K)
+
+    @latent
+    def z(self):
+        return self.mixing()
+
+    @observed
+    def y(self, z, t):
+        return self.line(z, t)
 
 
 def never_falls(found):
@@ -57,3 +75,22 @@ def test_the_density_of_a_gamma_is_scipys(concentration):
             ours = family.log_density(family.features(x))[0], family(torch.tensor(0)).log_prob(x)
         for density in ours:
             np.testing.assert_allclose(density, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-5, 1e-6])
+def test_a_line_with_little_noise_has_the_variance_of_least_squares(noise):
+    t = np.linspace(0, 1, 200)
+    y = 1 + 2 * t + noise * numbers(200).numpy()
+    _, residual, *_ = np.linalg.lstsq(np.column_stack([np.ones(200), t]), y, rcond=None)
+    found = pv.EM(progress=False).fit(Lines(1), {"t": torch.as_tensor(t), "y": torch.as_tensor(y)})
+    assert found.status.ok
+    assert found.parameters["line.variance"].item() == pytest.approx(residual[0] / 200, rel=1e-14 / noise**2 + 1e-6)
+    exact = -100 * (np.log(2 * np.pi * residual[0] / 200) + 1)
+    assert found.trace["bound"][-1].item() == pytest.approx(exact, abs=1e-4)
+
+
+def test_a_line_beyond_what_float64_resolves_is_reported():
+    t = torch.linspace(0, 1, 200).double()
+    found = pv.EM(progress=False).fit(Lines(1), {"t": t, "y": 1 + 2 * t + 1e-9 * numbers(200)})
+    assert found.status.code == "degenerate"
+    assert "as far as float64 resolves" in str(found.status)
