@@ -85,13 +85,25 @@ class Ellipse:
         """Sum of weight (y - loc)(y - loc)' over the count."""
         raise NotImplementedError
 
-    def clip(self, matrix: Tensor, floor: float) -> Tensor:
-        """The matrix with eigenvalues of at least `floor`."""
+    def clip(self, matrix: Tensor, floor: Tensor) -> Tensor:
+        """The matrices with eigenvalues of at least `floor` [K]."""
         raise NotImplementedError
 
-    def smallest(self, matrix: Tensor) -> Tensor:
-        """Smallest eigenvalue, [K]."""
+    def eigenvalues(self, matrix: Tensor) -> Tensor:
+        """[K, d]."""
         raise NotImplementedError
+
+    def variances(self, matrix: Tensor) -> Tensor:
+        """Of the features, [K, d]."""
+        raise NotImplementedError
+
+    def spread(self, y: Tensor, weights: Tensor) -> Tensor:
+        """Variances of rows y [n, d] along the directions of this form, [d]; weights sum to one."""
+        raise NotImplementedError
+
+    def excused(self, flat: int, rows: int, d: int) -> int:
+        """In how many directions a member may be flat because the data are."""
+        return flat
 
     def saturated(self, d: int) -> int:
         """How many data a member fits equally well wherever they are."""
@@ -123,13 +135,24 @@ class Full(Ellipse):
         square = sums["weight"][:, :, None] * loc[:, :, None] * loc[:, None, :]
         return (sums["second"] - cross - cross.mT + square) / sums["degrees"].clamp_min(1e-300)[:, :, None]
 
-    def clip(self, matrix: Tensor, floor: float) -> Tensor:
+    def clip(self, matrix: Tensor, floor: Tensor) -> Tensor:
         value, vector = torch.linalg.eigh(matrix)
-        clipped = (vector * value.clamp_min(floor)[:, None, :]) @ vector.mT
+        clipped = (vector * torch.maximum(value, floor[:, None])[:, None, :]) @ vector.mT
         return torch.where((value[:, 0] < floor)[:, None, None], clipped, matrix)
 
-    def smallest(self, matrix: Tensor) -> Tensor:
-        return torch.linalg.eigvalsh(matrix)[:, 0]
+    def eigenvalues(self, matrix: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(matrix)
+
+    def variances(self, matrix: Tensor) -> Tensor:
+        return matrix.diagonal(dim1=1, dim2=2)
+
+    def spread(self, y: Tensor, weights: Tensor) -> Tensor:
+        off = y - weights @ y
+        return torch.linalg.eigvalsh((weights[:, None] * off).mT @ off)
+
+    def excused(self, flat: int, rows: int, d: int) -> int:
+        # As many rows as the data have directions, and one, are that flat wherever they lie.
+        return 0 if rows <= d - flat + 1 else flat
 
     def saturated(self, d: int) -> int:
         return d + 1
@@ -196,11 +219,17 @@ class Diagonal(Ellipse):
         square = sums["second"] - 2 * sums["first"] * loc + sums["weight"] * loc.square()
         return square / sums["degrees"].clamp_min(1e-300)
 
-    def clip(self, matrix: Tensor, floor: float) -> Tensor:
-        return matrix.clamp_min(floor)
+    def clip(self, matrix: Tensor, floor: Tensor) -> Tensor:
+        return torch.maximum(matrix, floor[:, None])
 
-    def smallest(self, matrix: Tensor) -> Tensor:
-        return matrix.amin(1)
+    def eigenvalues(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def variances(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def spread(self, y: Tensor, weights: Tensor) -> Tensor:
+        return weights @ (y - weights @ y).square()
 
 
 class DiagonalMembers:

@@ -16,12 +16,14 @@ from ppl_vae.families.ellipses import ELLIPSES, Columns, columns
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.located import InUnits
 from ppl_vae.families.newton import solve_log_minus_digamma
-from ppl_vae.families.scales import center_and_scale
+from ppl_vae.families.scales import flat_remark, middle, thinned
 
 __all__ = ["StudentT"]
 
 DF_RANGE = (0.1, 1000.0)
 """Where degrees of freedom are looked for; at the upper end the distribution is a normal for all purposes."""
+FLAT = 1e-12
+"""Variance in units of the features below which a direction of the data counts as having no spread of its own."""
 
 
 class StudentT(Family):
@@ -34,8 +36,11 @@ class StudentT(Family):
     mu_k = sum_i r_ki u_ki x_i / sum_i r_ki u_ki,   S_k = N_k^-1 sum_i r_ki u_ki (x_i - mu_k)(x_i - mu_k)',
     log(nu/2) - psi(nu/2) = -1 - N_k^-1 sum_i r_ki (E[log w] - E[w]),  nu between 0.1 and 1000.
 
-    Missing entries (NaN) are integrated out exactly. Eigenvalues of S relative to the data's variances are clipped at
-    `floor`, the maximum under that constraint.
+    Missing entries (NaN) are integrated out exactly. The unit of each feature is the distance of its quartiles over
+    that of N(0, 1), which no outlier sets. Eigenvalues of S in these units are clipped at `floor` times the data's
+    smallest spread in any direction, the maximum under that constraint, or where float64 resolves no less (16 times its
+    rounding of the member's sums of squares around the median). A member there is reported: the likelihood has no
+    bound.
 
     Parameters
     ----------
@@ -48,7 +53,7 @@ class StudentT(Family):
     df : float, optional
         Degrees of freedom nu of every member; None estimates one for each, the parameter df [K].
     floor : float
-        Smallest squared scale allowed relative to the data's variance.
+        Smallest squared scale allowed relative to the data's.
 
     Raises
     ------
@@ -71,6 +76,9 @@ class StudentT(Family):
 
     center: Tensor
     scale: Tensor
+    lowest: Tensor
+    flat: Tensor
+    excused: Tensor
 
     def __init__(
         self, n_features: int, *, batch: int, form: str = "full", df: float | None = None, floor: float = 1e-8
@@ -84,6 +92,9 @@ class StudentT(Family):
         self.n_features, self.form, self.floor = n_features, ELLIPSES[form], floor
         self.register_buffer("center", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("lowest", torch.tensor(floor), persistent=False)
+        self.register_buffer("flat", torch.tensor(0), persistent=False)
+        self.register_buffer("excused", torch.tensor(0), persistent=False)
         self.estimates_df = df is None
         if df is not None:  # not a parameter, for any engine
             self.__dict__["constraints"] = {name: c for name, c in self.constraints.items() if name != "df"}
@@ -102,7 +113,7 @@ class StudentT(Family):
         return self.center, self.scale
 
     def defaults(self) -> dict[str, Tensor]:
-        """The data's mean and variances, ten degrees of freedom."""
+        """The data's medians and scales, ten degrees of freedom."""
         K, d = self.batch, self.n_features
         values = {
             "df": self.center.new_full((K,), 10.0),
@@ -112,10 +123,27 @@ class StudentT(Family):
         return {name: values[name] for name in self.constraints}
 
     def adapt(self, parts: Parts) -> None:
-        """Take center and scale of the features, and check every value."""
+        """Take center and scale of the features and the floor, and check every value."""
         loc = self.values()["loc"].clone()
-        self.center, self.scale = center_and_scale(((_finite(x), w) for x, w in parts), self.center)
+        x, weights = thinned(((_finite(x), w) for x, w in parts), self.center)
+        self.center, self.scale = middle(x, weights)
         self.loc = loc  # the same in the new units
+        y = ((x - self.center) / self.scale).nan_to_num()
+        # Rows far out count for less, as they do for a t: exact dependence of features survives, an outlier does not.
+        near = weights / (1 + y.square().sum(1))
+        spread = self.form.spread(y, near / near.sum().clamp_min(1e-300))
+        proper = spread[spread > FLAT]
+        flat = self.n_features - len(proper)
+        smallest = proper.min() if len(proper) else torch.ones_like(self.center[0])
+        self.lowest = (self.floor * smallest.clamp_max(1.0)).clamp_min(min(self.floor, FLAT))
+        self.flat = torch.tensor(flat, device=x.device)
+        self.excused = torch.tensor(self.form.excused(flat, len(x), self.n_features), device=x.device)
+
+    def _floor(self, matrix: Tensor, loc: Tensor) -> Tensor:
+        """Smallest eigenvalue of members with these moments in the data's units, [K]."""
+        # A sum of squares around the data's center holds no less of what is far from it, or wide in another direction.
+        squares = (self.form.variances(matrix) + loc.square()).sum(1)
+        return torch.maximum(self.lowest, 16 * torch.finfo(loc.dtype).eps * squares)
 
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """MultivariateStudentT, with batch shape that of `index`."""
@@ -146,7 +174,8 @@ class StudentT(Family):
         loc = sums["first"] / sums["weight"].clamp_min(1e-300)
         if "loc" in fixed:
             loc = (fixed["loc"] - self.center) / self.scale
-        matrix = self.form.clip(self.form.scatter(sums, loc), self.floor)
+        matrix = self.form.scatter(sums, loc)
+        matrix = self.form.clip(matrix, self._floor(matrix, loc))
         mean_shape = sums["shape"] / sums["count"].clamp_min(1e-300)
         values = {
             "df": (2 * solve_log_minus_digamma(-1 - mean_shape)).clamp(*DF_RANGE),
@@ -156,10 +185,15 @@ class StudentT(Family):
         return {name: fixed.get(name, values[name]) for name in self.constraints}
 
     def degenerate(self, sums: Sums, values: Mapping[str, Tensor]) -> Tensor:
-        """Empty members, and members on the floor with hardly more data than features."""
-        smallest = self.form.smallest(self.form.relative(values["scale_matrix"], self.scale))
-        few = sums["count"] <= self.n_features + 1
-        return super().degenerate(sums, values) | (few & (smallest <= self.floor * (1 + 1e-6)))
+        """Empty members, and members on the floor in a direction in which the data spread, or in all."""
+        matrix = self.form.relative(values["scale_matrix"], self.scale)
+        floor = self._floor(matrix, (values["loc"] - self.center) / self.scale)
+        directions = (self.form.eigenvalues(matrix) <= floor[:, None] * (1 + 1e-3)).sum(1)
+        return super().degenerate(sums, values) | (directions > self.excused) | (directions == self.n_features)
+
+    def remarks(self) -> list[str]:
+        """What of the data is worth knowing: features without spread."""
+        return flat_remark(int(self.flat), self.n_features, self.floor)
 
     @property
     def saturated(self) -> int:

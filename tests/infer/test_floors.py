@@ -94,3 +94,49 @@ def test_a_line_beyond_what_float64_resolves_is_reported():
     found = pv.EM(progress=False).fit(Lines(1), {"t": t, "y": 1 + 2 * t + 1e-9 * numbers(200)})
     assert found.status.code == "degenerate"
     assert "as far as float64 resolves" in str(found.status)
+
+
+@pytest.mark.parametrize("outlier", [1e3, 999999.0, 1e9])
+def test_one_outlier_does_not_set_the_scale_of_a_t(outlier):
+    """Against iteratively reweighted least squares by hand: u = (df + 1) / (df + (x - mu)^2 / s^2)."""
+    df, x = 4.0, np.append(numbers(200).numpy(), outlier)
+    loc, square = np.median(x), 1.0
+    for _ in range(500):
+        u = (df + 1) / (df + (x - loc) ** 2 / square)
+        loc = (u * x).sum() / u.sum()
+        square = (u * (x - loc) ** 2).mean()
+    found = fit(families.StudentT(1, batch=1, df=df), torch.as_tensor(x)[:, None])
+    assert found.status.ok
+    assert never_falls(found)
+    assert found.parameters["components.scale_matrix"].item() == pytest.approx(square, rel=1e-4)
+    assert found.trace["bound"][-1].item() == pytest.approx(stats.t.logpdf(x, df, loc, square**0.5).sum(), abs=1e-6)
+
+
+def test_a_t_with_tails_without_a_mean_is_not_clipped():
+    x = stats.t.rvs(0.3, size=1000, random_state=0)
+    found = fit(families.StudentT(1, batch=1), torch.as_tensor(x)[:, None], max_iter=1000)
+    df, loc, square = (found.parameters[f"components.{name}"].item() for name in ("df", "loc", "scale_matrix"))
+    assert found.status.ok
+    assert stats.t.logpdf(x, df, loc, square**0.5).sum() > stats.t.logpdf(x, 0.3).sum()
+    assert df == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-5])
+def test_a_nearly_singular_t_keeps_its_digits(eps):
+    """The answer of the data with the small independent part magnified."""
+    x = numbers(300, 2)
+    small, large = torch.stack([x[:, 0], x[:, 0] + eps * x[:, 1]], 1), x
+    a, b = (fit(families.StudentT(2, batch=1, df=5.0), data) for data in (small, large))
+    assert a.status.ok
+    assert a.trace["bound"][-1].item() + 300 * np.log(eps) == pytest.approx(b.trace["bound"][-1].item(), rel=1e-6)
+
+
+def test_units_of_a_t_do_not_depend_on_chunks_nor_on_rows_that_do_not_count():
+    x, weights = numbers(20000, 2), (torch.arange(20000) % 3).double()
+    made = [families.StudentT(2, batch=1).double() for _ in range(3)]
+    made[0].adapt([(x, weights)])
+    made[1].adapt([(x[:333], weights[:333]), (x[333:], weights[333:])])
+    made[2].adapt([(x[weights > 0], 1e-9 * weights[weights > 0])])
+    for other in made[1:]:
+        torch.testing.assert_close(other.units, made[0].units, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(made[0].units[1], torch.ones(2).double(), rtol=0.05, atol=0)

@@ -27,10 +27,12 @@ def ones(n, d=1):
 SPIKES = {
     "gamma": (families.Gamma, torch.cat([ones(30), SPREAD])),
     "exponential": (families.Exponential, torch.cat([0 * ones(30), SPREAD])),
+    "student t": (families.StudentT, torch.cat([0 * ones(30), SPREAD])),
 }
 POINTS = {
     "gamma": (families.Gamma, 7 * ones(10)),
     "exponential": (families.Exponential, 0 * ones(10)),
+    "student t": (families.StudentT, 7 * ones(10)),
 }
 
 
@@ -78,6 +80,21 @@ def test_a_line_through_all_its_points_is_found_out(name, scale):
     if K == 1:
         assert "one line goes through all data" in str(found.status)
         assert found.status.code == "degenerate"
+
+
+@pytest.mark.parametrize("df", [None, 1.0])
+def test_a_t_that_sits_on_most_of_its_data_is_found_out(df):
+    x = torch.cat([0 * ones(30), SPREAD[:10]])
+    found = pv.EM(progress=False).fit(FamilyMixture(families.StudentT(1, batch=1, df=df)), x)
+    assert found.status.code == "degenerate"
+
+
+@pytest.mark.parametrize("form", ["full", "diagonal"])
+def test_a_constant_feature_is_noted(form):
+    x = torch.cat([numbers(60, 1), 3 * ones(60)], 1)
+    found = pv.EM(progress=False).fit(FamilyMixture(families.StudentT(2, batch=1, form=form, df=4.0)), x)
+    assert found.status.code == "converged"
+    assert "do not spread in 1 of 2 directions" in str(found.status)
 
 
 def test_a_spike_is_never_selected():
