@@ -102,7 +102,7 @@ class Ellipse:
         raise NotImplementedError
 
     def excused(self, flat: int, rows: int, d: int) -> int:
-        """In how many directions a member may be flat because the data are."""
+        """In how many directions a member may be flat because all of the data, so many rows, are."""
         return flat
 
     def saturated(self, d: int) -> int:

@@ -131,6 +131,10 @@ class Form:
         """How many data a member's own mean and covariance fit equally well wherever they are."""
         return 2
 
+    def excused(self, flat: int, rows: int, d: int) -> int:
+        """In how many directions a member may be flat because all of the data, so many rows, are."""
+        return flat
+
     def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
         """Number of directions, [K], in which a member's variance relative to the data's is at most `floor`."""
         d = covariance.shape[-1] if covariance.dim() > 1 else 1
@@ -240,6 +244,10 @@ class Full(Form):
 
     def smallest(self, covariance: Tensor, R: Tensor, K: int) -> Tensor:
         return torch.linalg.eigvalsh(self.relative(covariance, R)).amin(-1).expand(K)
+
+    def excused(self, flat: int, rows: int, d: int) -> int:
+        # As many rows as the data have directions, and one, are that flat wherever they lie.
+        return 0 if rows <= d - flat + 1 else flat
 
     def on_floor(self, covariance: Tensor, R: Tensor, K: int, floor: float) -> Tensor:
         relative = self.relative(covariance, R)

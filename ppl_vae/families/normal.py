@@ -14,6 +14,7 @@ from ppl_vae.errors import DataError, DeclarationError, EngineError, check_whole
 from ppl_vae.families.family import NOTHING, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
 from ppl_vae.families.located import InUnits, Located
+from ppl_vae.families.scales import flat_remark
 
 __all__ = ["Normal", "NormalInverseWishartPrior"]
 
@@ -113,6 +114,7 @@ class Normal(Family):
     prior_scale: Tensor
     adapted: Tensor
     flat: Tensor
+    excused: Tensor
     lowest: Tensor
 
     def __init__(
@@ -140,6 +142,7 @@ class Normal(Family):
         self.register_buffer("prior_scale", identity if covariance == "tied" else identity[0])
         self.register_buffer("adapted", torch.tensor(False))
         self.register_buffer("flat", torch.tensor(0), persistent=False)
+        self.register_buffer("excused", torch.tensor(0), persistent=False)
         self.register_buffer("lowest", floor**0.5 * self.reference, persistent=False)
         if self.prior and self.prior.mean is not None and self.prior.scale is not None:
             self._set_prior(self.prior.mean, self.prior.scale)
@@ -174,11 +177,12 @@ class Normal(Family):
         like = self.center
         center, total = self._center(parts)
         moment = torch.zeros((), dtype=center.dtype, device=center.device)
-        share = torch.zeros_like(center)
+        share, rows = torch.zeros_like(center), 0
         for x, weights in parts:
             w = _shares(x, weights, total).to(center)
             moment = moment + self.form.moment((x.to(center) - center).nan_to_num(), w)
             share = share + w @ (~x.isnan()).to(center)
+            rows += int(((w > 0) & ~x.isnan().all(1)).sum())
         variances = self.form.variances(moment)
         _check_held(parts, center, variances)
         deviation = (variances / share.clamp_min(1e-300)).sqrt()
@@ -188,13 +192,31 @@ class Normal(Family):
         self.center, self.reference = center.to(like), self.form.reference(moment, scale).to(like)
         if loc is not None:
             self.loc = loc  # the same means in the new units
+        if moment.dim() == 2 and bool((share < 1 - 1e-12).any()):
+            moment = self._without_gaps(parts, center, moment)
         self.lowest = self.form.lowest(moment, scale, self.floor).to(like)
-        self.flat = torch.tensor(self.form.flat(moment, scale), device=center.device)
+        flat = self.form.flat(moment, scale)
+        self.flat = torch.tensor(flat, device=center.device)
+        self.excused = torch.tensor(self.form.excused(flat, rows, self.n_features), device=center.device)
         if self.prior is not None:
             mean = center if self.prior.mean is None else self.prior.mean
             weak = self.form.prior_scale(self.reference, self.batch, self.n_features)
             self._set_prior(mean, weak if self.prior.scale is None else self.prior.scale)
         self.adapted = torch.tensor(True, device=center.device)
+
+    def _without_gaps(self, parts: Parts, center: Tensor, moment: Tensor) -> Tensor:
+        """Moment [d, d] of the rows that miss nothing, around their mean; that of all where they are too few."""
+        # An entry filled in lies off the line on which dependent features are: how flat the data are shows without.
+        first, own, total, rows = torch.zeros_like(center), torch.zeros_like(moment), 0.0, 0
+        for x, weights in parts:
+            w = _shares(x, weights, 1.0).to(center)
+            whole = ~x.isnan().any(1) & (w > 0)
+            y, w = x[whole].to(center) - center, w[whole]
+            first, own = first + w @ y, own + self.form.moment(y, w)
+            total, rows = total + float(w.sum()), rows + len(w)
+        if rows <= len(center) + 1:
+            return moment
+        return own / total - first[:, None] * first / total**2
 
     def _center(self, parts: Parts) -> tuple[Tensor, float]:
         """Weighted mean of what is seen of each feature, [d] in float64, and the total weight."""
@@ -282,9 +304,9 @@ class Normal(Family):
 
         There the likelihood has no bound but the floor: the member sits on a point, a line or a plane.
         """
-        directions = self.form.on_floor(values["covariance"], self.lowest, self.batch, 1 + 1e-6)
+        directions = self.form.on_floor(values["covariance"], self.lowest, self.batch, 1 + 1e-3)
         every = self.form.directions(self.n_features)
-        return super().degenerate(sums, values) | (directions > self.flat) | (directions == every)
+        return super().degenerate(sums, values) | (directions > self.excused) | (directions == every)
 
     @property
     def saturated(self) -> int:
@@ -293,12 +315,7 @@ class Normal(Family):
 
     def remarks(self) -> list[str]:
         """What of the data is worth knowing: features without spread."""
-        if not int(self.flat):
-            return []
-        return [
-            f"the data do not spread in {int(self.flat)} of {self.n_features} directions (constant or collinear "
-            f"features); the density there is set by the prior, or by the floor of {self.floor:g} of the scale"
-        ]
+        return flat_remark(int(self.flat), self.n_features, self.floor)
 
 
 def _check_held(parts: Parts, center: Tensor, variances: Tensor) -> None:

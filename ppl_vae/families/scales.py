@@ -113,6 +113,7 @@ def flat_remark(flat: int, directions: int, floor: float) -> list[str]:
     if not flat:
         return []
     return [
-        f"the data do not spread in {flat} of {directions} directions (constant or collinear features); the density "
-        f"there is set by the prior, or by the floor of {floor:g} of the scale"
+        f"the data do not spread in {flat} of {directions} directions (constant features, too few rows, or features "
+        f"collinear to 1e-6 of their scale, which float64 does not resolve); the density there is set by the prior, or "
+        f"by the floor of {floor:g} of the scale"
     ]

@@ -166,6 +166,23 @@ def test_a_nearly_singular_covariance_keeps_its_digits(eps):
     assert a.trace["bound"][-1].item() + N * math.log(eps) == pytest.approx(b.trace["bound"][-1].item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("eps", [1e-3, 1e-5])
+def test_gaps_do_not_hide_that_features_nearly_agree(eps):
+    """The maximum is above log p at the parameters that made the data, row by row over what is seen."""
+    a, b, c = numbers(3, N, seed=3)
+    whole = torch.stack([a, b, a + eps * c], 1)
+    x = whole.masked_fill(numbers(N, D, seed=8) < -1.2, math.nan)
+    truth = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1 + eps**2]])
+    expected = 0.0
+    for row in x.numpy():
+        seen = ~np.isnan(row)
+        matrix, y = truth[np.ix_(seen, seen)], row[seen]
+        expected -= (seen.sum() * np.log(2 * np.pi) + np.linalg.slogdet(matrix)[1] + y @ np.linalg.solve(matrix, y)) / 2
+    found = fit(x, K=1, tol=1e-12)
+    assert found.status.code == "converged"
+    assert expected < found.trace["bound"][-1].item() < expected + 20  # a chi-squared of 9 degrees of freedom, halved
+
+
 def test_a_variance_of_float32_is_never_negative():
     """Two values far apart: the variance within is what was put there (scikit-learn #30382)."""
     x = torch.tensor([[9999.0], [9999.0], [0.0], [0.0]])

@@ -97,6 +97,19 @@ def test_a_constant_feature_is_noted(form):
     assert "do not spread in 1 of 2 directions" in str(found.status)
 
 
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_as_few_rows_as_features_have_no_maximum(covariance, n):
+    """They lie on a plane wherever they are; a prior gives them a mode."""
+    x = numbers(n, 3)
+    for prior, code in ((None, "degenerate"), ("weak", "converged")):
+        model = pv.models.GaussianMixture(1, 3, covariance=covariance, prior=prior)
+        assert pv.EM(progress=False).fit(model, x).status.code == code
+    assert (
+        pv.EM(progress=False).fit(FamilyMixture(families.StudentT(3, batch=1, df=4.0)), x).status.code == "degenerate"
+    )
+
+
 def test_a_spike_is_never_selected():
     data = LINES["a line and noise"]
     found = pv.select(Lines, data, K=[1, 2], progress=False)
