@@ -1,22 +1,35 @@
 """What a model is beside its parameters and buffers: the kinds, settings and code of its modules, in JSON."""
 
+import argparse
 import hashlib
+import json
+import sys
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.reparam.reparam import Reparam
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ppl_vae.declare.observations import as_tensor
 
-__all__ = ["code_of", "fingerprint", "settings", "sources"]
+__all__ = ["buffers", "code_of", "fingerprint", "held", "portrait", "settings", "sources"]
 
 LIBRARIES = ("torch", "pyro", "ppl_vae", "builtins", "typing", "abc")
 """Whose code is known by its version."""
 FITTED = ("training", "shared_guide", "guide_name")
 """What engines set, beside the parameters of families."""
+SETTINGS = (Distribution, ELBO, Messenger, Reparam)
+"""Library objects that are what they were told."""
+PLAIN_OBJECTS = (types.SimpleNamespace, argparse.Namespace)
 UNKNOWN = object()
 SOME = 64
 """Rows of which a fingerprint knows every number, and steps of a schedule that it knows."""
@@ -45,16 +58,94 @@ def sources(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def code_of(function: Callable[..., Any]) -> str:
-    """A digest of what a function does: its code, and the numbers and names that it takes from around it."""
+def code_of(function: types.FunctionType, above: tuple[int, ...] = ()) -> str:
+    """A digest of what a function does: its code, what it encloses, and what of the same kind it takes from its file.
+
+    Of what its file has, numbers and functions: objects there, such as a script's settings or records, may be others in
+    every run.
+    """
     code = function.__code__
-    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
-    around = {name: _plain(cell.cell_contents) for name, cell in cells.items()}
-    around |= {name: _plain(function.__globals__[name]) for name in code.co_names if name in function.__globals__}
-    kept = sorted((name, value) for name, value in around.items() if value is not UNKNOWN)
-    defaults = [_plain(value) for value in function.__defaults__ or ()]
-    told = [value for value in defaults if value is not UNKNOWN]
-    return hashlib.sha256(repr((_bytecode(code), kept, told)).encode()).hexdigest()
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
+    enclosed = {name: portrait(_content(cell), above) for name, cell in cells}
+    for name in code.co_names:
+        value = function.__globals__.get(name, UNKNOWN)
+        told = portrait(value, above) if isinstance(value, types.FunctionType) else _plain(value)
+        if told is not UNKNOWN:
+            enclosed[name] = told
+    defaults = [portrait(value, above) for value in function.__defaults__ or ()]
+    named = {name: portrait(value, above) for name, value in (function.__kwdefaults__ or {}).items()}
+    parts = (_bytecode(code), sorted(enclosed.items(), key=lambda item: item[0]), defaults, named)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def portrait(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """A value in JSON, the same in every process that has the same one; what training moves is left out.
+
+    Functions are their code and what they enclose, objects their class and fields, networks their settings and the
+    values of what is frozen in them. Of what belongs to a library, such as a lock or a file, there is the class alone.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> portrait(partial(torch.full, (), 2.0)) == portrait(partial(torch.full, (), 3.0))
+    False
+    """
+    told = _plain(value)
+    if told is not UNKNOWN:
+        return told
+    name = _name(value)
+    if id(value) in above:
+        return name
+    inner = partial(portrait, above=(*above, id(value)))
+    if isinstance(value, Tensor):  # a parameter: training moves it unless it is frozen
+        return [name, list(value.shape), None if value.requires_grad else fingerprint({"": value.detach()})]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(inner(one), sort_keys=True) for one in value)
+    if isinstance(value, list | tuple):
+        return [inner(one) for one in value]
+    if isinstance(value, Mapping):
+        return {_key(key): inner(one) for key, one in value.items()}
+    if isinstance(value, partial):
+        return {name: [inner(value.func), inner(value.args), inner(value.keywords)]}
+    if isinstance(value, types.FunctionType):
+        if not _is_librarys(value):
+            return {name: code_of(value, (*above, id(value)))}
+        return {name: [inner(_content(cell)) for cell in value.__closure__ or ()]}
+    if isinstance(value, types.MethodType):
+        return {name: [inner(value.__func__), inner(value.__self__)]}
+    if isinstance(value, type):
+        return {name: [inner(part) for part in _parts(value)]} if _is_users(value) else name
+    if isinstance(value, nn.Module):
+        return {name: [settings(value), sources(value), held(value, inner)]}
+    return _object(value, name, inner)
+
+
+def held(model: nn.Module, told: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """What modules hold beside `settings` that training leaves, by path: objects, functions, frozen values."""
+    told = told or portrait
+    found: dict[str, Any] = {}
+    for path, module in _own(model):
+        kept = {} if _is_librarys(type(module)) else {n: v for n, v in vars(module).items() if not n.startswith("_")}
+        named = {n: v for n, v in kept.items() if n not in FITTED and _plain(v) is UNKNOWN}
+        if isinstance(module, AutoGuide):
+            named["init_scale"] = getattr(module, "_init_scale", None)
+        if not getattr(module, "_of_fit", False):  # whose parameters an engine froze
+            named |= {n: p for n, p in module.named_parameters(recurse=False) if not p.requires_grad}
+        found |= {f"{path}.{n}".lstrip("."): told(v) for n, v in named.items()}
+    return found
+
+
+def buffers(model: nn.Module) -> dict[str, str]:
+    """Values of the floating buffers, by path, as they are before training; a library's networks draw and move theirs.
+
+    Of a library's modules there are single numbers only, such as a temperature.
+    """
+    return {
+        f"{path}.{name}".lstrip("."): fingerprint({"": b})
+        for path, module in _own(model)
+        for name, b in module.named_buffers(recurse=False)
+        if b.is_floating_point() and (b.dim() == 0 or not _is_librarys(type(module)))
+    }
 
 
 def fingerprint(named: Mapping[str, Any]) -> str:
@@ -90,6 +181,55 @@ def _bits(flat: Tensor) -> Tensor:
 def _own(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules of the declaration; those of q are made by engines."""
     return [(path, m) for path, m in model.named_modules() if not path.startswith(("local_posteriors", "shared_"))]
+
+
+def _object(value: Any, name: str, inner: Callable[[Any], Any]) -> Any:
+    """Class and fields of what a user wrote, and of a library's objects that are but their settings."""
+    if is_dataclass(value):
+        return {name: {f.name: inner(getattr(value, f.name)) for f in fields(value) if f.compare}}
+    told = {} if not hasattr(value, "__dict__") else dict(vars(value))
+    if isinstance(value, SETTINGS):
+        constraints = getattr(value, "arg_constraints", None) if isinstance(value, Distribution) else None
+        public = {n: v for n, v in told.items() if not n.startswith("_")}
+        return {name: inner({n: getattr(value, n) for n in constraints} if constraints else public)}
+    return {name: [inner(type(value)), inner(told)]} if _is_users(type(value)) else name
+
+
+def _parts(cls: type) -> list[Any]:
+    """What a user's class and those above it have of functions and constants."""
+    mine = [vars(one).items() for one in cls.__mro__ if _is_users(one)]
+    return [{n: v for n, v in items if not n.startswith("__") or isinstance(v, types.FunctionType)} for items in mine]
+
+
+def _is_librarys(value: Any) -> bool:
+    return str(value.__module__).partition(".")[0] in (*LIBRARIES, *sys.stdlib_module_names) and not _is_script(value)
+
+
+def _is_script(value: Any) -> bool:
+    return str(value.__module__) in ("__main__", "__mp_main__")
+
+
+def _is_users(cls: type) -> bool:
+    """Whether a class is neither a library's nor of an installed package."""
+    if cls in PLAIN_OBJECTS:
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    return not _is_librarys(cls) and "site-packages" not in file
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing has been put into it yet
+        return None
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else json.dumps(portrait(key), sort_keys=True)
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

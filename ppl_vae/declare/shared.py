@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from ppl_vae.alone import alone, forked_rng, full_precision
 from ppl_vae.declare.counted import Counted, Units
 from ppl_vae.declare.guides import GUIDES
-from ppl_vae.declare.identity import settings, sources
+from ppl_vae.declare.identity import buffers, held, settings, sources
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families import Family
@@ -182,8 +182,8 @@ class SharedLatents(PyroModule):
         return [name for name, p in self.free_parameters().items() if not p.requires_grad and id(p) not in moved]
 
     def _identity(self) -> dict[str, Any]:
-        """What the model is beside its parameters and buffers, in JSON: settings of its modules, and their code."""
-        return {"settings": settings(self), "code": sources(self)}
+        """What the model is beside what training moves, in JSON: its modules' settings, code and values that stay."""
+        return {"settings": settings(self), "code": sources(self), "held": held(self), "buffers": buffers(self)}
 
     def count_free(self) -> int:
         """Number of free scalars: K - 1 of K weights, d (d + 1) / 2 of a covariance; none of what has a prior."""

@@ -238,13 +238,13 @@ class EM:
         spoken = {"start": start, "temperature": temperature, "callbacks": callbacks}
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, **spoken}
 
-    def _header(self, model: LatentVariableModel, parts: Parts) -> dict[str, Any]:
+    def _header(self, model: LatentVariableModel, identity: dict[str, Any], parts: Parts) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on, and in every process."""
         shapes = {name: list(value.shape) for name, value in {**model.family_defaults(), **model.state_dict()}.items()}
         settings = [f.name for f in fields(self) if f.name not in ("progress", "checkpoint", "callbacks")]
         return {
             "engine": type(self).__name__,
             "settings": {name: described(getattr(self, name)) for name in settings},
-            "model": {"declaration": repr(model), "shapes": shapes, **model._identity()},
+            "model": {"declaration": repr(model), "shapes": shapes, **identity},
             "rows": parts.n,
         }

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.declare.identity import SOME, code_of, fingerprint
+from ppl_vae.declare.identity import SOME, fingerprint, portrait
 from ppl_vae.fit import Fit
+from ppl_vae.infer.callbacks import Callback
 
 __all__ = ["described", "differences"]
 
@@ -31,10 +32,12 @@ def described(value: Any) -> Any:
         return {str(name): described(part) for name, part in value.items()}
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return fingerprint({"": torch.as_tensor(value)})
-    name = type(value).__qualname__
     if is_dataclass(value) and not isinstance(value, type):
+        name = type(value).__qualname__
         return {name: {f.name: described(getattr(value, f.name)) for f in fields(value) if f.compare}}
-    return _of_function(value) if callable(value) else name
+    if isinstance(value, Callback):  # what it counts is no setting
+        return type(value).__qualname__
+    return _of_function(value) if callable(value) else portrait(value)
 
 
 def _of_function(value: Callable[..., Any]) -> Any:
@@ -42,12 +45,7 @@ def _of_function(value: Callable[..., Any]) -> Any:
     try:
         return [float(value(i)) for i in range(SOME)]
     except Exception:
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-    if not hasattr(value, "__code__"):
-        return name
-    inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
-    enclosed = [one if isinstance(one, str | int | float) else type(one).__qualname__ for one in inside]
-    return {name: [code_of(value), enclosed]}
+        return portrait(value)
 
 
 def differences(stored: Any, now: Any, name: str = "") -> list[str]:

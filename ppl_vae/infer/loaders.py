@@ -109,10 +109,10 @@ class Pieces:
         return -(-self.batch_size // self.recipe.share.world)
 
     def fingerprint(self) -> str:
-        """What tells these data from others without reading them: kind, rows, and shapes of the first batch."""
+        """What tells these data from others without reading them all: kind, rows, and the first batch's numbers."""
         rows = {name: (str(v.dtype), tuple(v.shape[1:])) for name, v in self.first.values.items()}
-        weights = fingerprint({"weights": self.all_weights})
-        return f"{self.name}, {self.size} rows, batches of {self.batch_size}, {rows}, {weights}"
+        numbers = fingerprint({**self.first.values, "weights": self.all_weights})
+        return f"{self.name}, {self.size} rows, batches of {self.batch_size}, {rows}, {numbers}"
 
 
 class Indexed(Pieces):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_vae.alone import alone, seeded_rng
-from ppl_vae.declare.identity import fingerprint
+from ppl_vae.declare.identity import fingerprint, portrait
 from ppl_vae.declare.pair import Arguments, PyroPair, statistics_kept
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
@@ -71,7 +71,8 @@ def _trained(
     run = Run("SVI", pair, engine.epochs, 1, engine._settings(), share=share)
     module, whole = cast(Any, pair), cast(Any, _Whole(tensors))  # what the loop asks of a module and of batches
     header = {
-        "engine": "SVI", "model": "a Pyro pair", "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
+        "engine": "SVI", "model": portrait(pair.program), "guide": portrait(pair.guide),
+        "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
         "arguments": [described(leaf) for leaf in leaves if not isinstance(leaf, Tensor)],
         "parameters": {name: list(p.shape) for name, p in pair.state_dict().items()},
         **{name: described(getattr(engine, name)) for name in ("epochs", "optimizer", "objective", "compile", "seed")},

@@ -49,6 +49,7 @@ class Starts:
         self, em: "EM", model: LatentVariableModel, parts: Parts, num_threads: int, checkpoint: Checkpoint
     ) -> None:
         self.em, self.model, self.parts, self.num_threads, self.checkpoint = em, model, parts, num_threads, checkpoint
+        self.identity = model._identity()  # before anything has moved it
         self.maximizer = Maximizer(model, em.estimate, em.frozen)
         self.defaults = self._defaults()
         self.held: tuple[str, ...] | None = None
@@ -128,7 +129,7 @@ class Starts:
         """The run that was interrupted, if there is one, after what was found before it."""
         if self.parts.share.world == 1 and self.checkpoint.plan is None:
             return None
-        parts, header = self.parts, self.em._header(self.model, self.parts)
+        parts, header = self.parts, self.em._header(self.model, self.identity, self.parts)
         parts.share.agree("the call", json.dumps(header))
         parts.share.agree("the data", fingerprint(few.values))
         data = "" if self.checkpoint.plan is None else parts.fingerprint()

@@ -195,12 +195,13 @@ class SVI:
             stack.enter_context(own_random(self.seed, [fitted.like.device]))
             stack.enter_context(unvalidated())
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
+            _start_alike(fitted, share)
+            identity = fitted._identity()
             self._prepare(fitted, batches, self.progress and share.leads)
-            if share.world > 1:  # networks start as the first process's, whatever the others drew
-                fitted.load_state_dict(share.same(fitted.state_dict()))
+            _start_alike(fitted, share)
             products = batches.batch_size * sum(p.numel() for p in fitted.parameters())
             stack.enter_context(threads(1 if products < SMALL else torch.get_num_threads()))
-            history, status, mode = self._train(fitted, batches, share)
+            history, status, mode = self._train(fitted, identity, batches, share)
             fitted.eval().requires_grad_(False)
             draws, stats = self._draw(fitted)
         if fitted.shared_laws() and draws and next(iter(draws.values())).shape[1] == 1:
@@ -260,7 +261,9 @@ class SVI:
         if not model.training:  # as a Fit's model; else each module is as its owner left it
             model.train()
 
-    def _train(self, model: LatentVariableModel, batches: Batches, share: Share) -> tuple[History, Status, str]:
+    def _train(
+        self, model: LatentVariableModel, identity: dict[str, Any], batches: Batches, share: Share
+    ) -> tuple[History, Status, str]:
         climbed = self._climbed(model, batches)
         began = [p.detach().clone() for p in climbed.dense]
         optimizer = build(self.optimizer, climbed.dense or [torch.zeros(1, device=model.like.device)])
@@ -277,7 +280,7 @@ class SVI:
             progress("SVI", steps or self.epochs, self.progress and share.leads) as update,
             model.numeric(),
         ):
-            state = self._opened(checkpoint, self._header(model, batches, held_out), model, share)
+            state = self._opened(checkpoint, self._header(model, identity, batches, held_out), model, share)
             run.first = 0 if state is None else state["steps"]
             hooks = Callbacks(self.callbacks, run)
             loop = Loop(
@@ -340,13 +343,15 @@ class SVI:
         size = self.batch_size if isinstance(self.validation, IterableDataset) else None
         return HeldOut(model, make_batches(model, self.validation, None, size, shuffle=False), self.seed)
 
-    def _header(self, model: LatentVariableModel, batches: Batches, held_out: HeldOut | None) -> dict[str, Any]:
+    def _header(
+        self, model: LatentVariableModel, identity: dict[str, Any], batches: Batches, held_out: HeldOut | None
+    ) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         own = {name: described(getattr(self, name)) for name in HEADER}
         validation = None if held_out is None else held_out.batches.fingerprint()
         return {
             "engine": "SVI",
-            "model": {"class": type(model).__name__, **model._identity()},
+            "model": {"class": type(model).__name__, **identity},
             "parameters": shapes,
             "data": batches.fingerprint(),
             "validation": validation,
@@ -380,6 +385,12 @@ HEADER = (
     "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
+
+
+def _start_alike(model: LatentVariableModel, share: Share) -> None:
+    """Networks start as the first process's, whatever the others drew."""
+    if share.world > 1:
+        model.load_state_dict(share.same(model.state_dict()))
 
 
 def held(batches: Batches) -> bool:
