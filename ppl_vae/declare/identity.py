@@ -1,6 +1,7 @@
 """What a model is beside its parameters and buffers: the kinds, settings and code of its modules, in JSON."""
 
 import argparse
+import dis
 import hashlib
 import json
 import sys
@@ -125,8 +126,8 @@ def held(model: nn.Module, told: Callable[[Any], Any] | None = None) -> dict[str
     told = told or portrait
     found: dict[str, Any] = {}
     for path, module in _own(model):
-        kept = {} if _is_librarys(type(module)) else {n: v for n, v in vars(module).items() if not n.startswith("_")}
-        named = {n: v for n, v in kept.items() if n not in FITTED and _plain(v) is UNKNOWN}
+        kept = {} if _is_librarys(type(module)) else _fields(module)
+        named = {n: v for n, v in kept.items() if n[0] != "_" and n not in FITTED and _plain(v) is UNKNOWN}
         if isinstance(module, AutoGuide):
             named["init_scale"] = getattr(module, "_init_scale", None)
         if not getattr(module, "_of_fit", False):  # whose parameters an engine froze
@@ -187,18 +188,33 @@ def _object(value: Any, name: str, inner: Callable[[Any], Any]) -> Any:
     """Class and fields of what a user wrote, and of a library's objects that are but their settings."""
     if is_dataclass(value):
         return {name: {f.name: inner(getattr(value, f.name)) for f in fields(value) if f.compare}}
-    told = {} if not hasattr(value, "__dict__") else dict(vars(value))
     if isinstance(value, SETTINGS):
         constraints = getattr(value, "arg_constraints", None) if isinstance(value, Distribution) else None
-        public = {n: v for n, v in told.items() if not n.startswith("_")}
+        public = {n: v for n, v in vars(value).items() if not n.startswith("_")}
         return {name: inner({n: getattr(value, n) for n in constraints} if constraints else public)}
-    return {name: [inner(type(value)), inner(told)]} if _is_users(type(value)) else name
+    return {name: [inner(type(value)), inner(_fields(value))]} if _is_users(type(value)) else name
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """What an object was made with: without what its methods write, such as a count of calls."""
+    written = _written(type(value))
+    return {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in written}
 
 
 def _parts(cls: type) -> list[Any]:
     """What a user's class and those above it have of functions and constants."""
-    mine = [vars(one).items() for one in cls.__mro__ if _is_users(one)]
-    return [{n: v for n, v in items if not n.startswith("__") or isinstance(v, types.FunctionType)} for items in mine]
+    mine, written = [vars(one).items() for one in cls.__mro__ if _is_users(one)], _written(cls)
+    return [
+        {n: v for n, v in items if isinstance(v, types.FunctionType) or not (n.startswith("__") or n in written)}
+        for items in mine
+    ]
+
+
+def _written(cls: type) -> set[str]:
+    """Attributes that methods assign after an object has been made."""
+    mine = [item for one in cls.__mro__ if _is_users(one) for item in vars(one).items()]
+    later = [f for n, f in mine if isinstance(f, types.FunctionType) and n not in ("__init__", "__post_init__")]
+    return {str(do.argval) for f in later for do in dis.get_instructions(f) if do.opname == "STORE_ATTR"}
 
 
 def _is_librarys(value: Any) -> bool:
