@@ -1,20 +1,21 @@
 """An ordinary Pyro model and guide, asked the questions that a declared model answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.declare.answers import log_classes, log_weights
+from ppl_vae.declare.around import around_kept, values_kept
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites
 
-__all__ = ["Arguments", "PyroPair", "check_program", "statistics_kept"]
+__all__ = ["Arguments", "PyroPair", "check_program"]
 
 
 class Arguments(tuple):
@@ -56,6 +57,7 @@ class PyroPair:
         check_program(model)
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
+        self.statistics: list[Tensor] = []
         self._bound: dict[str, Tensor] = {}
 
     @contextmanager
@@ -78,20 +80,29 @@ class PyroPair:
         """
         return list({id(p): p for p in self.store["params"].values() if p.requires_grad}.values())
 
-    def first_run(self, run: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def first_run(self, run: Callable[[], Any], given: Iterable[Any] = ()) -> tuple[list[Tensor], list[Tensor]]:
         """Run the programs once with their gradient, which makes the parameters.
 
-        Gives the parameters that it reached, and the buffers that changed and were put back, as batch normalisation's.
+        Gives the parameters that it reached, and the tensors beside these and the arguments `given` that the programs
+        compute with or change, as batch normalisation its statistics; what changed is put back.
         """
         before = [(p, p.grad) for p in self.free()]
         for p, _ in before:
             p.grad = None
-        with statistics_kept() as buffers, self.parameters_in_place():
+        with around_kept(given) as around, self.parameters_in_place():
             run()
         reached = [p for p in self.free() if p.grad is not None]
         for p, gradient in [*((p, None) for p in reached), *before]:
             p.grad = gradient
-        return reached, buffers
+        own = {id(p) for p in self.store["params"].values()}
+        taken = {id(t): t for t in [*around.taken, *around.changed] if id(t) not in own}
+        known = {id(t): t for t in [*self.statistics, *around.buffers, *around.changed]}
+        self.statistics = list(known.values())
+        return reached, list(taken.values())
+
+    def statistics_kept(self) -> AbstractContextManager[None]:
+        """Within the block programs may run, and change what they change at a step: it is put back."""
+        return values_kept(self.statistics)
 
     def forget(self, names: Iterable[str]) -> None:
         """Take these parameters out of the store."""
@@ -214,14 +225,15 @@ class PyroPair:
         """Parameters come with the state; nothing is to be made anew."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Unconstrained parameters by name."""
-        return {name: p.detach() for name, p in self.store["params"].items()}
+        """Unconstrained parameters by name, then what steps change beside them, and modules' floating buffers."""
+        parameters = {name: p.detach() for name, p in self.store["params"].items()}
+        return parameters | {f"buffer {i}": b.detach() for i, b in enumerate(self.statistics)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take unconstrained parameters; the pair must have run once, so that their constraints are known."""
+        """Take such a state; the pair must have run once, so that constraints and buffers are known."""
         with torch.no_grad():
-            for name, p in self.store["params"].items():
-                p.copy_(state[name])
+            for name, own in self.state_dict().items():
+                own.copy_(state[name])
 
 
 def check_program(model: Any) -> None:
@@ -237,24 +249,3 @@ def check_program(model: Any) -> None:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """The guide of a model that has nothing to draw."""
-
-
-@contextmanager
-def statistics_kept() -> Iterator[list[Tensor]]:
-    """Put back the buffers that modules change while they run; the list holds them afterwards."""
-    before: dict[int, tuple[Tensor, Tensor]] = {}
-    changed: list[Tensor] = []
-
-    def look(module: nn.Module, _: Any) -> None:
-        for b in module.buffers(recurse=False):
-            before.setdefault(id(b), (b, b.clone()))
-
-    hook = nn.modules.module.register_module_forward_pre_hook(look)
-    try:
-        yield changed
-    finally:
-        hook.remove()
-        for b, value in before.values():
-            if not torch.equal(b, value):
-                b.copy_(value)
-                changed.append(b)

@@ -41,8 +41,8 @@ class PairObjective:
     weight : float
         What the total is divided by for the optimiser.
     look : bool
-        Run the programs once, which makes their parameters, and shows which of them and which buffers these arguments
-        use. Without it the steps are to be eager ones.
+        Run the programs once, which makes their parameters, and shows which of them these arguments use, and which
+        tensors from around the programs. Without it the steps are to be eager ones.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class PairObjective:
         self.pair, self.loss = pair, loss
         self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
         self.reached: list[Tensor] = []
-        self.buffers: list[Tensor] = []
+        self.around: list[Tensor] = []
         if look:
             self._look(args, kwargs or {})
         self.dense, self.frozen = pair.free(), Frozen(pair.store["params"].items())
@@ -87,7 +87,7 @@ class PairObjective:
         # What a loss remembers of a step, it remembers of the first one.
         loss = own_copy(self.loss) if pair.store["params"] else self.loss
         run = partial(loss.loss_and_grads, pair.program, pair.guide, *args, **kwargs)
-        self.reached, self.buffers = pair.first_run(run)
+        self.reached, self.around = pair.first_run(run, tree_flatten((args, kwargs))[0])
 
     def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = iter(tensors)
@@ -99,13 +99,13 @@ class PairObjective:
         if count != 1:
             raise EngineError(f"the arguments of a Pyro pair cannot be cut into accumulate={count} pieces")
         self.frozen.check()
-        return [Pieces((), [*batch, *self.buffers], self.weight)]
+        return [Pieces((), [*batch, *[t.detach() for t in self.around]], self.weight)]
 
     def sums(self, leaves: Sequence[Tensor], rest: Sequence[Tensor], names: Names = ()) -> tuple[Tensor, Tensor]:
         """Minus the loss, total, in nats, at these parameters and tensor arguments; twice."""
-        pair, first = self.pair, len(rest) - len(self.buffers)
+        pair, first = self.pair, len(rest) - len(self.around)
         args, kwargs = self._arguments(rest[:first])
-        given = list(zip([*self.dense, *self.buffers], [*leaves, *rest[first:]], strict=True))
+        given = list(zip([*self.dense, *self.around], [*leaves, *rest[first:]], strict=True))
         with pair.parameters_in_place():
             value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, self.reached)
             self._check_store()

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_vae.alone import alone, seeded_rng
+from ppl_vae.declare.around import around_kept
 from ppl_vae.declare.identity import fingerprint, portrait
-from ppl_vae.declare.pair import Arguments, PyroPair, statistics_kept
+from ppl_vae.declare.pair import Arguments, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.callbacks import Callbacks, Run
@@ -48,7 +49,7 @@ def fit_pair(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any]
     pair, args = PyroPair(model, guide), Arguments(data)
     n, tensors = args.count(), [a for a in tree_leaves(tuple(args)) if isinstance(a, Tensor)]
     with alone(), joined(torch.device("cpu")) as share, own_random(engine.seed, {a.device for a in tensors}):
-        with statistics_kept(), pair.parameters_in_place():
+        with around_kept(), pair.parameters_in_place():
             loss = own_copy(pyro_loss(engine, model, guide, args))
         climbed = PairObjective(pair, loss, args, weight=float(n))
         optimizer = build(engine.optimizer, climbed.dense)
@@ -74,7 +75,7 @@ def _trained(
         "engine": "SVI", "model": portrait(pair.program), "guide": portrait(pair.guide),
         "data": fingerprint({str(i): t for i, t in enumerate(tensors)}),
         "arguments": [described(leaf) for leaf in leaves if not isinstance(leaf, Tensor)],
-        "parameters": {name: list(p.shape) for name, p in pair.state_dict().items()},
+        "parameters": {name: list(value.shape) for name, value in pair.state_dict().items()},
         **{name: described(getattr(engine, name)) for name in ("epochs", "optimizer", "objective", "compile", "seed")},
     }  # fmt: skip
     with (
@@ -162,7 +163,7 @@ def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any
 def _shared_draws(pair: PyroPair, args: Arguments, count: int) -> dict[str, Tensor]:
     """Draws of the guide's sites outside every plate, [1, count, *event]."""
     drawn: dict[str, list[Tensor]] = {}
-    with torch.no_grad(), pair.parameters_in_place():
+    with torch.no_grad(), pair.statistics_kept(), pair.parameters_in_place():
         trace = pyro.poutine.trace(pair.guide).get_trace(*args)
         names = [
             name

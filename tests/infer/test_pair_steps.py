@@ -106,6 +106,19 @@ def autoregressive():
     return model, guide, list(guide.parameters())
 
 
+def normalising_flow():
+    """Statistics of a transform, which is no network that is called."""
+    norm = dist.transforms.BatchNorm(3)
+
+    def model(x):
+        pyro.module("norm", norm)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+            pyro.sample("x", dist.TransformedDistribution(base, [norm]), obs=x)
+
+    return model, lambda x: None, [*norm.parameters(), *norm.buffers()]
+
+
 def branching():
     """What is computed depends on a drawn value."""
 
@@ -163,6 +176,7 @@ TRACED = {
     "autoencoder": (autoencoder, Trace_ELBO()),
     "autoencoder, own loss": (autoencoder, OwnLoss(num_particles=2)),
     "PyroModule": (bayesian_regression, Trace_ELBO()),
+    "statistics of a flow": (normalising_flow, Trace_ELBO()),
     "a network under two names": (shared_network, Trace_ELBO()),
     "a tensor under two names": (autoregressive, Trace_ELBO()),
 }
@@ -262,6 +276,60 @@ def test_arguments_may_change():
     for data, scale in ((x, 1.0), (x + 1, 1.0), (x, 2.0), (x[:3], torch.tensor(3.0)), (x, torch.tensor(0.7))):
         assert step(data, scale=scale).item() == pytest.approx(exact(data, 0.5, scale), rel=1e-5)
     assert len(step.steps) == 3
+
+
+def temperature_of_a_network():
+    class Cooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(0.5))
+            self.register_buffer("changing", torch.tensor(1.0))
+
+    net = Cooled()
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net.loc, net.changing), obs=x)
+
+    return (model, lambda x: None), net.changing
+
+
+def scale_of_a_handler():
+    changing = torch.tensor(1.0)
+
+    def model(x):
+        with pyro.poutine.scale(scale=changing), pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0), obs=x)
+
+    return (model, lambda x: None), changing
+
+
+def weights_of_another_network():
+    net = nn.Linear(1, 1)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.5)), net(x[:, None])[:, 0].exp()), obs=x)
+
+    return (model, lambda x: None), net.weight
+
+
+@pytest.mark.parametrize("make", [temperature_of_a_network, scale_of_a_handler, weights_of_another_network])
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_tensors_around_the_programs_are_read_at_every_step(make, mode):
+    torch.manual_seed(0)
+    (model, guide), changing = make()
+    step = pv.svi_step((model, guide), lambda p: torch.optim.SGD(p, lr=0.0), compile=mode)
+    for i in range(6):
+        with torch.no_grad():
+            changing.fill_(0.5 + 0.3 * i)
+        with pyro.get_param_store().scope():
+            want = -Trace_ELBO().loss(model, guide, X[:, 0])
+        assert step(X[:, 0]).item() == pytest.approx(want, rel=1e-5)
+    assert next(iter(step.steps.values())).mode == mode
 
 
 def test_a_number_that_changes_every_time_is_pointed_out():

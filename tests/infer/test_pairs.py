@@ -137,6 +137,54 @@ def test_running_statistics_see_every_step_once(x, mode):
     assert norm.running_mean.item() == pytest.approx((1 - 0.9**3) * x.mean().item(), rel=1e-4)
 
 
+def normalised():
+    """A guide with running statistics, and a latent outside the plate, of which a fit keeps draws."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))
+
+    def guide(x):
+        pyro.module("net", net)
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(3.0)), 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 0.5))
+
+    return net, (hierarchy, guide)
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_running_statistics_are_those_of_pyro_and_draws_leave_them(x, mode):
+    theirs, (model, guide) = normalised()
+    with pyro.get_param_store().scope():
+        svi = pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 1e-6}), pyro.infer.Trace_ELBO())
+        for _ in range(5):
+            svi.step(x)
+    ours, pair = normalised()
+    pv.SVI(5, optimizer=pv.sgd(1e-6), compile=mode, progress=False).fit(pair, x)
+    assert ours[0].num_batches_tracked == theirs[0].num_batches_tracked == 5
+    torch.testing.assert_close(ours[0].running_mean, theirs[0].running_mean)
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_running_statistics_go_on_too(x, mode, tmp_path):
+    settings = {"compile": mode, "num_draws": 2, "progress": False, "optimizer": pv.adam(1e-2)}
+
+    class PowerCut(pv.Callback):
+        def end(self, run, step, metrics):
+            if step == 3:
+                raise RuntimeError("power cut")
+
+    whole, pair = normalised()
+    pv.SVI(6, **settings).fit(pair, x)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pv.SVI(6, checkpoint=pv.checkpoints(tmp_path, steps=2), callbacks=[PowerCut()], **settings).fit(
+            normalised()[1], x
+        )
+    for _ in range(2):  # resumed, then finished and given back
+        again, pair = normalised()
+        pv.SVI(6, checkpoint=tmp_path, **settings).fit(pair, x)
+        assert all(torch.equal(a, b) for a, b in zip(whole[0].buffers(), again[0].buffers(), strict=True))
+
+
 def test_an_interrupted_fit_of_a_pair_goes_on(x, tmp_path):
     pair = (hierarchy, AutoNormal(hierarchy))
     settings = {"compile": "trace", "num_draws": 2, "progress": False, "optimizer": pv.adam(1e-2)}
