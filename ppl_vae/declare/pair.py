@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.declare.answers import log_classes, log_weights
@@ -15,7 +16,7 @@ from ppl_vae.errors import EngineError
 from ppl_vae.evidence import Evidence, exact, importance
 from ppl_vae.objectives import Elbo, Sites, trace_sites
 
-__all__ = ["Arguments", "PyroPair", "check_program"]
+__all__ = ["Arguments", "Met", "PyroPair", "check_program"]
 
 
 class Arguments(tuple):
@@ -28,6 +29,17 @@ class Arguments(tuple):
     def count(self) -> int:  # type: ignore[override]
         """Number of rows of the first tensor."""
         return next((len(a) for a in self if isinstance(a, Tensor) and a.dim()), 1)
+
+
+class Met(Messenger):
+    """Within the block, the unconstrained parameters that programs meet, each as it was at first, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self.parameters.setdefault(msg["name"], msg["value"].unconstrained())
 
 
 class PyroPair:
@@ -58,6 +70,8 @@ class PyroPair:
         self.program, self.guide = model, guide or _nothing
         self.store: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
         self.statistics: list[Tensor] = []
+        self.reached: set[int] = set()
+        self.started: set[str] = set()
         self._bound: dict[str, Tensor] = {}
 
     @contextmanager
@@ -89,16 +103,43 @@ class PyroPair:
         before = [(p, p.grad) for p in self.free()]
         for p, _ in before:
             p.grad = None
-        with around_kept(given) as around, self.parameters_in_place():
+        with around_kept(given) as around, Met() as met, self.parameters_in_place():
             run()
+        with torch.no_grad():
+            for name, first in met.parameters.items():  # a loss may have written another one: a decaying average
+                self.store["params"][name].copy_(first)
+        self.start_from_store()
         reached = [p for p in self.free() if p.grad is not None]
         for p, gradient in [*((p, None) for p in reached), *before]:
             p.grad = gradient
         own = {id(p) for p in self.store["params"].values()}
         taken = {id(t): t for t in [*around.taken, *around.changed] if id(t) not in own}
-        known = {id(t): t for t in [*self.statistics, *around.buffers, *around.changed]}
-        self.statistics = list(known.values())
+        kept = {id(t): t for t in [*self.statistics, *around.buffers, *around.changed]}
+        self.statistics = list(kept.values())
         return reached, list(taken.values())
+
+    def start_from_store(self) -> None:
+        """Give new parameters the values of the same names in Pyro's store, as Pyro does; the store stays as it is.
+
+        Raises
+        ------
+        EngineError
+            If one there has another shape.
+        """
+        outer = pyro.get_param_store().get_state()
+        for name in self.store["params"].keys() - self.started:
+            own, value = self.store["params"][name], outer["params"].get(name)
+            self.started.add(name)
+            if value is None:
+                continue
+            if value.shape != own.shape:
+                raise EngineError(
+                    f"Pyro's parameter store has {name} of shape {tuple(value.shape)}, these programs make it of "
+                    f"{tuple(own.shape)}: pyro.clear_param_store() where that is of another model"
+                )
+            with torch.no_grad():
+                own.copy_(value)
+            self.store["constraints"][name] = outer["constraints"][name]
 
     def statistics_kept(self) -> AbstractContextManager[None]:
         """Within the block programs may run, and change what they change at a step: it is put back."""

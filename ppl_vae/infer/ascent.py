@@ -143,6 +143,10 @@ class ModelObjective:
         each = sites.penalties[name]
         return weights @ (each + score(sites, each)).reshape(self.objective.num_particles, -1).mean(0)
 
+    def completed(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The gradients as they are."""
+        return gradients
+
     def move_rows(self, batch: Batch, gradients: Sequence[Tensor], share: Share) -> None:
         """A step of SparseAdam on the rows in the batch of all processes."""
         assert batch.index is not None

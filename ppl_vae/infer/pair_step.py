@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_vae.alone import forked_rng, unvalidated
-from ppl_vae.declare.pair import PyroPair
+from ppl_vae.declare.pair import Met, PyroPair
 from ppl_vae.errors import EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.pyro_losses import loss_at, own_copy
@@ -70,6 +70,7 @@ class PairObjective:
         self.pair, self.loss = pair, loss
         self.leaves, self.spec = tree_flatten((tuple(args), dict(kwargs or {})))
         self.reached: list[Tensor] = []
+        self.met: set[int] = set()
         self.around: list[Tensor] = []
         if look:
             self._look(args, kwargs or {})
@@ -106,9 +107,10 @@ class PairObjective:
         pair, first = self.pair, len(rest) - len(self.around)
         args, kwargs = self._arguments(rest[:first])
         given = list(zip([*self.dense, *self.around], [*leaves, *rest[first:]], strict=True))
-        with pair.parameters_in_place():
+        with Met() as met, pair.parameters_in_place():
             value = -loss_at(self.loss, pair.program, pair.guide, given, args, kwargs, self.reached)
             self._check_store()
+        self.met = {id(pair.store["params"][name]) for name in met.parameters}
         return value, value.detach()
 
     def _check_store(self) -> None:
@@ -120,7 +122,17 @@ class PairObjective:
         if written and get_innermost_proxy_mode() is not None:
             raise UntraceableError(f"the program itself writes its parameters {', '.join(written)}")
 
-    def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
+    def completed(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """As in Pyro: what was reached by some step gets zeros from one that has it without a gradient."""
+        reached, given = self.pair.reached, list(gradients)
+        for i, (p, gradient) in enumerate(zip(self.dense, gradients, strict=True)):
+            if gradient is not None:
+                reached.add(id(p))
+            elif id(p) in reached and id(p) in self.met:
+                given[i] = torch.zeros_like(p)
+        return given
+
+    def move_rows(self, batch: Any, gradients: Sequence[Any], share: Share) -> None:
         """A pair has no rows that are moved with a batch."""
 
     def blame(self, batch: Sequence[Tensor]) -> str:

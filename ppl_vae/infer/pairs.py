@@ -190,6 +190,7 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
     n = args.count()
     with seeded_rng(engine.seed), progress("EM", engine.max_iter, engine.progress) as update:
         drawn = pair.draws_latents(args)
+        pair.start_from_store()
         for iteration in range(engine.max_iter):
             with torch.no_grad():
                 sites = pair.sites(args)

@@ -130,7 +130,11 @@ class Climbed(Protocol):
         """The objective, the bound and each penalty summed over a piece, in nats, at these parameters and rows."""
         ...
 
-    def move_rows(self, batch: Any, gradients: Sequence[Tensor], share: Share) -> None:
+    def completed(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """What the optimiser is given for each of `dense`; None leaves a parameter and its moments as they are."""
+        ...
+
+    def move_rows(self, batch: Any, gradients: Sequence[Any], share: Share) -> None:
         """One step of the per-datum parameters."""
         ...
 
@@ -180,15 +184,20 @@ class Step:
         """Use no graph from here on."""
         self.traced.mode = "off"
 
-    def _gradient(self, *tensors: Tensor, names: Names) -> tuple[Tensor, ...]:
-        """Objective, bound and penalties of a piece, and the gradient of minus the objective over the first tensor."""
+    def _gradient(self, *tensors: Tensor, names: Names) -> tuple[Tensor | None, ...]:
+        """Objective, bound and penalties of a piece, and the gradient of minus the objective over the first tensor.
+
+        None for parameters that the objective does not depend on: an optimiser leaves those where they are.
+        """
         norm, (moved, rest) = tensors[0], self._split(tensors[1:])
         with differentiable():
             leaves = [t.detach().requires_grad_() for t in moved]
             value, *seen = self.climbed.sums(leaves, rest, names)
             norm = _or_one(norm)
-            gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True, materialize_grads=True)
-        return value.detach(), *[each.detach() for each in seen], *gradients
+            gradients = torch.autograd.grad(-value / norm, leaves, allow_unused=True)
+        dense = len(self.dense)
+        rows = _filled(gradients[dense:], leaves[dense:])
+        return value.detach(), *[each.detach() for each in seen], *gradients[:dense], *rows
 
     def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         count = len(self.dense) + self.climbed.num_rows
@@ -212,7 +221,7 @@ class Step:
         self.move(batch, gradients, moving)
         return result
 
-    def _wrong(self, objective: float, gradients: Sequence[Tensor]) -> str:
+    def _wrong(self, objective: float, gradients: Sequence[Tensor | None]) -> str:
         """What is not finite, in words; empty where all is."""
         if not math.isfinite(objective):
             return f"the objective became {objective}"
@@ -224,7 +233,7 @@ class Step:
 
     def gradient(
         self, batch: Any, beta: float = 1.0, signals: Sequence[float] = ()
-    ) -> tuple[StepResult, Sequence[Tensor]]:
+    ) -> tuple[StepResult, Sequence[Tensor | None]]:
         """Sums over the batch of all processes, and the gradient of minus the objective per unit of weight."""
         parts = self.climbed.pieces(batch, beta, self.accumulate)
         names = self.climbed.penalties
@@ -235,26 +244,30 @@ class Step:
         found = [self._call(part, torch.ones_like(part.weight)) for part in parts]
         reported = 2 + len(names)
         dense = reported + len(self.dense)
-        sums = [torch.stack(each).sum(0) for each in zip(*[one[:dense] for one in found], strict=True)]
+        used = [any(one[reported + i] is not None for one in found) for i in range(len(self.dense))]
+        whole = [[*one[:reported], *_filled(one[reported:dense], self.dense)] for one in found]
+        sums = [torch.stack(each).sum(0) for each in zip(*whole, strict=True)]
         rows = [torch.cat(each) for each in zip(*[one[dense:] for one in found], strict=True)]
         if self.share.world > 1:  # of rows, which each process has for itself, all hear that they are not finite
             sums[0] = sums[0] + sum(0 * row.sum() for row in rows)
         weight = torch.stack([part.weight for part in parts]).sum()
         heard = [weight.new_tensor(float(signal)) for signal in signals]
-        summed = iter(self.share.add([weight, *heard, *sums]))
-        weight, heard, value, bound = next(summed), [next(summed) for _ in heard], next(summed), next(summed)
+        summed = iter(self.share.add([weight, *heard, weight.new_tensor(used), *sums]))
+        weight, heard, anywhere = next(summed), [next(summed) for _ in heard], next(summed).tolist()
+        value, bound = next(summed), next(summed)
         terms = {name: next(summed) for name in names}
-        gradients = torch._foreach_div([*summed, *rows], _or_one(weight))
+        gradients: Sequence[Any] = torch._foreach_div([*summed, *rows], _or_one(weight))
+        gradients = [g if i >= len(used) or anywhere[i] else None for i, g in enumerate(gradients)]
         told = [float(signal) for signal in heard]
         return StepResult(bound, value, weight, signals=told, penalties=terms), gradients
 
-    def _call(self, part: Pieces, norm: Tensor) -> tuple[Tensor, ...]:
+    def _call(self, part: Pieces, norm: Tensor) -> tuple[Any, ...]:
         return self.traced(norm, *self.dense, *part.rows, *part.rest, names=part.names)
 
-    def move(self, batch: Any, gradients: Sequence[Tensor], moving: Sequence[bool] | None = None) -> None:
+    def move(self, batch: Any, gradients: Sequence[Tensor | None], moving: Sequence[bool] | None = None) -> None:
         """The optimiser's step along these gradients, of the parameters and rows that are `moving`: all by default."""
         moving = moving or [True] * len(gradients)
-        for parameter, gradient, own in zip(self.dense, gradients, moving, strict=False):
+        for parameter, gradient, own in zip(self.dense, self.climbed.completed(gradients), moving, strict=False):
             parameter.grad = gradient if own else None
         if self.optimizer is not None:
             self.optimizer.step()
@@ -283,9 +296,14 @@ class Step:
         return self.traced.verify(part.weight, *self.dense, *part.rows, *part.rest, names=part.names)
 
 
-def _finite(tensor: Tensor) -> bool:
+def _finite(tensor: Tensor | None) -> bool:
     """Whether all numbers are: one sum tells in a tenth of the time, but where it overflows."""
-    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+    return tensor is None or math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients with zeros in the place of None."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
 
 
 def _or_one(weight: Tensor) -> Tensor:

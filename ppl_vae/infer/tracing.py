@@ -31,7 +31,8 @@ __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
 
 logger = logging.getLogger("ppl_vae")
 
-Function = Callable[..., tuple[Tensor, ...]]
+Function = Callable[..., tuple[Any, ...]]
+"""Of tensors, to tensors; None stands for one that does not exist, such as an unused parameter's gradient."""
 
 MODES = ("off", "trace", "inductor")
 """Eager; a graph that Python runs; a graph that inductor compiles."""
@@ -74,7 +75,7 @@ class Traced:
         self.function, self.mode, self.num_threads = function, mode, num_threads
         self.graphs: dict[tuple[Any, ...], Function] = {}
 
-    def __call__(self, *tensors: Tensor, **still: Hashable) -> tuple[Tensor, ...]:
+    def __call__(self, *tensors: Tensor, **still: Hashable) -> tuple[Any, ...]:
         """The function's outputs; arguments by name are no tensors, and other ones have another graph."""
         if self.mode == "off":
             return self.function(*tensors, **still)
@@ -122,7 +123,8 @@ class Traced:
             expected = self.function(*[t.clone() for t in tensors], **still)
         with kept_generators(tensors):
             found = self(*[t.clone() for t in tensors], **still)
-        sizes = torch.tensor([a.detach().double().nan_to_num().abs().max() for a in expected if a.numel()])
+        numbers = [a.detach().double() for a in expected if a is not None and a.numel()]
+        sizes = torch.tensor([a.nan_to_num().abs().max() for a in numbers])
         least = SMALL * (sizes.median().item() if len(sizes) else 0.0)
         return max((_difference(a, b, least) for a, b in zip(expected, found, strict=True)), default=0.0)
 
@@ -132,8 +134,10 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == torch.empty_like(tensor).stride() else tensor.contiguous()
 
 
-def _difference(expected: Tensor, found: Tensor, least: float) -> float:
+def _difference(expected: Tensor | None, found: Tensor | None, least: float) -> float:
     """Relative to the largest number, or to `least`: a gradient that is zero is rounding error."""
+    if expected is None or found is None:
+        return 0.0 if expected is found else float("inf")
     if not expected.numel():
         return 0.0
     a, b = expected.detach().double(), found.detach().double()

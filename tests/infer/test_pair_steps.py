@@ -187,16 +187,12 @@ EAGER = {
 X = numbers(6, 3)
 
 
-def pyros_steps(make, loss, count=4, first_run=False):
+def pyros_steps(make, loss, count=4):
     """Losses, parameters by name and the modules' tensors after steps of pyro.infer.SVI."""
     model, guide, tensors = make()
     with pyro.get_param_store().scope():
         svi = SVI(model, guide, pyro.optim.SGD({"lr": RATE}), loss)
         torch.manual_seed(1)
-        if first_run:  # it leaves a trace where the loss keeps something for itself
-            with torch.random.fork_rng([]):
-                loss.loss_and_grads(model, guide, X)
-            pyro.infer.util.zero_grads([p for _, p in pyro.get_param_store().named_parameters()])
         losses = [svi.step(X) for _ in range(count)]
         values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     return losses, values, tensors
@@ -234,7 +230,7 @@ def test_what_cannot_be_traced_runs_eagerly_after_one_warning(name):
         _, *ours = own_steps(make, loss)
     assert len(caught) == 1
     assert reason in str(caught[0].message)
-    assert_equal_runs(ours, pyros_steps(make, loss, first_run=True))
+    assert_equal_runs(ours, pyros_steps(make, loss))
 
 
 def test_the_warning_names_file_and_line():
@@ -254,7 +250,78 @@ def test_every_kind_of_parameter_moves():
         assert not still
 
 
+def semi_supervised():
+    """The classifier is not used where the labels are known."""
+    torch.manual_seed(0)
+    classifier, decoder = nn.Linear(3, 2), nn.Linear(2, 3)
+
+    def model(x, label=None):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("label", dist.OneHotCategorical(torch.ones(2) / 2), obs=label)
+            pyro.sample("x", dist.Normal(decoder(label), 1.0).to_event(1), obs=x)
+
+    def guide(x, label=None):
+        pyro.module("classifier", classifier)
+        with pyro.plate("data", len(x)):
+            if label is None:
+                pyro.sample("label", dist.OneHotCategorical(logits=classifier(x)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("mode", ["inductor", "trace", "off"])
+def test_parameters_that_a_step_does_not_use_move_as_in_pyro(mode):
+    """Adam's moments and counts of the classifier: labelled batches, the first among them, have no gradient for it."""
+    label = nn.functional.one_hot(torch.arange(6) % 2, 2).float()
+    batches = [(X, label), (X,), (X, label), (X,), (X,), (X, label), (X,)]
+    with pyro.get_param_store().scope():
+        svi = SVI(*semi_supervised(), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        torch.manual_seed(1)
+        theirs = [svi.step(*batch) for batch in batches]
+    step = pv.svi_step(semi_supervised(), pyro.optim.Adam({"lr": 0.1}), compile=mode)
+    torch.manual_seed(1)
+    ours = [-step(*batch).item() for batch in batches]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert {one.mode for one in step.steps.values()} == {mode}
+
+
 # What is given.
+
+
+@pytest.mark.parametrize("mode", ["trace", "off"])
+def test_values_in_pyros_store_are_the_start(mode, tmp_path):
+    """A script that loads the store and trains on, as Pyro's documentation has it."""
+
+    def model(x):
+        pyro.module("net", net)
+        spread = pyro.param("spread", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], spread), obs=x.sum(-1))
+
+    with pyro.get_param_store().scope():
+        net = nn.Linear(3, 1)
+        svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+        for _ in range(50):
+            svi.step(X)
+        want, weight, saved = -svi.evaluate_loss(X), net.weight.detach().clone(), pyro.get_param_store().get_state()
+        saved = {**saved, "params": {name: value.detach().clone() for name, value in saved["params"].items()}}
+    net = nn.Linear(3, 1)
+    with pyro.get_param_store().scope(saved):
+        step = pv.svi_step((model, lambda x: None), sgd, compile=mode)
+        assert step(X).item() == pytest.approx(want, rel=1e-5)
+        torch.testing.assert_close(net.weight, weight, rtol=0.1, atol=0.1)
+        left = {name: value.detach() for name, value in pyro.get_param_store().named_parameters()}
+        fit = pv.SVI(1, compile=mode, progress=False).fit((model, lambda x: None), X)
+        assert fit.trace["bound"][0].item() == pytest.approx(want / len(X), rel=1e-5)
+    assert all(torch.equal(left[name], value) for name, value in saved["params"].items())
+
+
+def test_a_value_of_another_shape_in_pyros_store_is_refused():
+    with pyro.get_param_store().scope():
+        pyro.param("loc", torch.zeros(4))
+        with pytest.raises(pv.EngineError, match=r"has loc of shape \(4,\).*clear_param_store"):
+            pv.svi_step(location(), sgd)(X[:, 0])
 
 
 def location():

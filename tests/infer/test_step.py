@@ -214,6 +214,44 @@ def test_running_statistics_move_with_the_step(mode):
     assert found[mode][0] == pytest.approx(found["off"][0], rel=1e-5)
 
 
+class Spare(pv.LatentVariableModel):
+    """A mean, and a parameter that nothing depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.spare = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+
+    @pv.observed
+    def x(self):
+        return pyro.distributions.Normal(self.loc, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("mode", ["inductor", "trace", "off"])
+def test_what_the_objective_does_not_depend_on_is_left_alone(mode):
+    """As in a loop of torch's own, where its gradient is None: weight decay does not move it either."""
+    x, ours, theirs = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), Spare(), Spare()
+    step = pv.svi_step(ours, torch.optim.AdamW(ours.parameters(), lr=0.1, weight_decay=0.5), compile=mode)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        step(x)
+        optimizer.zero_grad()
+        (-torch.distributions.Normal(theirs.loc, 1.0).log_prob(x).sum(-1).mean()).backward()
+        optimizer.step()
+    torch.testing.assert_close(ours.loc, theirs.loc)
+    assert torch.equal(ours.spare, torch.ones(2))
+
+
+def test_pieces_leave_it_alone_too():
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    optimizer = pv.adamw(0.1, weight_decay=0.5)
+    fits = [
+        pv.SVI(3, optimizer=optimizer, accumulate=count, compile="off", progress=False).fit(Spare(), x).model
+        for count in (1, 4)
+    ]
+    assert all(torch.equal(model.spare, torch.ones(2)) for model in fits)
+    torch.testing.assert_close(fits[0].loc, fits[1].loc)
+
+
 def test_half_precision_products_change_the_bound_little():
     torch.manual_seed(0)
     vae = pv.models.VAE(pv.nets.mlp_encoder(16, 32, 2), pv.nets.mlp_decoder(2, 32, 16))

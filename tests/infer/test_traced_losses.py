@@ -65,7 +65,7 @@ def compare(model, guide, loss, args, mode="trace"):
         torch.manual_seed(seed)
         expected = pyros_own(pair, own, objective.dense, args)
         torch.manual_seed(seed)
-        assert_same(graph(*objective.dense, *tree_leaves(args), *objective.buffers), expected)
+        assert_same(graph(*objective.dense, *tree_leaves(args), *objective.around), expected)
         with torch.no_grad():
             for p in objective.dense:
                 p.add_(0.2 * torch.randn_like(p))
