@@ -174,6 +174,8 @@ class Fit(Answers):
         ------
         DataError
             If the file system refuses.
+        EngineError
+            If the model is an ordinary Pyro program.
         """
         from ppl_vae.fit_files import save
 

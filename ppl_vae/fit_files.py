@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
 from ppl_vae.records import read_record, write_record
 
@@ -23,6 +23,12 @@ FORMAT = 1
 
 def save(fit: Fit, path: str | os.PathLike[str]) -> Path:
     """Write a fit; an older file is replaced only when the new one is complete."""
+    if not isinstance(fit.model, torch.nn.Module):
+        raise EngineError(
+            "the fit of a Pyro program cannot be written to a file, since no file could be read back into a program: "
+            "fit with checkpoint=, and the same call gives this fit again; or torch.save dict(fit.parameters) and "
+            "fit.draws, which are tensors by name"
+        )
     path = Path(path)
     tensors = {f"state/{k}": v for k, v in fit.model.state_dict().items()}
     tensors |= {f"draws/{k}": v for k, v in fit.draws.items()}

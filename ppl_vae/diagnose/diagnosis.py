@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.declare.local import local_q
+from ppl_vae.declare.pair import PyroPair
 from ppl_vae.diagnose.advice import Training, advise, training_of
 from ppl_vae.diagnose.aggregate import aggregate
 from ppl_vae.diagnose.codes import Codes
@@ -15,7 +16,7 @@ from ppl_vae.diagnose.collapse import Collapse, collapse
 from ppl_vae.diagnose.hole import Hole, hole
 from ppl_vae.diagnose.inference import Inference, inference
 from ppl_vae.diagnose.quantity import Quantity
-from ppl_vae.errors import NO_DATA, DataError, check_seed, check_whole
+from ppl_vae.errors import NO_DATA, DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import check_fit
 from ppl_vae.infer.weights import own_weights
 
@@ -180,7 +181,7 @@ def diagnose(
     DataError
         Without data, for counts that are too small, or for weights that stand for less than one datum.
     EngineError
-        If it is no fit, or draws no latent.
+        If it is no fit, draws no latent, or is of an ordinary Pyro program.
 
     Examples
     --------
@@ -192,6 +193,11 @@ def diagnose(
     (4, 'nats')
     """
     check_fit("diagnose", fit)
+    if isinstance(fit.model, PyroPair):
+        raise EngineError(
+            "diagnose asks a declared model, which says what its prior and its q are; of the fit of a Pyro program "
+            "fit.log_prob(data) and fit.elbo(data) tell the gap of q, and fit.to_datatree() has the rest for ArviZ"
+        )
     if data is None and fit.data is None:
         raise DataError(f"{NO_DATA}: pass the data")
     check_whole("diagnose", error=DataError, size=size, num_particles=num_particles)

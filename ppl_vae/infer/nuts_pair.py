@@ -100,7 +100,7 @@ def _values(start: Any) -> dict[str, Tensor] | None:
 
 def _refuse_parameters(model: Callable[..., Any], args: Arguments) -> None:
     with pyro.get_param_store().scope(), forked_rng():
-        model(*args)
+        poutine.trace(model).get_trace(*args)
         names = sorted(pyro.get_param_store())
     if names:
         raise EngineError(f"NUTS samples what has a prior, and this Pyro model has free parameters: {', '.join(names)}")

@@ -19,6 +19,16 @@ def gaussian(x):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 
+def test_an_observation_outside_a_plate_is_no_mistake():
+    """Warnings are errors here: Pyro warns of one that is run outside of its inference."""
+
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    fit = pv.NUTS(300, warmup=100, num_chains=2, progress=False).fit(model, torch.tensor(2.0))
+    assert fit.draws["mu"].mean().item() == pytest.approx(1.0, abs=0.2)  # N(1, 1/2)
+
+
 def mixture(x, K):
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(K)))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))

@@ -87,6 +87,18 @@ def test_what_a_pair_cannot_do_is_said(x):
         pv.svi_step((mixture, nothing), pv.adam(1e-3), objective=pv.elbo())
 
 
+def test_what_a_fit_of_a_pair_cannot_do_is_said_with_what_can(x, tmp_path):
+    fit = pv.SVI(2, num_draws=5, progress=False).fit((hierarchy, AutoNormal(hierarchy)), x)
+    with pytest.raises(pv.EngineError, match=r"checkpoint=.*torch.save dict\(fit.parameters\)"):
+        fit.save(tmp_path / "fit.safetensors")
+    with pytest.raises(pv.EngineError, match=r"log_prob\(data\).*to_datatree"):
+        fit.diagnose()
+    torch.save([dict(fit.parameters), fit.draws], tmp_path / "fit.pt")
+    assert torch.load(tmp_path / "fit.pt")[1]["mu"].shape == (1, 5)
+    assert fit.log_prob(x, 10).shape == fit.elbo(x).shape == (272,)
+    assert fit.to_datatree()["posterior"]["mu"].shape == (1, 5)
+
+
 IGNORED = {
     "batch_size": 3,
     "guide": "multivariate",
