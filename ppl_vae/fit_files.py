@@ -23,7 +23,7 @@ FORMAT = 1
 
 def save(fit: Fit, path: str | os.PathLike[str]) -> Path:
     """Write a fit; an older file is replaced only when the new one is complete."""
-    if not isinstance(fit.model, torch.nn.Module):
+    if not hasattr(fit.model, "_identity"):  # an ordinary Pyro program
         raise EngineError(
             "the fit of a Pyro program cannot be written to a file, since no file could be read back into a program: "
             "fit with checkpoint=, and the same call gives this fit again; or torch.save dict(fit.parameters) and "

@@ -47,19 +47,19 @@ def settings(model: nn.Module) -> dict[str, Any]:
     return {path or "model": {"class": type(module).__qualname__, **_settings(module)} for path, module in _own(model)}
 
 
-def sources(model: nn.Module) -> dict[str, Any]:
+def sources(model: nn.Module, seen: set[int] | None = None) -> dict[str, Any]:
     """Code and constants of every class that is no library's, by its name."""
     found: dict[str, Any] = {}
     for _, module in _own(model):
         for cls in type(module).__mro__:
             if cls.__module__.partition(".")[0] not in LIBRARIES:
-                parts = {name: _of_class(value) for name, value in vars(cls).items() if not name.startswith("__")}
-                made = {"__init__": _of_class(vars(cls).get("__init__"))}
+                parts = {name: _of_class(value, seen) for name, value in vars(cls).items() if not name.startswith("__")}
+                made = {"__init__": _of_class(vars(cls).get("__init__"), seen)}
                 found[cls.__qualname__] = {k: v for k, v in {**made, **parts}.items() if v is not UNKNOWN}
     return found
 
 
-def code_of(function: types.FunctionType, above: tuple[int, ...] = ()) -> str:
+def code_of(function: types.FunctionType, seen: set[int] | None = None) -> str:
     """A digest of what a function does: its code, what it encloses, and what of the same kind it takes from its file.
 
     Of what its file has, numbers and functions: objects there, such as a script's settings or records, may be others in
@@ -67,23 +67,25 @@ def code_of(function: types.FunctionType, above: tuple[int, ...] = ()) -> str:
     """
     code = function.__code__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
-    enclosed = {name: portrait(_content(cell), above) for name, cell in cells}
+    inner = partial(portrait, seen=set() if seen is None else seen)
+    enclosed = {name: inner(_content(cell)) for name, cell in cells}
     for name in code.co_names:
         value = function.__globals__.get(name, UNKNOWN)
-        told = portrait(value, above) if isinstance(value, types.FunctionType) else _plain(value)
+        told = inner(value) if isinstance(value, types.FunctionType) else _plain(value)
         if told is not UNKNOWN:
             enclosed[name] = told
-    defaults = [portrait(value, above) for value in function.__defaults__ or ()]
-    named = {name: portrait(value, above) for name, value in (function.__kwdefaults__ or {}).items()}
+    defaults = [inner(value) for value in function.__defaults__ or ()]
+    named = {name: inner(value) for name, value in (function.__kwdefaults__ or {}).items()}
     parts = (_bytecode(code), sorted(enclosed.items(), key=lambda item: item[0]), defaults, named)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def portrait(value: Any, above: tuple[int, ...] = ()) -> Any:
+def portrait(value: Any, seen: set[int] | None = None) -> Any:
     """A value in JSON, the same in every process that has the same one; what training moves is left out.
 
     Functions are their code and what they enclose, objects their class and fields, networks their settings and the
-    values of what is frozen in them. Of what belongs to a library, such as a lock or a file, there is the class alone.
+    values of what is frozen in them. Of what belongs to a library, such as a lock or a file, there is the class alone,
+    and of what was `seen` before, since objects may hold each other.
 
     Examples
     --------
@@ -95,13 +97,15 @@ def portrait(value: Any, above: tuple[int, ...] = ()) -> Any:
     if told is not UNKNOWN:
         return told
     name = _name(value)
-    if id(value) in above:
+    seen = set() if seen is None else seen
+    if id(value) in seen:
         return name
-    inner = partial(portrait, above=(*above, id(value)))
+    seen.add(id(value))
+    inner = partial(portrait, seen=seen)
     if isinstance(value, Tensor):  # a parameter: training moves it unless it is frozen
         return [name, list(value.shape), None if value.requires_grad else fingerprint({"": value.detach()})]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(inner(one), sort_keys=True) for one in value)
+        return sorted(json.dumps(portrait(one, set(seen)), sort_keys=True) for one in value)
     if isinstance(value, list | tuple):
         return [inner(one) for one in value]
     if isinstance(value, Mapping):
@@ -110,14 +114,14 @@ def portrait(value: Any, above: tuple[int, ...] = ()) -> Any:
         return {name: [inner(value.func), inner(value.args), inner(value.keywords)]}
     if isinstance(value, types.FunctionType):
         if not _is_librarys(value):
-            return {name: code_of(value, (*above, id(value)))}
+            return {name: code_of(value, seen)}
         return {name: [inner(_content(cell)) for cell in value.__closure__ or ()]}
     if isinstance(value, types.MethodType):
         return {name: [inner(value.__func__), inner(value.__self__)]}
     if isinstance(value, type):
-        return {name: [inner(part) for part in _parts(value)]} if _is_users(value) else name
+        return {name: [_each(part, inner) for part in _parts(value)]} if _is_users(value) else name
     if isinstance(value, nn.Module):
-        return {name: [settings(value), sources(value), held(value, inner)]}
+        return {name: [settings(value), sources(value, seen), held(value, inner)]}
     return _object(value, name, inner)
 
 
@@ -187,12 +191,16 @@ def _own(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _object(value: Any, name: str, inner: Callable[[Any], Any]) -> Any:
     """Class and fields of what a user wrote, and of a library's objects that are but their settings."""
     if is_dataclass(value):
-        return {name: {f.name: inner(getattr(value, f.name)) for f in fields(value) if f.compare}}
+        return {name: _each({f.name: getattr(value, f.name) for f in fields(value) if f.compare}, inner)}
     if isinstance(value, SETTINGS):
         constraints = getattr(value, "arg_constraints", None) if isinstance(value, Distribution) else None
         public = {n: v for n, v in vars(value).items() if not n.startswith("_")}
-        return {name: inner({n: getattr(value, n) for n in constraints} if constraints else public)}
-    return {name: [inner(type(value)), inner(_fields(value))]} if _is_users(type(value)) else name
+        return {name: _each({n: getattr(value, n) for n in constraints} if constraints else public, inner)}
+    return {name: [inner(type(value)), _each(_fields(value), inner)]} if _is_users(type(value)) else name
+
+
+def _each(named: Mapping[str, Any], inner: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: inner(one) for name, one in named.items()}
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def _parts(cls: type) -> list[Any]:
     """What a user's class and those above it have of functions and constants."""
     mine, written = [vars(one).items() for one in cls.__mro__ if _is_users(one)], _written(cls)
     return [
-        {n: v for n, v in items if isinstance(v, types.FunctionType) or not (n.startswith("__") or n in written)}
+        {n: _inside(v) for n, v in items if _is_function(v) or not (n.startswith("__") or n in written)}
         for items in mine
     ]
 
@@ -213,7 +221,7 @@ def _parts(cls: type) -> list[Any]:
 def _written(cls: type) -> set[str]:
     """Attributes that methods assign after an object has been made."""
     mine = [item for one in cls.__mro__ if _is_users(one) for item in vars(one).items()]
-    later = [f for n, f in mine if isinstance(f, types.FunctionType) and n not in ("__init__", "__post_init__")]
+    later = [f for n, f in mine if _is_function(f) and n not in ("__init__", "__post_init__")]
     return {str(do.argval) for f in later for do in dis.get_instructions(f) if do.opname == "STORE_ATTR"}
 
 
@@ -254,11 +262,21 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not UNKNOWN and name not in fitted}
 
 
-def _of_class(value: Any) -> Any:
+def _of_class(value: Any, seen: set[int] | None = None) -> Any:
     """What a class has under a name: of a node or a method its code, of a constant its value."""
+    value = _inside(value)
+    return code_of(value, seen) if _is_function(value) else _plain(value)
+
+
+def _inside(value: Any) -> Any:
+    """The function of a node, a property or a static method; anything else as it is."""
     for name in ("function", "fget", "__func__"):
         value = getattr(value, name, None) or value
-    return code_of(value) if isinstance(value, types.FunctionType) else _plain(value)
+    return value
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType)
 
 
 def _plain(value: Any) -> Any:

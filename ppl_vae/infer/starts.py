@@ -12,6 +12,7 @@ from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.observations import check_order
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.infer.processes import Share
 from ppl_vae.infer.start_values import check_values
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "first_responsibilities",
     "given_values",
     "initialise",
+    "start_alike",
     "take_networks",
     "trained_copy",
 ]
@@ -84,6 +86,12 @@ def trained_copy(model: LatentVariableModel) -> LatentVariableModel:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
     return copy
+
+
+def start_alike(model: LatentVariableModel, share: Share) -> None:
+    """Networks start as the first process's, whatever the others drew."""
+    if share.world > 1:
+        model.load_state_dict(share.same(model.state_dict()))
 
 
 def initialise(model: LatentVariableModel, obs: Observations) -> None:

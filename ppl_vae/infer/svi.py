@@ -34,7 +34,7 @@ from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.rising import fallen, idle, rising
 from ppl_vae.infer.schedules import weighed, within
 from ppl_vae.infer.settled import settled
-from ppl_vae.infer.starts import initialise, trained_copy
+from ppl_vae.infer.starts import initialise, start_alike, trained_copy
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
@@ -195,10 +195,10 @@ class SVI:
             stack.enter_context(own_random(self.seed, [fitted.like.device]))
             stack.enter_context(unvalidated())
             batches = make_batches(fitted, data, weights, self.batch_size, self.seed, share)
-            _start_alike(fitted, share)
+            start_alike(fitted, share)
             identity = fitted._identity()
             self._prepare(fitted, batches, self.progress and share.leads)
-            _start_alike(fitted, share)
+            start_alike(fitted, share)
             products = batches.batch_size * sum(p.numel() for p in fitted.parameters())
             stack.enter_context(threads(1 if products < SMALL else torch.get_num_threads()))
             history, status, mode = self._train(fitted, identity, batches, share)
@@ -385,12 +385,6 @@ HEADER = (
     "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
-
-
-def _start_alike(model: LatentVariableModel, share: Share) -> None:
-    """Networks start as the first process's, whatever the others drew."""
-    if share.world > 1:
-        model.load_state_dict(share.same(model.state_dict()))
 
 
 def held(batches: Batches) -> bool:

@@ -238,22 +238,41 @@ SCRIPT = """
 import json, sys, threading, types, torch
 import pyro.distributions as dist
 from ppl_vae.declare.identity import portrait
-names, net = {"a", "b", "c", "d"}, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+names = {"a", "b", "c", "d"}
 class Object:
     def __init__(self):
         self.lock, self.names, self.law, self.own = threading.Lock(), names, dist.Normal(0.0, 2.0), self
     def __call__(self, x):
         return x in {"p", "q", "r"}
-def program(x, *, kind=Object):
-    return net(x), one, one(x), names
+def make(net, one, names):
+    def program(x, *, kind=Object):
+        return net(x), one, one(x), names
+    return program
+def of_itself():
+    class Inner(torch.nn.Module):
+        def forward(self, x):
+            return inner
+    inner = Inner()
+    return inner
 one = Object()
-value = [program, one, types.SimpleNamespace(a=1, b=names), lambda: one.lock, sys.stdout, object()]
+one.others = [Object() for _ in range(30)]
+for other in one.others:
+    other.others = one.others
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+    def forward(self, x):
+        return net(x)
+net = Net()
+value = [make(net, one, names), of_itself(), one]
+value += [types.SimpleNamespace(a=1, b=names), lambda: one.lock, sys.stdout, object()]
 print(json.dumps(portrait(value), sort_keys=True))
 """
 
 
 def test_a_portrait_is_the_same_in_every_process():
-    """Networks draw other weights there, sets come in another order, objects lie at other addresses."""
+    """Networks draw other weights there, sets come in another order, objects lie at other addresses, in circles too."""
     told = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
