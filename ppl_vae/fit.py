@@ -138,7 +138,7 @@ class Fit(Answers):
 
     # What the fit is worth, and how to keep it.
 
-    def evaluate(self, data: Any, num_particles: int = 100, seed: int = 0, weights: Any = None) -> Any:
+    def evaluate(self, data: Any, num_particles: int = 100, weights: Any = None, seed: int = 0) -> Any:
         """ELBO, log p(x), KL per unit and their kin on data: see ppl_vae.evaluation.evaluate."""
         from ppl_vae.evaluation import evaluate
 

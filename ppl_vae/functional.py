@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ppl_vae.errors import EngineError
+
 __all__ = ["called_with"]
 
 
@@ -22,6 +24,11 @@ def called_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any) ->
     tensors : dict of Tensor
         By the names of `named_parameters` and `named_buffers`.
 
+    Raises
+    ------
+    EngineError
+        If a name is of none of these.
+
     Examples
     --------
     >>> import torch
@@ -32,6 +39,8 @@ def called_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any) ->
     tensor([9.])
     """
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if unknown := sorted(tensors.keys() - own.keys()):
+        raise EngineError(f"{type(module).__name__} has no parameter or buffer {', '.join(unknown)}")
     given = {id(own[name]): tensor for name, tensor in tensors.items()}
     places = {
         f"{path}.{name}" if path else name: given[id(held)]

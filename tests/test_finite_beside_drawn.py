@@ -175,7 +175,6 @@ def test_classes_of_a_pair_with_drawn_latents_take_many_draws(num_particles):
     exact = torch.stack([dist.Normal(3.0 * k, 1.25**0.5).log_prob(x) for k in range(2)], -1).softmax(-1)
     fit = pv.SVI(1, progress=False).fit((model, guide), x)
     pyro.clear_param_store()
-    torch.manual_seed(0)
     # Weights of draws from the prior: 400 are worth about 100, so 0.05 is a standard error at most.
     close = torch.allclose(fit.responsibilities(x, num_particles).float(), exact, atol=0.15)
     assert close == (num_particles == 400)

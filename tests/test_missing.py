@@ -195,8 +195,10 @@ def test_a_row_of_shares_may_be_missing_altogether_and_not_in_part():
     found = model.log_prob(gappy)
     torch.testing.assert_close(found[:20], model.log_prob(x))
     assert found[20] == 0
-    fits = [pv.EM(max_iter=3, progress=False).fit(model, data).parameters["mixing.probs"] for data in (x, gappy)]
-    torch.testing.assert_close(*fits, rtol=0.05, atol=0.02)
+    # A row of which nothing is seen moves no maximum of the likelihood.
+    engine = pv.EM(max_iter=300, tol=1e-10, progress=False)
+    fits = [engine.fit(model, data).parameters["mixing.probs"] for data in (x, gappy)]
+    torch.testing.assert_close(*fits, rtol=1e-3, atol=1e-3)
     with pytest.raises(pv.DataError, match="1 rows are partly NaN"):
         model.log_prob(gappy.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(torch.nan).double()))
 

@@ -13,7 +13,7 @@ from ppl_vae.declare.observations import Observations, observe
 from ppl_vae.declare.of_data import OfData
 from ppl_vae.declare.of_draws import one_or_all
 from ppl_vae.declare.program import Placed, Scope
-from ppl_vae.errors import DataError, check_count
+from ppl_vae.errors import DataError, DeclarationError, check_count
 from ppl_vae.likelihoods.gaussian import Floored, likelihood_of
 
 if TYPE_CHECKING:
@@ -123,14 +123,32 @@ class LatentVariableModel(OfData):
         return {n: d.origin[0] for n, d in laws.items() if n in obs.values and hasattr(d, "origin")}
 
     def covariates(self, name: str, obs: Observations) -> tuple[Tensor, ...]:
-        """What an observed node passes to its family beside an index, [n, ...] each."""
+        """What an observed node passes to its family beside an index, [n, ...] each.
+
+        Raises
+        ------
+        DeclarationError
+            If it depends on shared latents: a family keeps what it makes of it.
+        """
         if not set(obs.values) & set(self._graph.nodes[name].parents):
             return ()
-        scope = self.scope(obs)
-        for node in self.local_nodes():
-            if node.name not in scope:
-                scope[node.name] = Placed(torch.zeros(len(obs), dtype=torch.long, device=self.like.device), 0)
-        with self.buffers_kept(), self.aside(), self.with_any_values():
+        by_hand = self.shared_by_hand()
+        with self.buffers_kept(), self.aside(), self.unbound():
+            found, *others = [self._covariates(name, obs) for _ in range(2 if by_hand else 1)]
+        if any(not torch.equal(a, b) for other in others for a, b in zip(found, other, strict=True)):
+            raise DeclarationError(
+                f"{type(self).__name__}.{name} gives its family inputs that depend on {', '.join(by_hand)}; a family "
+                "takes them from data alone: write the law with pyro.distributions"
+            )
+        return found
+
+    def _covariates(self, name: str, obs: Observations) -> tuple[Tensor, ...]:
+        """The same at values of the shared latents that are drawn anew."""
+        with self.with_any_values():
+            scope = self.scope(obs)
+            for node in self.local_nodes():
+                if node.name not in scope:
+                    scope[node.name] = Placed(torch.zeros(len(obs), dtype=torch.long, device=self.like.device), 0)
             return self.law(name, scope).origin[2]
 
     # Values per datum.

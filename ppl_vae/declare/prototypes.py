@@ -77,7 +77,7 @@ class Prototypes(Program):
 
     @contextmanager
     def with_any_values(self) -> Iterator[None]:
-        """Within the block shared latents without a value have one; shapes and inputs do not depend on which."""
+        """Within the block shared latents without a value have one, whichever: no shape depends on it."""
         values: dict[str, Tensor] = {}
         for node in self._graph.of_kind("latent", shared=True):
             if node.name not in self._bound:

@@ -295,7 +295,7 @@ class Climb:
         """Whether some data have the responsibilities that all data have together."""
         if len(self.few) < 2:
             return False
-        r = Posterior(self.model, values)
+        r = Posterior(self.model, values, moving=())
         (few,) = (r(chunk).flatten(0, -2) for chunk in each_chunk(Held(self.model, self.few, None)))
         return alike(torch.cat([few, (e.table / self.total).reshape(-1, 1)], 1))
 
@@ -322,6 +322,6 @@ class Climb:
         return fresh, True
 
     def _weight_for(self, lost: int, K: int) -> float:
-        """Of the data that one of several lost components begins with: enough for a covariance, where there are."""
+        """Of the data that one of several lost components begins with: enough for a covariance, if there are."""
         width = sum(value[0].numel() for value in self.few.values.values())
-        return min(self.total / lost, max(2.0 * width + 2, self.total / (5 * K)))
+        return min(self.total / (lost + 1), max(2.0 * width + 2, self.total / (5 * K)))

@@ -1,8 +1,8 @@
 """The M-step: closed forms for what families own, gradient steps that must raise Q for the rest (generalised EM)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,7 +97,7 @@ class Maximizer:
         parameters, by_hand = self.free
         if not parameters and not by_hand:
             return values, 0
-        return self.raised(parts, values, Posterior(self.model, before, assign), parameters)
+        return self.raised(parts, values, Posterior(self.model, before, parameters, assign), parameters)
 
     def raised(
         self, parts: Parts, values: Values, r: Responsibilities, parameters: list[torch.nn.Parameter]
@@ -140,15 +140,20 @@ class Posterior:
     Parameters
     ----------
     model : LatentVariableModel
-        Its parameters are taken as they are now: later steps do not move the responsibilities.
+        The model.
     values : Values
         Values of what is bound.
+    moving : sequence of Parameter
+        Those that steps will move; the responsibilities are those at the values of now.
     assign : Assign
         What stands in the place of q(z).
     """
 
-    def __init__(self, model: LatentVariableModel, values: Values, assign: Assign = soft) -> None:
-        self.model, self.values, self.assign = deepcopy(model), values, assign
+    def __init__(
+        self, model: LatentVariableModel, values: Values, moving: Sequence[torch.nn.Parameter], assign: Assign = soft
+    ) -> None:
+        self.model, self.values, self.assign = model, values, assign
+        self.before = [(p, p.detach().clone()) for p in moving]
         self.plan: Plan | None = None
         self.kept: dict[int, Tensor] = {}
         self.room = KEEP
@@ -157,13 +162,25 @@ class Posterior:
         """Those of one chunk."""
         if chunk.start in self.kept:
             return self.kept[chunk.start]
-        with self.model.bind(self.values), torch.no_grad():
+        with self._before(), self.model.bind(self.values), torch.no_grad():
             self.plan = self.plan or Plan(self.model, chunk.obs)
             joint = self.plan.log_joint(chunk, self.plan.joint(chunk))
             r = self.assign(joint.flatten(0, -2), chunk).r.view(joint.shape)
         if r.numel() <= self.room:
             self.kept[chunk.start], self.room = r, self.room - r.numel()
         return r
+
+    @contextmanager
+    def _before(self) -> Iterator[None]:
+        """Within the block parameters have the values of the E-step; graphs that hold them do not see it."""
+        now = [p.data for p, _ in self.before]
+        try:
+            for p, value in self.before:
+                p.data = value
+            yield
+        finally:
+            for (p, _), value in zip(self.before, now, strict=True):
+                p.data = value
 
 
 def _expected(plan: Plan, chunk: Chunk, r: Tensor) -> Tensor:

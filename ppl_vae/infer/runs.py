@@ -19,10 +19,10 @@ from ppl_vae.infer.callbacks import STOPPED, Callbacks
 from ppl_vae.infer.callbacks import Run as Told
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.climb import Climb, Run
-from ppl_vae.infer.expectation import Plan, Replace, added
+from ppl_vae.infer.expectation import Plan, added
 from ppl_vae.infer.interrupts import INTERRUPTED
 from ppl_vae.infer.mstep import Maximizer, Posterior, Values, each_chunk
-from ppl_vae.infer.parts import Held, Parts
+from ppl_vae.infer.parts import Chunk, Held, Parts
 from ppl_vae.infer.processes import LostError
 from ppl_vae.infer.starts import are_responsibilities, first_responsibilities, given_values, take_networks
 from ppl_vae.progress import Update, progress
@@ -201,22 +201,22 @@ class Starts:
             plan = Plan(model, obs)
             r = first_responsibilities(start, model, obs, weights, plan.sizes, self.em.seed + number)
             held = Held(model, obs, weights)
-            e = added(plan.expect(chunk, instead=_taken_from(r)) for chunk in each_chunk(held))
+            e = added(plan.expect(chunk, instead=lambda chunk, _: _of(r, chunk)) for chunk in each_chunk(held))
             values = maximizer.closed_forms(plan.finish(e), self.defaults)
         # The first run leaves parameters of the module where whoever declared it put them, if there components differ.
         kept = not self.maximizer.free[0] or not (number or are_responsibilities(start) or self._alike(values, held))
-        own, free = _taken_from(r), [] if kept else self.maximizer.free[0]
-        return maximizer.raised(held, values, lambda chunk: own(chunk, r), free)[0]
+        free = [] if kept else self.maximizer.free[0]
+        return maximizer.raised(held, values, lambda chunk: _of(r, chunk), free)[0]
 
     def _alike(self, values: Values, held: Held) -> bool:
         """Whether these data all have the same responsibilities."""
-        r = Posterior(self.model, values)
+        r = Posterior(self.model, values, moving=())
         return alike(torch.cat([r(chunk).flatten(0, -2) for chunk in each_chunk(held)], 1))
 
 
-def _taken_from(r: Tensor) -> Replace:
-    """Responsibilities [*enumerated, n] as the function of a chunk that the E-step asks."""
-    return lambda chunk, _: r[..., chunk.start : chunk.start + len(chunk.obs)]
+def _of(r: Tensor, chunk: Chunk) -> Tensor:
+    """The responsibilities [*enumerated, n] of one chunk."""
+    return r[..., chunk.start : chunk.start + len(chunk.obs)]
 
 
 def _after(done: int, update: Update) -> Update:

@@ -131,7 +131,7 @@ class Traced:
 
 def _dense(tensor: Tensor) -> Tensor:
     """A part of a larger tensor by itself: a graph is made at strides that a copy has."""
-    return tensor if tensor.stride() == torch.empty_like(tensor).stride() else tensor.contiguous()
+    return tensor if tensor.stride() == torch.empty_like(tensor, device="meta").stride() else tensor.contiguous()
 
 
 def _difference(expected: Tensor | None, found: Tensor | None, least: float) -> float:

@@ -183,9 +183,8 @@ def mutual_information(sites: Sites) -> Tensor:
         q, z = sites.q[name], sites.values[name]
         branches = q.batch_shape[:-1]
         share = y.sum_to_size(*branches, n) if branches else y.new_ones(n)
-        each = q.log_prob(
-            z.movedim(len(branches), 0).unsqueeze(1 + len(branches))
-        )  # log q(z_i | x_k, y), [n, *values, n]
+        at = z.movedim(len(branches), 0).unsqueeze(1 + len(branches))
+        each = q.log_prob(at)  # log q(z_i | x_k, y), [n, *values, n]
         of_all = torch.logsumexp(each + share.log() - share.sum(-1, keepdim=True).log(), -1).movedim(0, -1)
         found = found + torch.where(share > 0, share * (each.diagonal(dim1=0, dim2=-1) - of_all), 0.0).sum() / n
     return found

@@ -83,8 +83,8 @@ class InfoVae:
             of_q = self._corners(sites, name) if name in sites.enumerated else _flat(sites.values[name], sites.q[name])
             of_p, p_shares = (of_q, _prior_shares(sites, name)) if name in sites.enumerated else _prior(sites, name)
             units += 1 if name in sites.enumerated else of_q.shape[-1]
-            codes = _cloud([*earlier, of_q], _shares(sites, sites.enumerated), n, self.num_particles)
-            draws = _cloud([*earlier, of_p], p_shares, n, self.num_particles)
+            codes = _cloud([*earlier, of_q], _shares(sites, sites.enumerated), w, self.num_particles)
+            draws = _cloud([*earlier, of_p], p_shares, w, self.num_particles)
             found = found + discrepancy(*codes, *draws, w, KERNELS[self.kernel](2 * units * self.scale**2))
             earlier.append(of_q)
         return found
@@ -161,16 +161,18 @@ def _varies(sites: Sites, name: str, dim: int) -> bool:
     return -dim <= log_q.dim() and log_q.shape[dim] > 1
 
 
-def _cloud(codes: list[Tensor], shares: Tensor, n: int, particles: int) -> tuple[Tensor, Tensor]:
+def _cloud(codes: list[Tensor], shares: Tensor, weights: Tensor, particles: int) -> tuple[Tensor, Tensor]:
     """Codes side by side, [particles, values * n, d], and the share of each in its datum, [particles, values * n].
 
     Shares of values that no code depends on are summed.
     """
+    n = len(weights)
     shape = torch.broadcast_shapes(*(code.shape[:-1] for code in codes), (particles * n,))
     shares = shares.expand(torch.broadcast_shapes(shape, shares.shape)).sum_to_size(shape)
     joined = torch.cat([code.expand(*shape, -1) for code in codes], -1)
     joined = joined.reshape(-1, particles, n, joined.shape[-1]).transpose(0, 1).flatten(1, 2)
-    return joined, shares.reshape(-1, particles, n).transpose(0, 1).flatten(1, 2)
+    shares = shares.reshape(-1, particles, n).transpose(0, 1).flatten(1, 2)
+    return joined.to(weights), shares.to(weights)
 
 
 def discrepancy(x: Tensor, x_shares: Tensor, y: Tensor, y_shares: Tensor, weights: Tensor, kernel: Kernel) -> Tensor:

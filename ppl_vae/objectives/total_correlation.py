@@ -94,14 +94,16 @@ class TcElbo:
         mine, rest = (torch.where(of, row, 0.0).sum(-1, keepdim=True) for of in (same, ~same))
         own = (mine / (mine + rest) * w.sum() / self.size).clamp(max=1.0)
         mine, rest = (mass.clamp_min(torch.finfo(w.dtype).tiny) for mass in (mine, rest))
-        return (row * torch.where(same, own / mine, (1 - own) / rest)).log()
+        share = row * torch.where(same, own / mine, (1 - own) / rest)
+        # The logarithm of 0 has no gradient, nor may it bring one.
+        return torch.where(share > 0, torch.where(share > 0, share, 1.0).log(), -torch.inf)
 
 
 def _shares_given(sites: Sites, name: str) -> Tensor:
     """q(y | x) of the values y that q of a latent is given, [*values, m]."""
     shape = sites.q[name].batch_shape
     shares = total(sites.log_q[other] for other in sites.enumerated)
-    return shares.exp().sum_to_size(shape) if len(shape) > 1 else sites.values[name].new_ones(shape)
+    return shares.exp().sum_to_size(shape) if len(shape) > 1 else sites.log_q[name].new_ones(shape)
 
 
 def _log_q_of_all(q: TorchDistribution, z: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.mixture import BayesianGaussianMixture as TheirBayesian
 from sklearn.mixture import GaussianMixture as Theirs
 from sklearn.utils.validation import check_is_fitted
 
@@ -11,11 +12,14 @@ from ppl_vae import families, models
 from ppl_vae.declare.observations import are_named
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, Status
+from ppl_vae.sklearn.bayesian import BayesianGaussianMixture
 from ppl_vae.sklearn.covariance import COVARIANCES
 from ppl_vae.sklearn.density import normal
+from ppl_vae.sklearn.gaussian import GaussianMixture
 
 __all__ = ["from_sklearn", "to_sklearn"]
 
+MIXTURES = (Theirs, TheirBayesian, GaussianMixture, BayesianGaussianMixture)
 KINDS = {form.form: kind for kind, form in COVARIANCES.items()}
 """scikit-learn's name of each covariance form."""
 
@@ -52,7 +56,7 @@ def from_sklearn(estimator: Any) -> Fit:
     >>> from_sklearn(theirs).labels([[0.0, 0.0], [12.0, 3.0]]).tolist() == theirs.predict([[0, 0], [12, 3]]).tolist()
     True
     """
-    if not hasattr(estimator, "covariance_type"):
+    if not isinstance(estimator, MIXTURES):
         raise EngineError(
             f"from_sklearn takes a fitted GaussianMixture or BayesianGaussianMixture, got a {type(estimator).__name__}"
         )

@@ -1,10 +1,11 @@
 """Labels, all or some of them known, beside families whose parameters have a prior."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae import families, latent, observed
+from ppl_vae import families, given, latent, observed
 
 
 class Counts(pv.LatentVariableModel):
@@ -51,3 +52,47 @@ def test_every_engine_takes_some_labels(engine):
     r = fit.responsibilities({"x": X})
     assert bool((r[:3, 0] > 0.5).all())
     assert bool((r[3:, 1] > 0.5).all())
+
+
+class Scaled(Counts):
+    """The same beside a latent declared by hand, which a second outcome depends on."""
+
+    @latent(shared=True)
+    def s(self):
+        return dist.Gamma(2.0, 2.0)
+
+    @observed
+    def y(self, s, z):
+        return dist.Exponential(s.expand(z.shape))
+
+
+def test_labels_beside_a_shared_latent_declared_by_hand():
+    """EM's s is the mode of its Gamma posterior, (n + a - 1) / (sum y + b)."""
+    y = torch.tensor([0.5, 1.0, 0.2, 0.1, 2.0, 0.4, 0.8])
+    found = pv.EM(max_iter=100, tol=1e-12, progress=False).fit(Scaled(), {"x": X, "y": y, "z": Z}).parameters
+    assert found["s"].item() == pytest.approx((7 + 1) / (y.sum().item() + 2), rel=1e-4)
+    assert found["mixing.probs"].tolist() == pytest.approx([4 / 9, 5 / 9])
+
+
+class Sloped(pv.LatentVariableModel):
+    """A regression on what a shared latent makes of an input."""
+
+    t = given()
+
+    def __init__(self):
+        super().__init__()
+        self.line = families.LinearRegression(1, batch=1)
+
+    @latent(shared=True)
+    def s(self):
+        return dist.Gamma(2.0, 2.0)
+
+    @observed
+    def y(self, t, s):
+        return self.line(None, (t * s)[..., None])
+
+
+def test_inputs_of_a_family_that_depend_on_a_shared_latent_are_refused():
+    t = torch.linspace(0, 1, 20)
+    with pytest.raises(pv.DeclarationError, match="inputs that depend on s"):
+        pv.EM(progress=False).fit(Sloped(), {"t": t, "y": 2 * t + 1 + 0.1 * torch.randn(20)})

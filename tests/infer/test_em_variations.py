@@ -146,7 +146,7 @@ def test_squarem_repairs_a_lost_component(faithful):
 def test_squarem_keeps_the_variance_floor():
     """Four components on three distinct points run to the floor, where an extrapolation would go through it."""
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).repeat(4, 1)
-    found = fit(pv.models.GaussianMixture(4, 2, "diagonal"), x, accelerate="squarem", max_iter=100)
+    found = fit(pv.models.GaussianMixture(4, 2, "diagonal"), x, accelerate="squarem", max_iter=100, seed=1)
     assert found.status.code == "degenerate"
     assert torch.isfinite(found.trace["bound"]).all()
     variances = found.parameters["components.covariance"] / x.var(0, correction=0)
@@ -494,3 +494,22 @@ def test_a_pyro_model_has_no_variations():
 
     with pytest.raises(EngineError, match="accelerate, weights for declared models only"):
         fit(model, torch.zeros(5), torch.ones(5), accelerate="squarem")
+
+
+def test_a_restart_does_not_depend_on_the_scale_of_weights():
+    """Three groups, one component far away: weights that sum to 1 lead where weights of 1 do."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(300, 2, generator=generator).double() + 8 * k for k in range(3)])
+    loc = torch.tensor([[0.0, 0.0], [12.0, 12.0], [1e6, 1e6]], dtype=torch.float64)
+    start = {
+        "mixing.probs": torch.full((3,), 1 / 3),
+        "components.loc": loc,
+        "components.covariance": 9 * torch.eye(2).expand(3, 2, 2),
+    }
+    ends = []
+    for scale in (1.0, 1 / 900):
+        fit = pv.EM(start=start, progress=False).fit(pv.models.GaussianMixture(3, 2), x, torch.full((900,), scale))
+        assert any("restarted" in note for note in fit.status.notes)
+        ends.append(fit.log_prob(x).mean().item())
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+    assert fit.parameters["mixing.probs"].tolist() == pytest.approx([1 / 3] * 3, abs=1e-2)

@@ -226,3 +226,15 @@ def test_t22_the_discrepancy_keeps_information_where_the_bound_collapses():
     spread = info.posterior(x).sample()
     assert abs(spread.mean().item()) < 0.3
     assert spread.std().item() == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", [pv.infovae(0.3, 2.0), pv.tc_elbo(40, 3.0)])
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+def test_finite_latents_train_in_either_precision_with_labels_and_padding(kind, precision):
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    y = torch.where(torch.arange(40) % 3 == 0, (x[:, 0] > 0).float(), torch.nan)
+    engine = pv.SVI(2, batch_size=16, objective=kind, precision=precision, compile="trace", progress=False)
+    fit = engine.fit(Labelled(), {"x": x, "y": y})
+    assert fit.status.code == "finished"
+    assert bool(fit.trace["bound"].isfinite().all())

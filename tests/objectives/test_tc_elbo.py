@@ -70,6 +70,25 @@ def test_a_q_that_is_given_a_finite_latent_is_decomposed_for_each_of_its_values(
     torch.testing.assert_close(sum(whole)[counts], divergence[counts])
 
 
+def test_rows_of_weight_0_and_values_without_a_share_bring_no_nan():
+    """The gradient in q(y | x) where shares are exactly 0: a weight of 0, a known label."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    known = torch.tensor([[True, True, True, True], [True, False, True, True], [True, False, True, True]])
+    log_y = torch.where(known, logits, -torch.inf).log_softmax(0)
+    q = dist.Normal(torch.randn(3, 4, 2, dtype=torch.float64), 0.7).to_event(1)
+    p = dist.Normal(torch.zeros(3, 1, 2, dtype=torch.float64), 1.0).to_event(1)
+    z = q.sample()
+    log_q = {"y": log_y, "z": q.log_prob(z)}
+    zeros = torch.zeros(3, 4, dtype=torch.float64)
+    sites = Sites({"y": zeros, "z": p.log_prob(z)}, log_q, {"z": p}, {"z": q}, {"z": z}, {}, {"y": -2})
+    w = torch.tensor([1.0, 2.0, 0.0, 1.0], dtype=torch.float64)
+    objective = pv.tc_elbo(size=50, beta=3.0)
+    (gradient,) = torch.autograd.grad((w * objective(sites, 1.0, w)).sum(), [logits])
+    assert bool(gradient.isfinite().all())
+    assert bool(gradient[:, [0, 3]].any())
+
+
 def test_weights_count_data_as_often():
     """Weight 2 is a row given twice, in the mixture that q(z) is."""
     sites, loc, scale = example(4)
