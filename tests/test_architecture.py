@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ppl_vae"
 ROOMS = {
     "errors": 0,
     "alone": 0,
-    "functional": 0,
+    "functional": 1,
     "version": 0,
     "records": 0,
     "progress": 0,
