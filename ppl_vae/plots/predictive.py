@@ -69,7 +69,8 @@ def predictive_check(
     ax.set_xlabel(columns[feature])
     ax.set_ylabel("density")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    # Above the axes: among so many curves matplotlib looks long for a place, and says so.
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return ax
 
 
