@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.data import Block, Stream, stream
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, EngineError
 from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights, empty_rows, one_source
 from ppl_vae.likelihoods.gaussian import Floored
@@ -94,10 +94,19 @@ class Parts:
             part = obs.rows(span)
             own = None if weights is None else weights[span]
             features = {
-                name: family.features(part.with_gaps(name), *self.model.covariates(name, part))
+                name: family.features(part.with_gaps(name), *self._covariates(name, part))
                 for name, family in self.families.items()
             }
             yield Chunk(part, own, start + low, features)
+
+    def _covariates(self, name: str, part: Observations) -> tuple[Tensor, ...]:
+        found = self.model.covariates(name, part)
+        if any(inputs.requires_grad for inputs in found):
+            raise EngineError(
+                f"{type(self.model).__name__}.{name} gives its family inputs that a network makes, and sums over data "
+                "are kept of inputs that stay: fit it by SVI, or freeze the network by requires_grad_(False)"
+            )
+        return found
 
 
 @dataclass(frozen=True)

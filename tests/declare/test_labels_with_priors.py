@@ -96,3 +96,31 @@ def test_inputs_of_a_family_that_depend_on_a_shared_latent_are_refused():
     t = torch.linspace(0, 1, 20)
     with pytest.raises(pv.DeclarationError, match="inputs that depend on s"):
         pv.EM(progress=False).fit(Sloped(), {"t": t, "y": 2 * t + 1 + 0.1 * torch.randn(20)})
+
+
+class Networked(pv.LatentVariableModel):
+    """A regression on what a network makes of an input."""
+
+    t = given()
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.line = torch.nn.Linear(1, 2), families.LinearRegression(2, batch=1)
+
+    @observed
+    def y(self, t):
+        return self.line(None, self.net(t[..., None]).tanh())
+
+
+def test_inputs_of_a_family_that_a_network_makes_are_for_svi_or_frozen():
+    torch.manual_seed(0)
+    data = {"t": torch.linspace(-1, 1, 40), "y": torch.linspace(-1, 1, 40).sin()}
+    model = Networked()
+    with pytest.raises(pv.EngineError, match="fit it by SVI, or freeze the network"):
+        pv.EM(progress=False).fit(model, data)
+    assert pv.SVI(3, progress=False).fit(model, data).status.code == "finished"
+    model.net.requires_grad_(False)
+    fit = pv.EM(progress=False).fit(model, data)
+    features = torch.cat([model.net(data["t"][:, None]).tanh(), torch.ones(40, 1)], 1).double()
+    residual = data["y"].double() - features @ torch.linalg.lstsq(features, data["y"].double()).solution
+    assert fit.parameters["line.variance"].item() == pytest.approx(residual.square().mean().item(), rel=1e-3)
