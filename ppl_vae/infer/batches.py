@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -18,7 +19,17 @@ from ppl_vae.infer.processes import Share
 from ppl_vae.infer.resident import Resident
 from ppl_vae.infer.streamed import Streamed
 
-__all__ = ["Batch", "Batches", "example", "in_memory", "index_needed", "make_batches", "size_needed"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "data_dtype",
+    "example",
+    "held",
+    "in_memory",
+    "index_needed",
+    "make_batches",
+    "size_needed",
+]
 
 ALONE = Share()
 
@@ -180,3 +191,25 @@ def _first(value: Any) -> Any:
     """The first entry of a sequence such as (x, label)."""
     pair = isinstance(value, list | tuple) and value and isinstance(value[0], Tensor)
     return value[0] if pair else value
+
+
+def held(batches: Batches) -> bool:
+    """Whether all rows are in memory, as `batches.first`."""
+    return len(batches.first) == batches.size
+
+
+def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
+    """Dtype of the first floating tensor or array in the data; data frames and tables are float64.
+
+    Half precision is for keeping data, not for computing: there the model's own dtype is taken.
+    """
+    values = data.values() if isinstance(data, dict) else [data]
+    for value in values:
+        dtype: Any = getattr(getattr(value, "probabilities", value), "dtype", None)
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return dtype if dtype.itemsize >= 4 else default
+        if getattr(dtype, "kind", None) == "f":
+            return {2: default, 4: torch.float32}.get(dtype.itemsize, torch.float64)
+        if dtype is None and not isinstance(value, list | tuple):
+            return torch.float64
+    return default

@@ -18,7 +18,7 @@ from ppl_vae.errors import DataError, EngineError, check_seed, check_whole
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.ascent import ModelObjective
 from ppl_vae.infer.averaging import Averaging
-from ppl_vae.infer.batches import Batches, example, index_needed, make_batches, size_needed
+from ppl_vae.infer.batches import Batches, data_dtype, example, held, index_needed, make_batches, size_needed
 from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
@@ -385,25 +385,3 @@ HEADER = (
     "precision", "seed", "alternate", "average",
 )  # fmt: skip
 """Settings that a resumed run must share."""
-
-
-def held(batches: Batches) -> bool:
-    """Whether all rows are in memory, as `batches.first`."""
-    return len(batches.first) == batches.size
-
-
-def data_dtype(data: Any, default: torch.dtype) -> torch.dtype:
-    """Dtype of the first floating tensor or array in the data; data frames and tables are float64.
-
-    Half precision is for keeping data, not for computing: there the model's own dtype is taken.
-    """
-    values = data.values() if isinstance(data, dict) else [data]
-    for value in values:
-        dtype: Any = getattr(getattr(value, "probabilities", value), "dtype", None)
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            return dtype if dtype.itemsize >= 4 else default
-        if getattr(dtype, "kind", None) == "f":
-            return {2: default, 4: torch.float32}.get(dtype.itemsize, torch.float64)
-        if dtype is None and not isinstance(value, list | tuple):
-            return torch.float64
-    return default
