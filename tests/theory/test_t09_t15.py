@@ -23,7 +23,7 @@ def test_t09_likelihood_gains_at_least_what_q_gains():
         with model.bind(values):
             plan = Plan(model, parts.obs)
             e = added(plan.expect(chunk) for chunk in each_chunk(parts))
-            return e.log_prob, plan.finish(e), Posterior(model, values)
+            return e.log_prob, plan.finish(e), Posterior(model, values, moving=list(model.parameters()))
 
     def expected(r):
         return sum(maximizer.expected_log_joint(parts, r))
