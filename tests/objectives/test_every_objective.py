@@ -25,7 +25,7 @@ EVERYDAY = [
 WITHOUT_Q = {
     *(name for name in [*MODELS, *OTHERS] if "mixture" in name and name not in ("mixture vae", "GMVAE, its mixture")),
     *(name for name in OTHERS if "CodePrior" in name),
-    "two finite",
+    *(name for name in MODELS if name.startswith("two finite")),
     "shared by hand",
 }
 REFUSED = {
