@@ -1,10 +1,8 @@
 """log p(x) of many data by many draws: importance weights in bounded memory, resumable."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,19 +12,17 @@ from torch import Tensor
 from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel
 from ppl_vae.declare.answers import log_weights
-from ppl_vae.declare.identity import fingerprint
 from ppl_vae.declare.local import local_q
 from ppl_vae.declare.observations import Observations
 from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.evidence import Evidence, RunningWeights, exact
 from ppl_vae.families.supports import law_of_entries
 from ppl_vae.fit import Fit
-from ppl_vae.infer.identity import differences
 from ppl_vae.infer.random_state import own_random
+from ppl_vae.infer.rows_done import EVIDENCE, RowsDone, columns, evidence, question, said
 from ppl_vae.infer.step import choose
 from ppl_vae.infer.tracing import Traced
 from ppl_vae.progress import progress as shown
-from ppl_vae.records import read_record, write_record
 
 __all__ = ["log_evidence"]
 
@@ -34,12 +30,8 @@ AT_ONCE = 4096
 """Data times draws held in memory at once, unless told otherwise: on a processor its caches hold their pixels."""
 ROWS = 16
 """Data in a block, at most."""
-WRITE_EVERY = 10.0
-"""Seconds between two writes of a checkpoint."""
-KIND = "ppl_vae log evidence"
 Weigh = Callable[[Observations], Tensor]
 """Log weights of further draws of a block, [draws, rows]."""
-COLUMNS = ("value", "standard_error", "effective_sample_size", "k_hat")
 
 
 def log_evidence(
@@ -126,10 +118,16 @@ def log_evidence(
         if _sees_points(model, obs):
             return Evidence(**{**vars(exact(model.elbo(obs))), "method": "bound"})
         plan = Plan(num_particles, at_once, seed, len(obs))
-        found = Found.opened(checkpoint, plan.header(model, obs), len(obs))
+        header = question(model, obs, num_particles=num_particles, at_once=at_once, seed=seed)
+        found = RowsDone(checkpoint, "log_evidence", header, EVIDENCE, len(obs))
         with unvalidated(), model.standing(), shown("log p(x)", len(obs), progress) as update:
-            found.fill(plan, model, _weigher(model, obs, plan, compile), obs, update)
-    return found.evidence()
+            weigh = _weigher(model, obs, plan, compile)
+            found.work(
+                plan.blocks(found.done),
+                lambda rows: columns(_of_block(plan, model, weigh, obs, rows)),
+                lambda so_far: update(so_far.done, said(so_far)),
+            )
+    return evidence(found)
 
 
 @dataclass(frozen=True)
@@ -159,73 +157,6 @@ class Plan:
     def blocks(self, done: int) -> Iterator[Tensor]:
         """Rows of each block that is not done."""
         return (torch.arange(first, min(first + self.rows, self.size)) for first in range(done, self.size, self.rows))
-
-    def header(self, model: LatentVariableModel, obs: Observations) -> dict[str, Any]:
-        """What a checkpoint must share with the call."""
-        return {
-            "model": type(model).__name__,
-            "parameters": fingerprint({**model.state_dict(), **model._bound}),
-            "data": fingerprint({**obs.values, **{f"{name}, missing": gap for name, gap in obs.missing.items()}}),
-            "num_particles": self.count,
-            "at_once": self.at_once,
-            "seed": self.seed,
-            "device": model.like.device.type,
-        }
-
-
-class Found:
-    """What is known so far: four numbers for each of the first `done` data, and the file that keeps them."""
-
-    def __init__(self, path: Path | None, header: dict[str, Any], columns: dict[str, Tensor], done: int = 0) -> None:
-        self.path, self.header, self.columns, self.done = path, header, columns, done
-        self.written, self.last = done, time.monotonic()
-
-    @classmethod
-    def opened(cls, checkpoint: str | os.PathLike[str] | None, header: dict[str, Any], n: int) -> "Found":
-        """What the file holds, if there is one, of a call with this header."""
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is None or not path.exists():
-            return cls(path, header, {name: torch.full((n,), torch.nan, dtype=torch.float64) for name in COLUMNS})
-        record, columns = read_record(path, KIND, "checkpoint of log_evidence")
-        differs = differences(record["header"], header)
-        if differs:
-            raise EngineError(f"{path} is of another call: {'; '.join(differs)}; name another file, or remove this one")
-        return cls(path, header, columns, record["done"])
-
-    def fill(
-        self,
-        plan: Plan,
-        model: LatentVariableModel,
-        weigh: Weigh,
-        obs: Observations,
-        update: Callable[[int, str], None],
-    ) -> None:
-        """Work through the blocks that are not done; what is done by an interruption is kept."""
-        try:
-            for rows in plan.blocks(self.done):
-                self._keep(rows, _of_block(plan, model, weigh, obs, rows))
-                update(self.done, f"mean {self.columns['value'][: self.done].mean().item():.3f} nats")
-                if time.monotonic() - self.last > WRITE_EVERY:
-                    self._write()
-        finally:
-            self._write()
-
-    def _keep(self, rows: Tensor, block: Evidence) -> None:
-        for name, column in self.columns.items():
-            value = getattr(block, name)
-            if value is not None:
-                column[rows] = value[: len(rows)].cpu()
-        self.done += len(rows)
-
-    def _write(self) -> None:
-        if self.path is not None and self.done > self.written:
-            write_record(self.path, {"header": self.header, "done": self.done}, self.columns, KIND)
-            self.written, self.last = self.done, time.monotonic()
-
-    def evidence(self) -> Evidence:
-        """As an Evidence."""
-        value, error, ess, k_hat = (self.columns[name] for name in COLUMNS)
-        return Evidence(value, error, ess, "importance", None if k_hat.isnan().all() else k_hat)
 
 
 def _of_block(plan: Plan, model: LatentVariableModel, weigh: Weigh, obs: Observations, rows: Tensor) -> Evidence:

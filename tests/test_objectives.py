@@ -6,7 +6,7 @@ import torch
 from example_models import MODELS, make
 from torch.distributions import Normal, Poisson
 
-from ppl_vae.objectives import Sites, elbo, has_analytic_kl, iwae
+from ppl_vae.objectives import Sites, analytic_kl, elbo, has_analytic_kl, iwae
 
 FINITE = [name for name in MODELS if name.startswith(("two finite", "finite posterior"))]
 
@@ -156,10 +156,22 @@ def test_the_analytic_divergence_replaces_its_draw():
         (dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Normal(torch.zeros(2), 2.0).to_event(1), True),
         (dist.Normal(0.0, 1.0), dist.StudentT(3.0), False),
         (dist.Gamma(1.0, 1.0), dist.Gamma(2.0, 1.0), True),
+        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), dist.Normal(torch.zeros(2), 2.0).to_event(1), True),
+        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), dist.Laplace(torch.zeros(2), 2.0).to_event(1), False),
     ],
 )
 def test_which_divergences_are_known(q, p, known):
     assert has_analytic_kl(q, p) is known
+
+
+def test_a_full_covariance_has_a_divergence_from_independent_normals():
+    torch.manual_seed(0)
+    factor = torch.randn(3, 2, 2, dtype=torch.float64).tril()
+    q = dist.MultivariateNormal(torch.randn(3, 2).double(), factor @ factor.mT + 0.1 * torch.eye(2))
+    loc, scale = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.7, 2.0]).double()
+    mean_of_log_p = dist.Normal(loc, scale).log_prob(q.mean) - 0.5 * q.variance / scale**2
+    expected = -q.entropy() - mean_of_log_p.sum(-1)
+    torch.testing.assert_close(analytic_kl(q, dist.Normal(loc, scale).to_event(1)), expected)
 
 
 def test_an_unknown_divergence_falls_back_to_the_draw():

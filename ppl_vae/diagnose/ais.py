@@ -1,6 +1,7 @@
 """Annealed importance sampling: log p(x) without q."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ppl_vae.alone import differentiable
 from ppl_vae.diagnose.codes import Code, Codes, UndefinedError
 from ppl_vae.evidence import Evidence, importance
 from ppl_vae.infer.tracing import Traced
+from ppl_vae.progress import progress as shown
 
 __all__ = ["annealed"]
 
@@ -26,6 +28,7 @@ def annealed(
     temperatures: int = 200,
     leapfrog: int = 5,
     compile: str = "trace",  # noqa: A002
+    progress: bool = False,
 ) -> Evidence:
     """Log p(x_i) by chains that go from the prior to the posterior, [n] nats.
 
@@ -42,6 +45,8 @@ def annealed(
         Chains per datum, densities on the way, steps of a move.
     compile : {"trace", "off"}
         Whether the gradient runs as a graph.
+    progress : bool
+        Show progress.
 
     Raises
     ------
@@ -66,8 +71,9 @@ def annealed(
     betas = sigmoid_schedule(temperatures)
     with torch.no_grad(), codes.model.numeric(), codes.model.aside():
         path.check()
-        steps = _tuned(path, betas, leapfrog)
-        log_w = _run(path, betas, leapfrog, steps)
+        with shown("annealing", 2 * temperatures, progress) as update:
+            steps = _tuned(path, betas, leapfrog, lambda done: update(done, "lengths of the steps"))
+            log_w = _run(path, betas, leapfrog, steps, lambda done: update(temperatures + done, f"{chains} chains"))
     return replace(importance(log_w.reshape(chains, codes.n)), method="annealed")
 
 
@@ -156,7 +162,7 @@ def _move(path: Path, u: Tensor, beta: Tensor, length: Tensor, leapfrog: int) ->
     return torch.where((torch.rand_like(chance) < chance)[:, None], new, u), chance
 
 
-def _tuned(path: Path, betas: Tensor, leapfrog: int) -> list[Tensor]:
+def _tuned(path: Path, betas: Tensor, leapfrog: int, update: Callable[[int], None]) -> list[Tensor]:
     """Length of the steps at every temperature, [rows, 1] each; all chains of a datum share theirs."""
     u, n = path.start(), path.codes.n
     length = u.new_full((n,), 0.5)
@@ -165,10 +171,11 @@ def _tuned(path: Path, betas: Tensor, leapfrog: int) -> list[Tensor]:
         u, chance = _move(path, u, beta, length.repeat(path.count // n)[:, None], leapfrog)
         length = length * (GAIN * (chance.reshape(-1, n).mean(0) - ACCEPT)).exp()
         found.append(length.repeat(path.count // n)[:, None])
+        update(len(found))
     return found
 
 
-def _run(path: Path, betas: Tensor, leapfrog: int, lengths: list[Tensor]) -> Tensor:
+def _run(path: Path, betas: Tensor, leapfrog: int, lengths: list[Tensor], update: Callable[[int], None]) -> Tensor:
     """Log weights of all chains, [rows] in float64."""
     u = path.start()
     log_w = torch.zeros(path.count, dtype=torch.float64, device=u.device)
@@ -177,6 +184,7 @@ def _run(path: Path, betas: Tensor, leapfrog: int, lengths: list[Tensor]) -> Ten
         likelihood = path.slope(u, ways[t])[1]
         log_w += (ways[t + 1] - ways[t]).double() * likelihood.double()
         u, _ = _move(path, u, ways[t + 1], length, leapfrog)
+        update(t + 1)
     if not bool(log_w.isfinite().any()):
         raise UndefinedError(f"all {math.prod(log_w.shape)} chains ended where the density is zero")
     return log_w

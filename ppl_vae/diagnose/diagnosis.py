@@ -1,5 +1,6 @@
 """What is wrong with a fit, as a table: collapse, prior hole, quality of q."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,8 @@ def diagnose(
     ais_data: int = 0,
     seed: int = 0,
     weights: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> Diagnosis:
     """Measure collapse, prior hole and the quality of q of a fit with continuous latents.
 
@@ -170,6 +173,10 @@ def diagnose(
         Seed of all draws; the generator is put back as it was.
     weights : Tensor, optional
         [n]; those of the fit by default, where the data are its own.
+    checkpoint : path, optional
+        File that keeps log p(x) of the data that are done; the same call goes on from it.
+    progress : bool
+        Show progress.
 
     Returns
     -------
@@ -181,7 +188,7 @@ def diagnose(
     DataError
         Without data, for counts that are too small, or for weights that stand for less than one datum.
     EngineError
-        If it is no fit, draws no latent, or is of an ordinary Pyro program.
+        If it is no fit, draws no latent, is of an ordinary Pyro program, or the checkpoint is of another call.
 
     Examples
     --------
@@ -211,7 +218,7 @@ def diagnose(
         obs = whole.rows(index)
         with model.numeric(), local_q(model, obs):
             found = aggregate(Codes(model, obs))
-            q = inference(found.codes, num_particles, gap_data, ais_data)
+            q = inference(found.codes, num_particles, gap_data, ais_data, seed, checkpoint, progress)
             told = _notes(fit, counted), training_of(fit, obs), obs
             return Diagnosis(collapse(found), hole(found), q, index, seed, *told)
 

@@ -12,6 +12,7 @@ from ppl_vae.diagnose.weights import draw_weights, weigh
 from ppl_vae.evidence import Evidence
 from ppl_vae.infer.tracing import Traced
 from ppl_vae.objectives import Elbo
+from ppl_vae.progress import progress as shown
 
 __all__ = ["LocalBound", "local_bound"]
 
@@ -43,7 +44,12 @@ class LocalBound:
     evidence: Evidence
 
 
-def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> LocalBound:  # noqa: A002
+def local_bound(
+    codes: Codes,
+    steps: int = STEPS,
+    compile: str = "trace",  # noqa: A002
+    progress: bool = False,
+) -> LocalBound:
     """Find each datum a q of its own, from the encoder's answer, the decoder held fixed (T14).
 
     The parameters of q(z | x_i) are moved in free coordinates by Adam; layers of a flow stay as they are. Unless the
@@ -58,6 +64,8 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
         Of Adam, each with 4 draws per datum.
     compile : {"trace", "off"}
         Whether a step runs as a graph.
+    progress : bool
+        Show progress.
 
     References
     ----------
@@ -74,7 +82,7 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
     """
     offsets = Offsets(codes.model, codes.obs)
     with differentiable(), codes.model.numeric():
-        _climb(codes, offsets, steps, compile)
+        _climb(codes, offsets, steps, compile, progress)
     start = [torch.zeros_like(value) for value in offsets.tensors()]
     found = [value.detach() for value in offsets.tensors()]
     gain = _bound(codes, offsets, found, SELECT, seed=1)[0] - _bound(codes, offsets, start, SELECT, seed=1)[0]
@@ -85,7 +93,7 @@ def local_bound(codes: Codes, steps: int = STEPS, compile: str = "trace") -> Loc
     return LocalBound(amortised.mean(0), bound, better, weigh(torch.where(better, second, first)))
 
 
-def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
+def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str, progress: bool) -> None:
     rows = codes.obs.repeat(PARTICLES)
     index = torch.arange(codes.n, device=codes.model.like.device).repeat(PARTICLES)
 
@@ -97,12 +105,14 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str) -> None:
 
     step, tensors = Traced(gradient, mode), offsets.tensors()
     optimizer = torch.optim.Adam(tensors, RATE)
-    for done in range(steps):
-        # The draws' noise averages out only as the steps get shorter.
-        optimizer.param_groups[0]["lr"] = RATE * (1 - done / steps)
-        for value, slope in zip(tensors, step(*[v.detach() for v in tensors]), strict=True):
-            value.grad = slope.nan_to_num(0.0, 0.0, 0.0)
-        optimizer.step()
+    with shown("best q of each datum", steps, progress) as update:
+        for done in range(steps):
+            # The draws' noise averages out only as the steps get shorter.
+            optimizer.param_groups[0]["lr"] = RATE * (1 - done / steps)
+            for value, slope in zip(tensors, step(*[v.detach() for v in tensors]), strict=True):
+                value.grad = slope.nan_to_num(0.0, 0.0, 0.0)
+            optimizer.step()
+            update(done + 1, f"{codes.n} data")
 
 
 def _bound(codes: Codes, offsets: Offsets, to: list[Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:

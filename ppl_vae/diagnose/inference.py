@@ -1,7 +1,8 @@
 """How good q is: the gap of the bound and its parts, the weights of its draws, and an independent check of log p(x)."""
 
 import math
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from ppl_vae.diagnose.ais import annealed
 from ppl_vae.diagnose.codes import Codes, UndefinedError
 from ppl_vae.diagnose.gap import LocalBound, local_bound
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
-from ppl_vae.diagnose.weights import draw_weights, weigh
-from ppl_vae.evidence import Evidence, exact, hardly_vary
+from ppl_vae.diagnose.weights import BOUND, bound_and_evidence
+from ppl_vae.evidence import Evidence, hardly_vary
+from ppl_vae.infer.rows_done import RowsDone, question
+from ppl_vae.progress import progress as shown
 
 __all__ = ["Inference", "inference"]
 
@@ -49,14 +52,23 @@ class Inference:
     quantities: list[Quantity]
 
 
-def inference(codes: Codes, num_particles: int, gap_data: int, ais_data: int) -> Inference:
+def inference(
+    codes: Codes,
+    num_particles: int,
+    gap_data: int,
+    ais_data: int,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Inference:
     """Measure the gap, its parts, the tails of the weights, and check log p(x)."""
-    each, log_w = draw_weights(codes, 1 if codes.points else num_particles)
-    bound = each.mean(0)
-    # A point mass has one draw, whose weight is the bound.
-    evidence = replace(exact(bound), method="bound") if codes.points else weigh(log_w)
-    local, split = _split(codes, gap_data)
-    check, said = _check(codes, evidence, ais_data)
+    count = 1 if codes.points else num_particles
+    header = question(codes.model, codes.obs, num_particles=count, seed=seed)
+    found = RowsDone(checkpoint, "diagnose", header, BOUND, codes.n)
+    with shown("log p(x)", codes.n, progress) as update:
+        bound, evidence = bound_and_evidence(codes, count, seed, found, update)
+    local, split = _split(codes, gap_data, progress)
+    check, said = _check(codes, evidence, ais_data, progress)
     rows = [*_evidence(bound, evidence, num_particles), *split, *_tails(evidence, num_particles), *said]
     if codes.points:
         rows = [undefined(q.name, PART, q.meaning, POINT) if q.name in WEIGHTED else q for q in rows]
@@ -82,7 +94,7 @@ def _joined(a: float | None, b: float) -> float | None:
     return None if a is None else math.hypot(a, b)
 
 
-def _split(codes: Codes, count: int) -> tuple[LocalBound | None, list[Quantity]]:
+def _split(codes: Codes, count: int, progress: bool) -> tuple[LocalBound | None, list[Quantity]]:
     """The gap as approximation gap plus amortisation gap, on the first data."""
     few = codes.first(max(count, 1))
     family = f"of {few.n} data: log p(x) less the bound at the best q of its family, one for each datum"
@@ -92,7 +104,7 @@ def _split(codes: Codes, count: int) -> tuple[LocalBound | None, list[Quantity]]
     try:
         if not codes.amortised:
             raise UndefinedError("q has parameters of its own for each datum, there is no encoder")
-        local = local_bound(few)
+        local = local_bound(few, progress=progress)
     except UndefinedError as why:
         return None, [
             undefined("approximation gap", PART, family, str(why)),
@@ -125,14 +137,14 @@ def _tails(evidence: Evidence, count: int) -> list[Quantity]:
     return [measured("bad Pareto k", PART, k_meaning, bad, unit="of data", ok=bad <= BAD_SHARE), size]
 
 
-def _check(codes: Codes, evidence: Evidence, count: int) -> tuple[Evidence | None, list[Quantity]]:
+def _check(codes: Codes, evidence: Evidence, count: int, progress: bool) -> tuple[Evidence | None, list[Quantity]]:
     name = "annealed log p(x)"
     meaning = "less the importance-weighted one on the same data; both are lower bounds in the mean"
     if count == 0:
         return None, []
     few = codes.first(count)
     try:
-        found: Any = annealed(few)
+        found: Any = annealed(few, progress=progress)
     except UndefinedError as why:
         return None, [undefined(name, PART, meaning, str(why))]
     more = found.value - evidence.value[: few.n]

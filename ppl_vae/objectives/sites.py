@@ -137,8 +137,15 @@ def analytic_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     if entries.has_enumerate_support:  # torch's of Bernoulli laws does not broadcast
         shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
         q, p = q.expand(shape), p.expand(shape)
-    kl: Tensor = dist.kl.kl_divergence(q, p)
+    kl: Tensor = dist.kl.kl_divergence(q, _joint(p) if isinstance(q, dist.MultivariateNormal) else p)
     return kl
+
+
+def _joint(p: TorchDistribution) -> TorchDistribution:
+    """Independent normals as one multivariate normal, the form in which torch knows their KL to another."""
+    if isinstance(p, dist.Independent) and isinstance(p.base_dist, dist.Normal) and len(p.event_shape) == 1:
+        return dist.MultivariateNormal(p.mean, scale_tril=p.stddev.diag_embed())
+    return p
 
 
 def has_analytic_kl(q: TorchDistribution, p: TorchDistribution) -> bool:

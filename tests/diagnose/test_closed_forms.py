@@ -45,7 +45,7 @@ def test_kl_is_that_of_the_normals(exact):
     p = model.exact_posterior(x)
     prior = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     truth = torch.distributions.kl_divergence(p, prior).mean().item()
-    assert found["KL"].value == pytest.approx(truth, abs=0.02)
+    assert found["KL"].value == pytest.approx(truth, abs=1e-9)
 
 
 def test_variance_of_the_mean_is_that_of_the_posterior_means(exact):

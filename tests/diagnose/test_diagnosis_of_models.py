@@ -126,6 +126,39 @@ def test_the_same_seed_gives_the_same_numbers_and_the_generator_is_put_back():
     assert other["ELBO"].value != first["ELBO"].value
 
 
+class StopError(Exception):
+    pass
+
+
+def test_an_interrupted_diagnosis_goes_on_to_the_same_numbers(tmp_path):
+    model = weighted(Diagonal())
+    fit, x = fitted(model), data_of(model, 50)
+    file, ask = tmp_path / "log_p.safetensors", {"num_particles": 2000, "gap_data": 0, "progress": False}
+    blocks, stop = [], [None]
+
+    def weighs(module, args, out):
+        if len(args[0]) > 2000:  # draws of several data
+            blocks.append(len(args[0]) // 2000)
+            if len(blocks) == stop[0]:
+                raise StopError
+
+    model.decoder.register_forward_hook(weighs)
+    whole = fit.diagnose(x, **ask)
+    assert blocks == [8] * 6 + [2]
+    blocks.clear()
+    stop[0] = 4
+    with pytest.raises(StopError):
+        fit.diagnose(x, checkpoint=file, **ask)
+    blocks.clear()
+    stop[0] = None
+    resumed = fit.diagnose(x, checkpoint=file, **ask)
+    assert blocks == [8] * 3 + [2]
+    pd.testing.assert_frame_equal(whole.to_frame(), resumed.to_frame(), check_exact=True)
+    assert torch.equal(whole.inference.evidence.value, resumed.inference.evidence.value)
+    with pytest.raises(pv.EngineError, match="of another call: num_particles was 2000 there and is 1000 here"):
+        fit.diagnose(x, checkpoint=file, **{**ask, "num_particles": 1000})
+
+
 def test_a_diagnosis_looks_at_as_many_data_as_it_is_told():
     model = weighted(Diagonal())
     found = fitted(model).diagnose(data_of(model, 50), size=20, num_particles=25, gap_data=0)
