@@ -160,7 +160,7 @@ class Checkpoint:
             self.files.tidy()
         found = self.files.newest(self.plan.recover)
         record = {} if found is None else found.record
-        self.share.agree(f"the checkpoint in {self.files.folder}", json.dumps(record, sort_keys=True))
+        self.share.agree(f"the checkpoint in {self.files.folder}", record)
         if found is None:
             return None
         last = found.checked(self.header)

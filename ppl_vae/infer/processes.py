@@ -1,6 +1,7 @@
 """Several processes started by torchrun: each sums its share of the blocks, and the sums are added over all."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -105,28 +106,50 @@ class Share:
         table[self.rank] = tensor
         return self.sum(table)
 
-    def agree(self, what: str, content: str) -> None:
-        """Refuse to go on when a process has other content than the first one.
+    def agree(self, what: str, content: Any) -> None:
+        """Refuse to go on when a process has other content, JSON, than the first one.
 
         Raises
         ------
         EngineError
-            In every process, naming those that differ.
+            In every process, naming those that differ, and in what.
         """
-        digest = int.from_bytes(hashlib.sha256(content.encode()).digest()[:6])  # 48 bits: float64 holds them exactly
-        found = self.stacked(torch.tensor(digest, dtype=torch.float64)).tolist()
-        others = [str(rank) for rank, one in enumerate(found) if one != found[0]]
+        leaves = dict(_by_name(content))
+        found = self.stacked(torch.tensor([_digest(content), len(leaves)], dtype=torch.float64))
+        others = (found[:, 0] != found[0, 0]).nonzero().flatten().tolist()
         if others:
+            where = self._where(leaves) if bool((found[:, 1] == found[0, 1]).all()) else ""
             raise EngineError(
-                f"{what} of process {', '.join(others)} differs from that of process 0; every process must run the "
-                "same script on all of the data: the engine shares the data out"
+                f"{what} of process {', '.join(map(str, others))} differs from that of process 0{where}; every process "
+                "must run the same script on all of the data: the engine shares the data out"
             )
+
+    def _where(self, leaves: Mapping[str, Any]) -> str:
+        """In words, the names under which processes with as many names each have different values."""
+        parts = self.stacked(torch.tensor([_digest(leaf) for leaf in leaves.items()], dtype=torch.float64))
+        same = (parts == parts[0]).all(0).tolist()
+        names = [name for name, alike in zip(leaves, same, strict=True) if name and not alike]
+        return f" in {', '.join(names)}" if names else ""
 
     def place(self, device: torch.device) -> torch.device:
         """Give a process its own GPU where a script, the same for all, asks for one; `device` otherwise."""
         if device.type != "cuda" or self.world == 1 or "LOCAL_RANK" not in os.environ:
             return device
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+def _by_name(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no mapping within nested mappings, with the names that lead there."""
+    if not isinstance(content, dict):
+        yield name, content
+        return
+    for key, value in content.items():
+        yield from _by_name(value, f"{name}.{key}" if name else key)
+
+
+def _digest(content: Any) -> int:
+    """48 bits, which float64 holds exactly."""
+    return int.from_bytes(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:6])
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The runs of one fit by EM: where each begins, which is kept, and what of them a checkpoint holds."""
 
-import json
 import logging
 import time
 from dataclasses import replace
@@ -130,7 +129,7 @@ class Starts:
         if self.parts.share.world == 1 and self.checkpoint.plan is None:
             return None
         parts, header = self.parts, self.em._header(self.model, self.identity, self.parts)
-        parts.share.agree("the call", json.dumps(header))
+        parts.share.agree("the call", header)
         parts.share.agree("the data", fingerprint(few.values))
         data = "" if self.checkpoint.plan is None else parts.fingerprint()
         state = self.checkpoint.opened({**header, "data": data}, self.model.like.device)

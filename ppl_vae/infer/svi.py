@@ -1,6 +1,5 @@
 """Stochastic variational inference: gradient ascent on the evidence lower bound (000 (39)-(41), 004 s.6)."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -322,7 +321,7 @@ class SVI:
     def _opened(self, checkpoint: Checkpoint, header: dict[str, Any], model: LatentVariableModel, share: Share) -> Any:
         """The state to go on from, None at the start; every process must have made the same call on the same data."""
         share.agree("the data", header["data"])
-        share.agree("the call", json.dumps(header))
+        share.agree("the call", header)
         state = checkpoint.opened(header, model.like.device)
         if share.world > 1 and state is None:
             torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own

@@ -127,7 +127,7 @@ def check_covariance_prior(prior: Any, kind: str, d: int) -> Array:
 
 
 def check_sample_weight(sample_weight: Any, n: int) -> Array | None:
-    """[n] weights in float64, or None.
+    """[n] weights in float64, a number being that of every row, or None.
 
     Raises
     ------
@@ -136,4 +136,5 @@ def check_sample_weight(sample_weight: Any, n: int) -> Array | None:
     """
     if sample_weight is None:
         return None
-    return data_weights.check_weights(np.asarray(sample_weight, dtype=np.float64), n).numpy()
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    return data_weights.check_weights(weights if weights.ndim else np.full(n, weights), n).numpy()

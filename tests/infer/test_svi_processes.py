@@ -209,10 +209,12 @@ def own_settings():
     return numbers(engine.fit(pv.models.GaussianMixture(3, 2), clusters(200)))
 
 
-@pytest.mark.parametrize(("work", "what"), [(own_rows, "the data"), (own_settings, "the call")])
-def test_processes_that_disagree_are_told(work, what):
+@pytest.mark.parametrize(
+    ("work", "what", "where"), [(own_rows, "the data", ""), (own_settings, "the call", " in optimizer")]
+)
+def test_processes_that_disagree_are_told(work, what, where):
     for message in in_processes(2, work):
-        assert message.startswith(f"EngineError: {what} of process 1 differs from that of process 0"), message
+        assert message.startswith(f"EngineError: {what} of process 1 differs from that of process 0{where}"), message
 
 
 def torchrun(*args):
