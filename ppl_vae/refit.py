@@ -12,7 +12,8 @@ from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit
 from ppl_vae.infer import EM
 from ppl_vae.infer.weights import own_weights
-from ppl_vae.models import VAE, GaussianMixture
+from ppl_vae.models import GaussianMixture
+from ppl_vae.models.vae import takes_prior
 from ppl_vae.priors import Mixture
 
 __all__ = ["refit_prior", "with_prior"]
@@ -27,7 +28,7 @@ def refit_prior(
     seed: int = 0,
     weights: Any = None,
 ) -> Fit:
-    """Replace a trained VAE's prior by a mixture of normals fitted to its aggregate posterior q(z) = E_x q(z | x).
+    """Replace the prior of a trained VAE by a mixture of normals fitted to its aggregate posterior q(z) = E_x q(z | x).
 
     With encoder and decoder held fixed the bound depends on the prior through E_q(z) log p(z) alone, and that is the
     likelihood of a mixture of codes drawn from q(z | x): a problem for EM, without a gradient. What it gains is what
@@ -36,7 +37,7 @@ def refit_prior(
     Parameters
     ----------
     fit : Fit
-        Of a `models.VAE`; it is not changed.
+        Of a `models.VAE` or `models.DeepLatentVariableModel`; it is not changed.
     data : Tensor or mapping
         What it was trained on: held-out data would no longer be held out.
     n_components : int
@@ -59,7 +60,7 @@ def refit_prior(
     Raises
     ------
     EngineError
-        If the fit is not of a VAE.
+        If z is not drawn from the model's `prior`.
 
     References
     ----------
@@ -75,9 +76,11 @@ def refit_prior(
     >>> pv.refit_prior(fit, x, n_components=3).model.z().event_shape
     torch.Size([2])
     """
-    if not isinstance(fit.model, VAE):
+    if not takes_prior(fit.model):
         raise EngineError(
-            f"refit_prior replaces the prior of a models.VAE; this is a fit of {type(fit.model).__name__}"
+            "refit_prior replaces the module `prior` of a models.VAE or models.DeepLatentVariableModel, from which z "
+            f"is drawn; {type(fit.model).__name__} declares a z of its own, or none. Make it a subclass of models.VAE "
+            "with that law as prior=, and leave z as it is"
         )
     obs = fit.model.check(data)
     z, w = _codes(fit, obs, draws, seed), own_weights(fit, obs, weights)

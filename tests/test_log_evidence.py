@@ -111,6 +111,15 @@ def test_interrupted_it_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
         found_by(model, data, checkpoint=file, **ask)
 
 
+def test_settings_that_no_parameter_tells_make_another_call(tmp_path):
+    x, file = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), tmp_path / "found.safetensors"
+    encoder, decoder = pv.nets.linear_encoder(3, 2), pv.nets.linear_decoder(2, 3)
+    wide, narrow = (pv.models.VAE(encoder, decoder, pv.likelihoods.Gaussian(scale)) for scale in (1.0, 0.2))
+    found_by(wide, x, 20, checkpoint=file, progress=False)
+    with pytest.raises(pv.EngineError, match=r"likelihood\.scale was 1\.0 there and is 0\.2 here"):
+        found_by(narrow, x, 20, checkpoint=file, progress=False)
+
+
 def test_a_fit_keeps_its_mode_and_the_users_generator_stands_where_it_stood():
     model, x = make("vae")
     fit = pv.SVI(2, optimizer=adam(1e-2), progress=False).fit(model, x)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ppl_vae.models import VAE, VQVAE, DeepLatentVariableModel
+from ppl_vae.models import VQVAE, DeepLatentVariableModel
+from ppl_vae.models.vae import takes_prior
 from ppl_vae.posteriors import Diagonal
 
 __all__ = ["RULES", "Mend", "Rule", "Training", "advise", "training_of"]
@@ -69,7 +70,7 @@ def training_of(fit: Any, obs: Any) -> Training:
         free_bits=bool(settings.get("free_bits", 0.0)),
         mixture=any(finite & {*node.parents} for node in drawn),
         own_prior=isinstance(model, DeepLatentVariableModel) and any(True for _ in model.prior.parameters()),
-        refits=isinstance(model, VAE),
+        refits=takes_prior(model),
         codebook=isinstance(model, VQVAE),
         own_posterior=not isinstance(getattr(model, "posterior_of", Diagonal()), Diagonal),
     )

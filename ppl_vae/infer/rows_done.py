@@ -26,7 +26,7 @@ EVIDENCE = ("value", "standard_error", "effective_sample_size", "k_hat")
 def question(model: Any, obs: Observations, **settings: Any) -> dict[str, Any]:
     """What a checkpoint must share with the call: the model's parameters, the data, and how they are looked at."""
     return {
-        "model": type(model).__name__,
+        "model": {"class": type(model).__name__, **model._identity()},
         "parameters": fingerprint({**model.state_dict(), **model._bound}),
         "data": fingerprint({**obs.values, **{f"{name}, missing": gap for name, gap in obs.missing.items()}}),
         **settings,

@@ -1,5 +1,7 @@
 """The deep latent variable model, and with an encoder the variational autoencoder."""
 
+from typing import Any
+
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -8,7 +10,7 @@ from ppl_vae.declare import LatentVariableModel, latent, observed
 from ppl_vae.errors import DeclarationError
 from ppl_vae.likelihoods import LIKELIHOODS
 
-__all__ = ["VAE", "DeepLatentVariableModel"]
+__all__ = ["VAE", "DeepLatentVariableModel", "takes_prior"]
 
 
 class DeepLatentVariableModel(LatentVariableModel):
@@ -161,3 +163,8 @@ class VAE(DeepLatentVariableModel):
                 f"{list(parameters.shape)}; an encoder returns what the posterior takes, (loc, scale) by default"
             )
         return self.posterior_of(*parameters)
+
+
+def takes_prior(model: Any) -> bool:
+    """Whether z is drawn from the module `prior`, as a VAE's is, unless a subclass declares another z."""
+    return isinstance(model, DeepLatentVariableModel) and type(model).z in (VAE.z, DeepLatentVariableModel.z)

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.diagnose.advice import training_of
 
 
 def clusters(n, seed):
@@ -104,8 +106,32 @@ def test_data_of_weight_zero_have_no_part_in_the_prior(fits):
 
 def test_a_fit_without_codes_is_refused():
     fit = pv.EM(progress=False).fit(pv.models.GaussianMixture(2, 2), pv.data.faithful().values)
-    with pytest.raises(pv.EngineError, match=r"replaces the prior of a models\.VAE"):
+    with pytest.raises(pv.EngineError, match="GaussianMixture declares a z of its own, or none"):
         pv.refit_prior(fit, pv.data.faithful().values, 2)
+
+
+class LaplaceVAE(pv.models.VAE):
+    @pv.latent
+    def z(self):
+        return dist.Laplace(torch.zeros(self.latent_dim), 1.0).to_event(1)
+
+
+def test_a_prior_that_z_does_not_come_from_is_not_replaced():
+    vae = LaplaceVAE(pv.nets.mlp_encoder(12, 8, 2), pv.nets.mlp_decoder(2, 8, 12))
+    fit = pv.SVI(2, compile="off", progress=False).fit(vae, clusters(50, 1))
+    with pytest.raises(pv.EngineError, match="LaplaceVAE declares a z of its own"):
+        pv.refit_prior(fit, clusters(50, 1), 2)
+    assert not training_of(fit, vae.check(clusters(50, 1))).refits
+
+
+def test_codes_of_data_with_a_q_each_have_a_prior_as_well():
+    torch.manual_seed(0)
+    x = clusters(60, 1)
+    model = pv.models.DeepLatentVariableModel(pv.nets.mlp_decoder(2, 8, 12), 2)
+    before = pv.SVI(150, optimizer=pv.adam(2e-2), compile="off", progress=False).fit(model, x)
+    after = pv.refit_prior(before, x, n_components=3)
+    gain = after.elbo(x, 100) - before.elbo(x, 100)
+    assert gain.mean() > 4 * gain.std() / len(x) ** 0.5
 
 
 def test_a_mixture_prior_has_the_covariances_it_was_given():
