@@ -1,4 +1,5 @@
 import math
+from decimal import Context, Decimal, localcontext
 
 import numpy
 import pytest
@@ -18,6 +19,7 @@ from ppl_vae.likelihoods import (
     GaussianOptimal,
     LogisticMixture,
 )
+from ppl_vae.likelihoods.binary import ContinuousBernoulliLogits
 
 
 def _numbers(*shape, seed=0):
@@ -168,7 +170,10 @@ def test_densities_and_gradients_are_finite_at_extremes(name, dtype):
             assert bool(output.grad.isfinite().all()), (size, sign)
 
 
-@pytest.mark.parametrize("logit", [-300.0, -20.0, -0.11, -0.09, 0.0, 1e-4, 0.09, 0.11, 3.0, 20.0, 300.0])
+LOGITS = [-300.0, -20.0, -0.11, -0.09, 0.0, 1e-4, 0.09, 0.11, 3.0, 20.0, 300.0]
+
+
+@pytest.mark.parametrize("logit", LOGITS)
 def test_the_continuous_bernoulli_integrates_to_one_with_its_mean(logit):
     p = ContinuousBernoulli()(torch.tensor([logit], dtype=torch.float64))
     edge = torch.logspace(-9, math.log10(0.5), 20_000, dtype=torch.float64)
@@ -176,8 +181,47 @@ def test_the_continuous_bernoulli_integrates_to_one_with_its_mean(logit):
     density = p.log_prob(x[:, None]).exp()
     assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-5)
     assert torch.trapezoid(x * density, x).item() == pytest.approx(p.mean.item(), abs=1e-5)
+    assert torch.trapezoid(x.square() * density, x).item() == pytest.approx((p.variance + p.mean**2).item(), abs=1e-5)
+    surprise = torch.where(density > 0, density * density.log(), 0.0)
+    assert -torch.trapezoid(surprise, x).item() == pytest.approx(p.base_dist.entropy().item(), abs=1e-4)
     single = ContinuousBernoulli()(torch.tensor([logit]))
     assert single.log_prob(torch.ones(1)).item() == pytest.approx(p.log_prob(torch.ones(1)).item(), rel=1e-5, abs=1e-6)
+
+
+def _inverse(u, f):
+    """x(u; f) = log(1 + u (e^f - 1)) / f and its derivative in f, to 60 digits."""
+    if f == 0:
+        return float(u), float(u * (1 - u) / 2)
+    with localcontext(Context(prec=60)):
+        inside = 1 + u * (f.exp() - 1)
+        x = inside.ln() / f
+        return float(x), float((u * f.exp() / inside - x) / f)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [*LOGITS, -1e4, 1e4])
+def test_the_continuous_bernoulli_draws_by_its_own_inverse_distribution(logit, dtype):
+    """F(x) = (e^(f x) - 1) / (e^f - 1); x and dx/df against 60 digits."""
+    rounding = 1e-5 if dtype == torch.float32 else 1e-8
+    u = torch.tensor([0.0, 1e-4, 0.03, 0.3, 0.5, 0.77, 0.999], dtype=dtype)
+    f = torch.tensor(logit, dtype=dtype, requires_grad=True)
+    law = ContinuousBernoulliLogits(logits=f)
+    x = law.icdf(u)
+    gradient = torch.stack([torch.autograd.grad(each, f, retain_graph=True)[0] for each in x])
+    torch.testing.assert_close(law.cdf(x), u, rtol=0, atol=max(rounding, abs(logit) * torch.finfo(dtype).eps))
+    exact = [_inverse(Decimal(here), Decimal(f.item())) for here in u.tolist()]
+    at, slope = torch.tensor(exact, dtype=torch.float64).T
+    torch.testing.assert_close(x.double(), at, rtol=0, atol=rounding)
+    torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=rounding)
+
+
+@pytest.mark.parametrize("logit", [-100.0, -30.0, 0.0, 0.05, 2.0, 30.0, 100.0])
+def test_draws_of_the_continuous_bernoulli_have_its_mean(logit):
+    torch.manual_seed(0)
+    p = ContinuousBernoulli()(torch.full((20_000, 1), logit))
+    error = (p.variance[0] / 20_000).sqrt().item()
+    assert p.sample().mean().item() == pytest.approx(p.mean[0].item(), abs=4 * error)
+    assert p.rsample().var().item() == pytest.approx(p.variance[0].item(), rel=0.08)
 
 
 def test_a_scale_for_each_pixel():
@@ -204,9 +248,34 @@ def test_the_optimal_scale_is_the_root_of_the_mean_squared_error():
     assert likelihood.scale.item() == pytest.approx(best.item())
     likelihood(loc.detach() + 1).log_prob(X)
     second = ((X - loc.detach() - 1) ** 2).mean()
-    assert likelihood.variance.item() == pytest.approx(((best**2 + second) / 2).item())
+    assert likelihood.variance.item() == pytest.approx(((best**2 + 17 * second) / 18).item())
     likelihood.eval()
     torch.testing.assert_close(likelihood(loc.detach()).log_prob(X), _normal(X, OUTPUT[:, :3], likelihood.scale.item()))
+
+
+@pytest.mark.parametrize(("steps", "memory"), [(40, 100.0), (400, 100.0), (4000, 50.0)])
+def test_the_optimal_scale_follows_errors_that_fall(steps, memory):
+    """s^2 = 1 + 50 / t, a decoder that learns: the kept one is that of the last seventeenth of the steps, or memory."""
+    likelihood = GaussianOptimal(memory=memory).double()
+    falling = [1 + 50 / t for t in range(1, steps + 1)]
+    for s2 in falling:
+        likelihood(torch.zeros(1, 1)).log_prob(torch.tensor([[s2**0.5]], dtype=torch.float64))
+    # With weights that grow as t^eta the mean of 1 / t is (eta + 1) / eta times the last.
+    excess = 50 / steps * (17 / 16 if steps < memory * 17 else 1 + memory / steps)
+    assert likelihood.variance.item() == pytest.approx(1 + excess, rel=0.02)
+    assert likelihood.scale.item() == pytest.approx(falling[-1] ** 0.5, rel=0.05)
+
+
+def test_the_optimal_scale_of_a_short_fit_is_that_of_its_last_decoder():
+    """240 steps are few, and the errors still fall: 10% are the spread of batches, and what the last steps gained."""
+    generator = torch.Generator().manual_seed(1)
+    x = 3 + torch.randn(100, 2, generator=generator) @ torch.randn(2, 6, generator=generator)
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.nets.mlp_encoder(6, 8, 2), pv.nets.mlp_decoder(2, 8, 6), "gaussian-optimal")
+    engine = pv.SVI(60, batch_size=25, optimizer=pv.adam(1e-2), compile="off", progress=False)
+    model = engine.fit(vae, x).model
+    errors = torch.stack([x - model.decoder(model.q_z(x).sample()) for _ in range(50)])
+    assert model.likelihood.scale.item() == pytest.approx(errors.square().mean().sqrt().item(), rel=0.1)
 
 
 def test_the_optimal_scale_is_of_the_pixels_that_are_there():

@@ -62,7 +62,7 @@ class ContinuousBernoulli(nn.Module):
 
 
 class ContinuousBernoulliLogits(dist.ContinuousBernoulli):
-    """Pyro's, with the density and the mean from the logit: its own clamp p, and are wrong beyond a logit of 16."""
+    """Pyro's, with everything from the logit: its own formulas clamp p, and are wrong beyond a logit of 16."""
 
     title = "likelihoods.ContinuousBernoulli"
 
@@ -77,6 +77,36 @@ class ContinuousBernoulliLogits(dist.ContinuousBernoulli):
         """1 / (1 - e^-f) - 1 / f."""
         small, near, far = _split(self.logits)
         return torch.where(small, 0.5 + near / 12 - near**3 / 720, -1 / torch.expm1(-far) - 1 / far)
+
+    @property
+    def variance(self) -> Tensor:
+        """1 / f^2 - 1 / (4 sinh^2(f / 2))."""
+        small, near, far = _split(self.logits.abs())
+        narrow = torch.exp(-far) / torch.expm1(-far).square()
+        return torch.where(small, 1 / 12 - near**2 / 240 + near**4 / 6048, far**-2 - narrow)
+
+    def entropy(self) -> Tensor:
+        """-E log p(x), nats: log p is linear in x."""
+        return -self.log_prob(self.mean)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """(e^(f x) - 1) / (e^f - 1)."""
+        small, near, far = _split(self.logits)
+        x, steep = value.clamp(0, 1), -far.abs()
+        q, r = x * (1 - x), 1 - 2 * x
+        series = x - q * near * (1 / 2 - r * near / 12 - q * near**2 / 24 + r * (1 + 3 * q) * near**3 / 720)
+        whole = torch.exp(torch.where(far > 0, steep * (1 - x), 0.0)) * torch.expm1(steep * x) / torch.expm1(steep)
+        return torch.where(small, series, whole)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Log(1 + u (e^f - 1)) / f at u, by which draws are made and have their gradient in f."""
+        small, near, far = _split(self.logits)
+        q, r = value * (1 - value), 1 - 2 * value
+        third, fourth = (1 - 6 * q) / 24, r * (1 - 12 * q) / 120  # from the cumulants of a Bernoulli of mean u
+        series = value + q * near * (1 / 2 + near * (r / 6 + near * (third + near * fourth)))
+        v, steep = torch.where(far > 0, value, 1 - value), far.abs()  # e^f overflows, e^-|f| does not
+        below = torch.logaddexp(v.log(), torch.log1p(-v) - steep) / steep
+        return torch.where(small, series, torch.where(far > 0, 1 + below, -below))
 
 
 def _log_normaliser(logits: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from ppl_vae.errors import DataError, DeclarationError
 
 __all__ = ["Gaussian", "GaussianLearned", "GaussianNetwork", "GaussianOptimal"]
 
+RECENT = 16.0
+"""eta: batch t counts (eta + 1) / (t + eta) in a running mean, which so goes back t / (eta + 1) batches."""
+
 
 class Gaussian(nn.Module):
     """Normal pixels with one fixed scale: log p(x|z) = -|x - f(z)|^2 / (2 s^2) - d log s - (d/2) log(2 pi).
@@ -225,7 +228,8 @@ class GaussianOptimal(Floored):
 
     In training s^2 is the mean of (x - f(z))^2 over the pixels of the batch, each row by its weight: the maximum of the
     batch's likelihood over s, so that no step is spent on learning it. A running mean of s^2 is kept and stands for it
-    in a fitted model (`model.eval()`), as in batch normalisation. Where a finite latent that is summed out is among the
+    in a fitted model (`model.eval()`), as in batch normalisation: of the last seventeenth of the batches or so, as
+    the errors fall in training, and of no more than `memory`. Where a finite latent that is summed out is among the
     decoder's parents, there is an error for each of its values, and the best s depends on how probable they are:
     `GaussianLearned` finds it by gradient.
 
@@ -234,7 +238,7 @@ class GaussianOptimal(Floored):
     floor : float
         The least s, positive, in units of the data, as in `GaussianLearned`.
     memory : float
-        Batches that the running mean goes back, at least 1.
+        Batches that the running mean goes back at most, at least 1.
     unit : float, optional
         The data's unit, as in `GaussianLearned`.
 
@@ -255,6 +259,7 @@ class GaussianOptimal(Floored):
     References
     ----------
     Rybkin, Daniilidis and Levine (2021). Simple and effective VAE training with calibrated decoders. ICML, section 3.
+    Shamir and Zhang (2013). Stochastic gradient descent for non-smooth optimization. ICML, section 4: the running mean.
 
     Examples
     --------
@@ -290,7 +295,8 @@ class GaussianOptimal(Floored):
             mean = (seen * squares).sum() / count.clamp_min(torch.finfo(count.dtype).tiny)
             found = torch.where(count > 0, mean, self.variance).clamp_min((self.floor * self.unit) ** 2)
             self.batches.add_(1)
-            self.variance.lerp_(found, (1 / self.batches).clamp_min(1 / self.memory))
+            newest = (RECENT + 1) / (self.batches + RECENT)
+            self.variance.lerp_(found, newest.clamp_min(1 / self.memory))
         return found
 
 
