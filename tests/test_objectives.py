@@ -174,6 +174,25 @@ def test_a_full_covariance_has_a_divergence_from_independent_normals():
     torch.testing.assert_close(analytic_kl(q, dist.Normal(loc, scale).to_event(1)), expected)
 
 
+@pytest.mark.parametrize("entries", [1, 3])
+@pytest.mark.parametrize(
+    ("q", "p"),
+    [
+        (lambda a: dist.Beta(a, 2.0), lambda one: dist.Uniform(0 * one, one)),
+        (lambda a: dist.Uniform(a, 1.0 + a), lambda one: dist.Uniform(0 * one, 5 * one)),
+        (lambda a: dist.Bernoulli(a / 5), lambda one: dist.Bernoulli(0.3 * one)),
+        (lambda a: dist.Normal(a, 2.0), lambda one: dist.Normal(0 * one, one)),
+    ],
+)
+def test_the_divergence_of_rows_from_one_prior_is_that_of_each(q, p, entries):
+    a = torch.linspace(0.5, 3.0, 4 * entries, dtype=torch.float64).reshape(4, entries)
+    prior = p(torch.ones(entries, dtype=torch.float64))
+    one_by_one = torch.stack([dist.kl.kl_divergence(q(row), prior).sum() for row in a])
+    torch.testing.assert_close(analytic_kl(q(a).to_event(1), prior.to_event(1)), one_by_one)
+    more = analytic_kl(q(a[:, None]).to_event(1), prior.expand((2, entries)).to_event(1))  # rows by particles
+    torch.testing.assert_close(more, one_by_one[:, None].expand(4, 2))
+
+
 def test_an_unknown_divergence_falls_back_to_the_draw():
     q, p = dist.Normal(torch.zeros(3), 1.0), dist.StudentT(torch.tensor(3.0)).expand([3])
     z = q.sample()

@@ -131,12 +131,8 @@ def analytic_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     NotImplementedError
         If it is not known.
     """
-    entries: Any = q
-    while isinstance(entries, dist.Independent):
-        entries = entries.base_dist
-    if entries.has_enumerate_support:  # torch's of Bernoulli laws does not broadcast
-        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-        q, p = q.expand(shape), p.expand(shape)
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)  # some of torch's forms do not broadcast
+    q, p = (law if law.batch_shape == shape else law.expand(shape) for law in (q, p))
     kl: Tensor = dist.kl.kl_divergence(q, _joint(p) if isinstance(q, dist.MultivariateNormal) else p)
     return kl
 
