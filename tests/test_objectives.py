@@ -6,6 +6,7 @@ import torch
 from example_models import MODELS, make
 from torch.distributions import Normal, Poisson
 
+import ppl_vae as pv
 from ppl_vae.objectives import Sites, analytic_kl, elbo, has_analytic_kl, iwae
 
 FINITE = [name for name in MODELS if name.startswith(("two finite", "finite posterior"))]
@@ -234,6 +235,39 @@ def test_free_bits_put_a_floor_under_the_mean_divergence_of_each_unit(kl):
     (slope,) = torch.autograd.grad(costly.sum() - sites.log_p["x"].sum(), model.encoder.loc.weight, allow_unused=True,
                                    materialize_grads=True)  # fmt: skip
     assert not slope.any()
+
+
+PARTS = {
+    "diagonal": dict,
+    "full covariance": lambda: {"posterior": pv.posteriors.Full()},
+    "flow": lambda: {"posterior": pv.posteriors.inverse_autoregressive(3)},
+    "mixture prior": lambda: {"prior": pv.priors.Mixture(4, 3)},
+    "Vamp prior": lambda: {"prior": pv.priors.Vamp(4, 6)},
+    "flow prior": lambda: {"prior": pv.priors.real_nvp(3)},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_free_bits_are_as_many_nats_whether_or_not_units_can_be_told_apart(name):
+    """With more free nats than the divergence has, the objective is E log p(x | z) - d lambda."""
+    torch.manual_seed(0)
+    encoder = pv.nets.mlp_encoder(6, 5, 3, covariance="full" if name == "full covariance" else "diagonal")
+    model = pv.models.VAE(encoder, pv.nets.mlp_decoder(3, 5, 6), **PARTS[name]())
+    sites = model.sites(model.check((torch.rand(7, 6) < 0.5).float()))
+    costly = elbo(free_bits=40.0)(sites)
+    torch.testing.assert_close(costly, sites.log_p["x"] - 3 * 40.0)
+
+
+def test_a_vector_of_categories_is_a_unit():
+    """Each of the N relaxed categories of a GumbelVAE has its own divergence, and they add up to that of z."""
+    torch.manual_seed(0)
+    nets = pv.nets.mlp_decoder(6, 5, 12), pv.nets.mlp_decoder(12, 5, 6)
+    model = pv.models.GumbelVAE(*nets, variables=3, categories=4)
+    sites = model.sites(model.check((torch.rand(7, 6) < 0.5).float()))
+    units = elbo(free_bits=1.0).by_unit(sites, "z")
+    assert units.shape == (7, 3)
+    torch.testing.assert_close(units.sum(-1), sites.log_q["z"] - sites.log_p["z"])
+    torch.testing.assert_close(elbo(free_bits=40.0)(sites), sites.log_p["x"] - 3 * 40.0)
 
 
 def test_free_bits_weigh_data_in_their_mean():

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.errors import EngineError, check_whole
@@ -36,7 +37,8 @@ class Elbo:
     """L_i = E_q[log p(x_i | z)] - beta KL(q(z | x_i) || p(z)), [n] nats; beta = 1 is the bound (000 (25), (43)).
 
     With free bits lambda the KL of unit j is max(lambda, its mean over the batch) (Kingma et al. 2016, eq. 15), beside
-    an enumerated latent y that of E_q(y)[KL(q(z_j | y) || p(z_j | y))].
+    an enumerated latent y that of E_q(y)[KL(q(z_j | y) || p(z_j | y))], and that of d units that depend on each other
+    max(d lambda, its mean).
     """
 
     num_particles: int = 1
@@ -76,22 +78,23 @@ class Elbo:
             units = self.by_unit(sites, name)
             w = units.new_ones(len(units)) if weights is None else weights.repeat(self.num_particles)
             mean = (w / w.sum().clamp_min(torch.finfo(w.dtype).tiny)) @ units
-            value = value - beta * mean.clamp_min(self.free_bits).sum()
+            allowance = self.free_bits * _number_of_units(sites.q[name]) / len(mean)
+            value = value - beta * mean.clamp_min(allowance).sum()
         return (value + score(sites, value)).reshape(self.num_particles, -1).mean(0)
 
     def by_unit(self, sites: Sites, name: str) -> Tensor:
-        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units].
+        """KL(q || p) of each unit of a latent, or of all of it where its units are not independent, [n, units or 1].
 
         Where it depends on enumerated latents y, it is the mean over them: E_q(y)[KL(q(z_j | y) || p(z_j | y))].
         """
         q, p, z = sites.q[name], sites.p[name], sites.values[name]
         independent = isinstance(q, dist.Independent) and isinstance(p, dist.Independent)
-        if not independent or q.base_dist.event_shape:
+        if not independent or q.base_dist.event_dim != p.base_dist.event_dim:
             return -sites.expect(self.divergence(sites, name))[:, None]
-        units, q, p = q.event_dim, q.base_dist, p.base_dist
+        units, q, p = q.reinterpreted_batch_ndims, q.base_dist, p.base_dist
         known = self.kl == "analytic" and name not in sites.sampled and has_analytic_kl(q, p)
         each = analytic_kl(q, p) if known else q.log_prob(z) - p.log_prob(z)
-        each = each.expand(torch.broadcast_shapes(each.shape, z.shape))
+        each = each.expand(torch.broadcast_shapes(each.shape, z.shape[: z.dim() - q.event_dim]))
         return sites.expect(each.flatten(-units), event_dim=1)
 
     def particles(self, sites: Sites, beta: Tensor | float = 1.0) -> Tensor:
@@ -121,6 +124,11 @@ class Elbo:
         return torch.where(log_q == -torch.inf, 0.0, log_p - log_q)
 
 
+def _number_of_units(q: TorchDistribution) -> int:
+    """Entries of a draw of q, of which those of a vector that is drawn as one, such as a relaxed category, are one."""
+    return (q.event_shape[: q.reinterpreted_batch_ndims] if isinstance(q, dist.Independent) else q.event_shape).numel()
+
+
 def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) -> Elbo:
     """The evidence lower bound as an objective.
 
@@ -132,9 +140,11 @@ def elbo(num_particles: int = 1, kl: str = "sampled", free_bits: float = 0.0) ->
         Whether E_q[log p(z) - log q(z)] is taken at the draws or in closed form where known.
     free_bits : float
         Nats of KL that each unit of a drawn latent has for free, in the mean over a batch and over the classes of an
-        enumerated latent: against collapse. With several processes or SVI's `accumulate=` the mean is over the rows
-        that one process has in one piece, so that the maximum of each part is taken, which is more than that of the
-        whole batch.
+        enumerated latent: against collapse. Where units depend on each other, under q as with a full covariance or a
+        flow, or a priori as in a mixture, they have no KL by themselves, and all d of them have d free_bits together. A
+        vector of categories, as `GumbelVAE` has several of, is one unit. With several processes or SVI's `accumulate=`
+        the mean is over the rows that one process has in one piece, so that the maximum of each part is taken, which is
+        more than that of the whole batch.
 
     Raises
     ------
