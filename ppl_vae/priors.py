@@ -62,6 +62,7 @@ class Mixture(nn.Module):
 
     def __init__(self, components: int, size: int) -> None:
         super().__init__()
+        self.size = size
         self.logits = nn.Parameter(torch.zeros(components))
         start = torch.cat([torch.randn(components, size), torch.zeros(components, size * (size + 1) // 2)], 1)
         self.raw = nn.Parameter(start)
@@ -123,7 +124,7 @@ class Vamp(nn.Module):
     ) -> None:
         super().__init__()
         self.free = nn.Parameter(loc + scale * torch.randn(components, input_size))
-        self.activation = activation
+        self.input_size, self.activation = input_size, activation
 
     @property
     def pseudo_inputs(self) -> Tensor:
@@ -159,6 +160,7 @@ class Flow(nn.Module):
     def __init__(self, layers: Layers, base: nn.Module) -> None:
         super().__init__()
         self.layers, self.base = layers, base
+        self.size = layers.size or getattr(base, "size", None)
 
     def forward(self, q: Encode | None = None) -> TorchDistribution:
         """A distribution with event shape [k]."""

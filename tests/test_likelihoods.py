@@ -349,7 +349,9 @@ def test_a_unit_that_was_given_stays(make):
         ("continuous-bernoulli", -3.0, r"likelihoods.ContinuousBernoulli \[0, 1\].*scale them to \[0, 1\] .x / 255"),
         ("categorical", 17.0, "outside the support of likelihoods.Categorical, .*divide whole numbers by 255"),
         ("logistic-mixture", 0.3, "support of likelihoods.LogisticMixture, .*256 grey levels"),
+        ("continuous-bernoulli", -0.5, r"\(x \+ 1\) / 2 where they go from -1 to 1"),
         ("bernoulli", 0.5, "grey pixels"),
+        ("bernoulli", -1.0, r"pixels from -1 to 1, .*take \(x \+ 1\) / 2"),
     ],
 )
 def test_data_outside_the_contract_are_refused_at_fit(name, x, said):
@@ -457,9 +459,9 @@ def without_encoder(prior):
             r"made with size=5; draws of shape \[3\]",
         ),
         (
-            lambda: vae_of(prior=pv.priors.Flow(pv.flows.coupling(5), pv.priors.Normal(3))),
+            lambda: vae_of(prior=pv.priors.Flow(pv.flows.coupling(3), pv.priors.Normal(5))),
             pv.DeclarationError,
-            r"size=5; draws of shape \[3\]",
+            r"size=3; draws of shape \[5\]",
         ),
         (lambda: without_encoder(pv.priors.Vamp(4, 6)), pv.DeclarationError, "models with an encoder.*priors.Mixture"),
         (lambda: vae_of(likelihood=GaussianLearned), pv.DeclarationError, r"likelihood is the class GaussianLearned"),

@@ -188,6 +188,32 @@ MISTAKES = {
     "a choice among objects": (
         lambda: pv.select(GMM, X, n_components=[1, 2]), "select takes the class GaussianMixture, got an object of it",
     ),
+    **{
+        f"a prior of another size, {name}": (
+            lambda make=make: pv.models.VAE(VAE.encoder, VAE.decoder, prior=make()),
+            f"VAE: z has latent_dim=2 entries; its prior, a {name}, was made with size=3",
+        )
+        for name, make in (
+            ("Mixture", lambda: pv.priors.Mixture(4, 3)),
+            ("Normal", lambda: pv.priors.Normal(3)),
+            ("Flow", lambda: pv.priors.real_nvp(3)),
+        )
+    },
+    **{
+        f"pseudo-inputs of another size, {name}": (
+            lambda make=make: pv.models.VAE(VAE.encoder, VAE.decoder, prior=make(pv.priors.Vamp(5, 3))),
+            "has input_size=3, and its encoder, a MLPEncoder, takes 4: priors.Vamp(5, 4)",
+        )
+        for name, make in (("as they are", lambda u: u), ("moved", lambda u: pv.priors.Flow(pv.flows.coupling(2), u)))
+    },
+    "a decoder of another size": (
+        lambda: pv.models.VAE(VAE.encoder, NET(3, 4, 4)).elbo(torch.zeros(2, 4)),
+        "VAE: draws of z have 2 entries; its decoder, a MLPDecoder, takes 3",
+    ),
+    "codes of another size": (
+        lambda: pv.models.VQVAE(NET(4, 4, 4), NET(4, 4, 4), pv.codebooks.Learned(3, 5), positions=2),
+        "positions=2 of codes of size=5 take an encoder with 10 outputs and a decoder with 10 inputs",
+    ),
     "fits of other data": (
         lambda: pv.compare({"a": point(), "b": pv.EM(progress=False).fit(pv.models.GaussianMixture(1, 1), X[:, 0])}),
         "compare holds fits against each other on the same data, and b cannot read those of a: ",

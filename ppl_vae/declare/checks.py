@@ -209,13 +209,21 @@ def _pixel_advice(law: TorchDistribution, value: Tensor) -> str:
     grey = 'a likelihood for grey values (likelihood="gaussian-learned")'
     unit, byte = (bool(((value >= 0) & (value <= most)).all()) for most in (1, 255))
     if isinstance(law, dist.ContinuousBernoulli):
-        return f"; scale them to [0, 1] (x / 255 where they go from 0 to 255), or use {grey}"
+        return (
+            "; scale them to [0, 1] (x / 255 where they go from 0 to 255, (x + 1) / 2 where they go from -1 to 1), or "
+            f"use {grey}"
+        )
     if not isinstance(law, dist.Bernoulli):
         return ""
     if unit:
         return (
             "; these look like grey pixels, and a Bernoulli is for {0, 1}: binarise them (data.images(..., "
             f'binarize="dynamic" or "threshold")), or use {grey}'
+        )
+    if bool((value.abs() <= 1).all()):
+        return (
+            "; these look like pixels from -1 to 1, and a Bernoulli is for {0, 1}: take (x + 1) / 2, and of grey ones "
+            f"binarise that ((x > 0.5).float()), or use {grey}"
         )
     if byte and value.max() > FEW:
         return (

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ppl_vae.declare import latent, observed
 from ppl_vae.errors import DeclarationError
-from ppl_vae.models.vae import DeepLatentVariableModel
+from ppl_vae.models.vae import DeepLatentVariableModel, refuse_widths
 from ppl_vae.relaxed import LogConcrete, corner
 
 __all__ = ["CategoricalVAE", "GumbelVAE"]
@@ -48,7 +48,7 @@ class CategoricalVAE(DeepLatentVariableModel):
         self, encoder: nn.Module, decoder: nn.Module, categories: int, likelihood: str | nn.Module = "bernoulli"
     ) -> None:
         super().__init__(decoder, categories, likelihood)
-        fitting(encoder, decoder, categories, f"categories={categories}")
+        refuse_widths(encoder, decoder, categories, f"categories={categories}")
         self.encoder = encoder
 
     @latent
@@ -128,7 +128,7 @@ class GumbelVAE(DeepLatentVariableModel):
         hard: bool = False,
     ) -> None:
         super().__init__(decoder, variables * categories, likelihood)
-        fitting(encoder, decoder, variables * categories, f"variables={variables} of categories={categories}")
+        refuse_widths(encoder, decoder, variables * categories, f"variables={variables} of categories={categories}")
         if not temperature > 0:
             raise DeclarationError(f"GumbelVAE: temperature must be positive, got {temperature}")
         self.encoder, self.shape, self.hard = encoder, (variables, categories), hard
@@ -148,19 +148,3 @@ class GumbelVAE(DeepLatentVariableModel):
     def x(self, z: Tensor) -> TorchDistribution:
         """Likelihood(decoder(exp z))."""
         return self.likelihood(self.decoder((corner(z) if self.hard else z.exp()).flatten(-2)))
-
-
-def fitting(encoder: nn.Module, decoder: nn.Module, width: int, said: str) -> None:
-    """Whether networks that know their sizes are made for codes of this width.
-
-    Raises
-    ------
-    DeclarationError
-        If one is not.
-    """
-    logits, taken = getattr(encoder, "output_size", width), getattr(decoder, "input_size", width)
-    if (logits, taken) != (width, width):
-        raise DeclarationError(
-            f"{said} take an encoder with {width} outputs and a decoder with {width} inputs; {type(encoder).__name__} "
-            f"has {logits} and {type(decoder).__name__} takes {taken}"
-        )

@@ -35,7 +35,8 @@ class DeepLatentVariableModel(LatentVariableModel):
     Raises
     ------
     DeclarationError
-        An unknown likelihood, or a class in the place of a module.
+        An unknown likelihood, a class in the place of a module, or a prior of another size; when it is used, a decoder
+        that takes another size.
 
     Examples
     --------
@@ -62,6 +63,12 @@ class DeepLatentVariableModel(LatentVariableModel):
         self.prior = prior or priors.Normal(latent_dim)
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
         refuse_classes(name, likelihood=likelihood, prior=prior, decoder=decoder)
+        of_z = getattr(prior, "size", None) or latent_dim
+        if of_z != latent_dim:
+            raise DeclarationError(
+                f"{name}: z has latent_dim={latent_dim} entries; its prior, a {type(prior).__name__}, was made with "
+                f"size={of_z}. Make the prior with size={latent_dim}, or networks for a z of {of_z}"
+            )
 
     @latent
     def z(self) -> TorchDistribution:
@@ -71,6 +78,12 @@ class DeepLatentVariableModel(LatentVariableModel):
     @observed
     def x(self, z: Tensor) -> TorchDistribution:
         """Likelihood(decoder(z))."""
+        taken = getattr(self.decoder, "input_size", z.shape[-1])
+        if z.shape[-1] != taken:
+            raise DeclarationError(
+                f"{type(self).__name__}: draws of z have {z.shape[-1]} entries; its decoder, a "
+                f"{type(self.decoder).__name__}, takes {taken}. Make the decoder, the prior and q for one size of z"
+            )
         return self.likelihood(self.decoder(z))
 
 
@@ -88,6 +101,22 @@ def refuse_classes(owner: str, **parts: object) -> None:
                 f"{owner}: {part} is the class {given.__name__}, and a module is expected: call it, "
                 f"{given.__name__}(...)"
             )
+
+
+def refuse_widths(encoder: nn.Module, decoder: nn.Module, width: int, said: str) -> None:
+    """Whether networks that know their sizes are made for codes of this width.
+
+    Raises
+    ------
+    DeclarationError
+        If one is not.
+    """
+    given, taken = getattr(encoder, "output_size", width), getattr(decoder, "input_size", width)
+    if (given, taken) != (width, width):
+        raise DeclarationError(
+            f"{said} take an encoder with {width} outputs and a decoder with {width} inputs; {type(encoder).__name__} "
+            f"has {given} and {type(decoder).__name__} takes {taken}"
+        )
 
 
 class VAE(DeepLatentVariableModel):
@@ -115,8 +144,9 @@ class VAE(DeepLatentVariableModel):
     Raises
     ------
     DeclarationError
-        An unknown likelihood; no latent_dim, and an encoder without output_size; when it is used, an encoder that
-        returns one tensor.
+        An unknown likelihood; no latent_dim, and an encoder without output_size; a prior of another size, or of
+        pseudo-inputs of another size than the encoder takes; when it is used, an encoder that returns one tensor, or a
+        decoder that takes another size of z.
 
     Examples
     --------
@@ -147,6 +177,14 @@ class VAE(DeepLatentVariableModel):
         super().__init__(decoder, size, likelihood, prior)
         refuse_classes(type(self).__name__, posterior=posterior, encoder=encoder)
         self.encoder, self.posterior_of = encoder, posterior or posteriors.Diagonal()
+        taken = getattr(encoder, "input_size", None)
+        for part in self.prior.modules():
+            if isinstance(part, priors.Vamp) and part.input_size != (taken or part.input_size):
+                raise DeclarationError(
+                    f"{type(self).__name__}: the pseudo-inputs of a Vamp are as long as a datum; this one has "
+                    f"input_size={part.input_size}, and its encoder, a {type(encoder).__name__}, takes {taken}: "
+                    f"priors.Vamp({len(part.free)}, {taken})"
+                )
 
     @latent
     def z(self) -> TorchDistribution:

@@ -11,7 +11,7 @@ from ppl_vae.codebooks import Codebook, Codes, Quantized, perplexity
 from ppl_vae.declare import LatentVariableModel, latent, observed, penalty
 from ppl_vae.errors import DeclarationError
 from ppl_vae.evidence import Evidence, exact
-from ppl_vae.models.vae import DeepLatentVariableModel
+from ppl_vae.models.vae import DeepLatentVariableModel, refuse_widths
 
 __all__ = ["VQVAE", "CodePrior"]
 
@@ -47,7 +47,7 @@ class VQVAE(DeepLatentVariableModel):
     Raises
     ------
     DeclarationError
-        If the prior is of other codes.
+        If the prior is of other codes, or a network is made for other sizes.
 
     References
     ----------
@@ -75,6 +75,7 @@ class VQVAE(DeepLatentVariableModel):
     ) -> None:
         law = fitting(prior or Uniform(positions, codebook.n_codes), positions, codebook.n_codes)
         super().__init__(decoder, positions * codebook.size, likelihood, law)
+        refuse_widths(encoder, decoder, self.latent_dim, f"positions={positions} of codes of size={codebook.size}")
         self.encoder, self.codebook, self.positions, self.beta = encoder, codebook, positions, commitment
 
     @latent
