@@ -100,7 +100,7 @@ class SVI:
     Raises
     ------
     EngineError
-        For an unknown guide, or patience without validation data.
+        For an unknown guide, patience without validation data, or an objective for another number of data.
 
     Examples
     --------
@@ -313,6 +313,7 @@ class SVI:
 
     def _climbed(self, model: LatentVariableModel, batches: Batches) -> ModelObjective:
         annealed = self.beta != 1.0 or not self.objective.is_bound
+        self._check_size(batches)
         climbed = ModelObjective(model, self.objective, self._total(model, batches), annealed, self.precision)
         if not climbed.dense and not climbed.sparse:
             raise EngineError(f"{type(model).__name__} has no parameter and no shared latent: there is nothing to fit")
@@ -326,6 +327,16 @@ class SVI:
         if share.world > 1 and state is None:
             torch.manual_seed(self.seed + 1_000_003 * share.rank)  # each process has noise of its own
         return state
+
+    def _check_size(self, batches: Batches) -> None:
+        """The number of data that an objective was given is that of these data, or their weight, where it is known."""
+        size = getattr(self.objective, "size", None)
+        known = [n for n in (batches.size, batches.total) if n is not None]
+        if size is not None and known and min(abs(size - n) / n for n in known) > SIZE_ERROR:
+            raise EngineError(
+                f"SVI: the objective was made for size={size:g} data in the whole set, and {known[-1]:g} were given to "
+                f"fit: pass size={known[-1]:g}"
+            )
 
     def _total(self, model: LatentVariableModel, batches: Batches) -> float:
         """Weight of all data, of which shared latents count their share."""
@@ -377,6 +388,8 @@ class SVI:
         return dict(zip(names, values, strict=True)), {"log_q": log_q, "log_prior": log_prior}
 
 
+SIZE_ERROR = 0.1
+"""Part of the number of data by which an objective's `size` may be off: so many nats its estimates of q(z) then are."""
 SMALL = 1_000_000
 """Products of a step, at most, that are not worth a second thread."""
 HEADER = (

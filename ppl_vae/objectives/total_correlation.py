@@ -150,7 +150,7 @@ def tc_elbo(size: float, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1
     Parameters
     ----------
     size : float
-        n, the number of data in the whole set, or their total weight.
+        n, the number of data in the whole set, or their total weight. SVI refuses another one than that of its data.
     beta, alpha, gamma : float
         Weights of total correlation, of the mutual information of datum and code, and of the units' divergences.
     num_particles : int

@@ -143,6 +143,29 @@ def test_a_flow_is_refused():
         pv.tc_elbo(5)(sites)
 
 
+@pytest.mark.parametrize(
+    ("size", "weights", "told"),
+    [
+        (10, None, "size=10 data in the whole set, and 40 were given to fit: pass size=40"),
+        (400, None, "pass size=40"),
+        (40, None, None),
+        (38, None, None),  # some were held out
+        (40, 2.5, None),
+        (100, 2.5, None),  # their total weight
+        (250, 2.5, "size=250 data in the whole set, and 100 were given"),
+    ],
+)
+def test_a_size_that_is_not_that_of_the_data_is_refused(size, weights, told):
+    model, _ = make("linear vae")
+    w = None if weights is None else torch.full((40,), weights, dtype=torch.float64)
+    engine = pv.SVI(1, batch_size=20, objective=pv.tc_elbo(size), compile="off", progress=False)
+    if told is None:
+        assert engine.fit(model, numbers(40, 3), w).status.code == "finished"
+    else:
+        with pytest.raises(pv.EngineError, match=told):
+            engine.fit(model, numbers(40, 3), w)
+
+
 def test_a_score_function_gradient_is_unbiased_too():
     """A Poisson latent has no reparameterised draws: against summation over its values, for a batch of one datum."""
     model, x = make("poisson latent")
