@@ -322,7 +322,7 @@ class Answers:
         return next(iter(found.values())) if len(found) == 1 else found
 
     def sample(self, n: int, seed: int = 0, **inputs: Tensor) -> Any:
-        """N new data from the posterior predictive, given inputs [n, ...]: each has a draw of theta of its own."""
+        """N new data from the posterior predictive, given the inputs [n, ...] they depend on, each at its own theta."""
         check_count(n)
         with seeded_rng(seed):
             if self.is_point:

@@ -191,20 +191,22 @@ class LatentVariableModel(OfData):
         return one_or_all({name: drawn[name] for name in self._observed_names()})
 
     def given_inputs(self, n: int, inputs: Mapping[str, Any]) -> Observations:
-        """What the n data to be drawn are given, [n, ...] each, checked."""
+        """What the n data to be drawn are given, [n, ...] each, checked: the inputs that they depend on, or more."""
         check_count(n)
         names = self._graph.inputs
-        absent, unknown = [name for name in names if name not in inputs], [name for name in inputs if name not in names]
+        absent = [name for name in self.inputs_of_draws if name not in inputs]
+        unknown = [name for name in inputs if name not in names]
         if absent:
             raise DataError(f"sample needs the input {absent[0]!r}, [n, ...]")
         if unknown:
             raise DataError(f"sample got {unknown[0]!r}; the inputs of this model: {', '.join(names) or 'none'}")
         if not inputs:
             return Observations({})
-        obs = observe(inputs, [], names, []).to(self.like)
+        given = tuple(name for name in names if name in inputs)
+        obs = observe(inputs, [], given, []).to(self.like)
         if len(obs) != n:
             raise DataError(f"sample got n={n} and inputs of {len(obs)} rows; one row of inputs per datum is expected")
-        check_inputs(names, obs)
+        check_inputs(given, obs)
         return obs
 
     def sample_joint(self, n: int, **inputs: Tensor) -> dict[str, Tensor]:

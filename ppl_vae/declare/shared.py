@@ -79,6 +79,12 @@ class SharedLatents(PyroModule):
         """Names of what the model conditions on."""
         return self._graph.inputs
 
+    @property
+    def inputs_of_draws(self) -> tuple[str, ...]:
+        """Those of the inputs that draws of the nodes depend on, not a posterior or a penalty alone."""
+        parents = {parent for node in self._graph.nodes.values() for parent in node.parents}
+        return tuple(name for name in self._graph.inputs if name in parents)
+
     # Numbers.
 
     @property

@@ -20,7 +20,7 @@ def shown_node(model: Any) -> str:
 
 
 def inputs_of(model: Any, given: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """The inputs of a conditional model among `given`, as the model reads them, [m, ...]; none of another model.
+    """The inputs that draws depend on among `given`, as the model reads them, [m, ...]; none of another model.
 
     Raises
     ------
@@ -28,13 +28,13 @@ def inputs_of(model: Any, given: Mapping[str, Any] | None) -> dict[str, Tensor]:
         If one is not there.
     """
     known = given or {}
-    lacking = [name for name in model.inputs if name not in known]
+    lacking = [name for name in model.inputs_of_draws if name not in known]
     if lacking:
         raise EngineError(
             f"{type(model).__name__} is conditional, and what it decodes depends on {lacking[0]!r}: pass "
             f"inputs={{{lacking[0]!r}: ...}}, one row for each image or fewer, such as those of the data"
         )
-    own = {name: torch.as_tensor(known[name]) for name in model.inputs}
+    own = {name: torch.as_tensor(known[name]) for name in model.inputs_of_draws}
     return dict(model.given_inputs(len(next(iter(own.values()))), own).values) if own else {}
 
 

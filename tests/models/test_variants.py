@@ -240,6 +240,20 @@ def test_the_classifier_learns_from_labels_by_its_own_term_only():
         assert (moved > 0) == (alpha > 0)
 
 
+def test_draws_ask_for_the_inputs_that_they_depend_on_alone():
+    """`labelled` is read by the penalty; given or not, of n rows, the draws are the same."""
+    model, ones = semi_supervised(), torch.ones(6)
+    assert model.inputs == ("labelled",)
+    assert model.inputs_of_draws == ()
+    fit = pv.SVI(1, compile="off", progress=False).fit(model, labelled())
+    drawn = fit.sample(6, seed=3)
+    assert drawn.shape == (6, 5)
+    assert torch.equal(drawn, fit.sample(6, seed=3, labelled=ones))
+    with pytest.raises(pv.DataError, match="n=6 and inputs of 5 rows"):
+        fit.sample(6, labelled=ones[:5])
+    assert len(pv.plots.prior_samples(fit, (1, 5), count=4).images) == 1
+
+
 def test_partly_labelled_data_train_traced_as_they_do_eagerly():
     data = labelled()
     fits = [
