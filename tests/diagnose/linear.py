@@ -38,6 +38,17 @@ class Shifted(LinearGaussian):
         return dist.MultivariateNormal(self.shift + self.factor * p.loc, scale_tril=self.factor * p.scale_tril)
 
 
+class Offset(LinearGaussian):
+    """q(z | x) with the posterior's scale, and its mean off by `by` in each unit."""
+
+    by = 0.0
+
+    @LinearGaussian.z.posterior
+    def q_z(self, x):
+        p = self.exact_posterior(x)
+        return dist.MultivariateNormal(p.loc + self.by, scale_tril=p.scale_tril)
+
+
 class Diagonal(LinearVAE):
     """q(z | x) = N(V x + a, diag s^2), as the network starts."""
 

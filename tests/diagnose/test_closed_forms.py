@@ -10,7 +10,19 @@ import torch
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
-from linear import Answered, Diagonal, Exact, Narrow, Shifted, best_diagonal, data_of, fitted, information, weighted
+from linear import (
+    Answered,
+    Diagonal,
+    Exact,
+    Narrow,
+    Offset,
+    Shifted,
+    best_diagonal,
+    data_of,
+    fitted,
+    information,
+    weighted,
+)
 
 from ppl_vae.diagnose import Codes
 from ppl_vae.diagnose.diagnosis import chosen
@@ -78,8 +90,8 @@ def test_an_exact_q_has_no_gap_and_equal_weights(exact):
     torch.testing.assert_close(found.inference.bound, truth)
     torch.testing.assert_close(found.inference.evidence.value, truth)
     assert found["gap"].value == pytest.approx(0.0, abs=1e-9)
-    assert found["amortisation gap"].value == pytest.approx(0.0, abs=1e-9)
-    assert found["approximation gap"].value == pytest.approx(0.0, abs=1e-9)
+    near(found["amortisation gap"], 0.0, slack=1e-9)
+    near(found["approximation gap"], 0.0, slack=1e-9)
     assert found["effective sample size"].value == pytest.approx(50)
     assert found["bad Pareto k"].value == 0
     assert bool((found.inference.evidence.k_hat < 0).all())
@@ -105,6 +117,23 @@ def test_a_q_that_is_too_narrow_has_heavy_tails_and_an_amortisation_gap():
     assert local.local.mean().item() == pytest.approx(model.exact(few).mean().item(), abs=0.02)
     assert found["amortisation gap"].value == pytest.approx(truth.mean().item(), rel=0.1)
     assert 0 <= found["approximation gap"].value < 0.02
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1, 0.3])
+def test_a_small_gap_of_the_encoder_is_not_called_the_familys(gap):
+    model = weighted(Offset())
+    x = data_of(model, 48)
+    P = model.exact_posterior(x).precision_matrix[0]
+    model.by = (2 * gap / P.sum()).sqrt()  # KL(q || p(z | x)) = by^2 1'P1 / 2
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        found = local_bound(Codes(model, model.check(x)))
+    gained, rest = found.local - found.amortised, found.evidence.value - found.local
+    # Adam's 4 draws a step leave the q found about 0.003 nats per unit short of the best.
+    assert abs(gained.mean().item() - gap) < 4 * gained.std().item() / 48**0.5 + 0.01
+    assert abs(rest.mean().item()) < 4 * rest.std().item() / 48**0.5 + 0.01
+    below = found.local - model.exact(x)
+    assert below.mean().item() < 4 * below.std().item() / 48**0.5 + 1e-9
 
 
 @pytest.mark.parametrize("mode", ["trace", "off"])
