@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.alone import seeded_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.local import local_q
 from ppl_vae.diagnose.codes import Codes, flat
 from ppl_vae.errors import EngineError
+from ppl_vae.families.supports import of_entries
 from ppl_vae.plots.decoded import inputs_of, means_at, repeated, shown_node
 from ppl_vae.plots.pixels import Shape, images
 from ppl_vae.plots.style import array, new_axes, values_of
+from ppl_vae.relaxed import log_simplex
 
 __all__ = ["feature_walks", "latent_map", "plane_latent", "traversals"]
 
@@ -151,10 +155,27 @@ def _spread(fit: Any, data: Any, start: int) -> tuple[Tensor, Tensor, Codes, dic
 
 
 def _by_latent(codes: Codes, rows: Tensor) -> dict[str, Tensor]:
-    """Flat codes [m, units] as values of the latents."""
-    events = codes.events()
+    """Flat codes [m, units] as values of the latents; where one unit of a simplex was moved the others make room."""
+    laws, events = codes.model.prototypes(codes.obs), codes.events()
     parts = rows.split([event.numel() for event in events.values()], 1)
-    return {name: part.reshape(len(rows), *event) for (name, event), part in zip(events.items(), parts, strict=True)}
+    return {
+        name: _shared_out(laws[name], part.reshape(len(rows), *event))
+        for (name, event), part in zip(events.items(), parts, strict=True)
+    }
+
+
+def _shared_out(law: TorchDistribution, value: Tensor) -> Tensor:
+    """Of a law on a simplex the point whose shares are in proportion to the value's; of others the value itself."""
+    try:
+        entry = of_entries(law.support)
+    except NotImplementedError:  # a law of one's own need not say
+        return value
+    if entry is log_simplex:
+        return value.log_softmax(-1)
+    if entry is constraints.simplex:
+        shares = value.clamp_min(0)
+        return shares / shares.sum(-1, keepdim=True)
+    return value
 
 
 def latent_map(

@@ -74,6 +74,35 @@ def test_a_latent_above_zero_against_quadrature():
     agrees(annealed(codes_of(model, x), chains=48, temperatures=30), truth)
 
 
+def relaxed(variables, categories):
+    torch.manual_seed(0)
+    width = variables * categories
+    encoder, decoder = pv.nets.linear_decoder(4, width), pv.nets.linear_decoder(width, 4)
+    torch.nn.init.normal_(decoder.weight, std=3.0)  # codes that tell much about data
+    return pv.models.GumbelVAE(encoder, decoder, variables, categories)
+
+
+def test_relaxed_categories_against_quadrature():
+    """Of two categories y_1 is the logistic of a logistic variable over the temperature."""
+    model, x = relaxed(1, 2).double(), bits(4, 4)
+    with torch.no_grad():
+        u = torch.linspace(0, 1, 20002).double()[1:-1]  # the law of the first coordinate, mapped by its quantiles
+        y = torch.sigmoid(torch.logit(u) / model.temperature)
+        law = model.likelihood(model.decoder(torch.stack([y, 1 - y], 1)))
+        truth = torch.stack([torch.logsumexp(law.log_prob(row), 0) for row in x]) - torch.tensor(20000.0).log()
+    agrees(annealed(codes_of(model, x), chains=48, temperatures=30), truth)
+
+
+def test_many_relaxed_categories_against_draws_of_the_prior():
+    model, x = relaxed(2, 3), bits(4, 4).float()
+    with torch.no_grad():
+        z = model.sample_joint(200_000)["z"]
+        law = model.likelihood(model.decoder(z.exp().flatten(-2)))
+        truth = torch.stack([torch.logsumexp(law.log_prob(row).double(), 0) for row in x])
+    truth -= torch.tensor(200_000.0).log()
+    agrees(annealed(codes_of(model, x), chains=48, temperatures=30), truth)
+
+
 class Conditional(pv.LatentVariableModel):
     """p(z | c) = N(c, 1), p(x | z) = N(z, 1): log p(x | c) = log N(x; c, 2)."""
 

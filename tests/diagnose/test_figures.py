@@ -75,6 +75,12 @@ def test_no_hole_is_said():
         plots.hole_samples(fit, found, (1, 3))
 
 
+class Shares(torch.nn.Identity):
+    """Gives the shares that it is given for means."""
+
+    input_size = 6
+
+
 def test_a_walk_along_a_unit_is_the_decoder_there():
     model = weighted(Diagonal())
     x = data_of(model, 20)
@@ -89,6 +95,18 @@ def test_a_walk_along_a_unit_is_the_decoder_there():
     low, high = shown[0, :3], shown[0, -3:]
     np.testing.assert_allclose(high - low, 4.0 * model.decoder.weight[:, 1].detach().numpy(), rtol=0.08)
     assert [t.get_text() for t in ax.texts] == ["z[1]"]
+
+
+def test_a_walk_along_a_relaxed_category_stays_on_the_simplex():
+    torch.manual_seed(0)
+    model = pv.models.GumbelVAE(pv.nets.linear_decoder(6, 6), Shares(), 2, 3, "gaussian")
+    x = torch.rand(20, 6)
+    ax = plots.feature_walks(fitted(model), x, units=[4], steps=5)
+    y = np.asarray(ax.images[0].get_array()) * x.numpy().std(0)[:, None] + x.numpy().mean(0)[:, None]
+    np.testing.assert_allclose(y.reshape(2, 3, 5).sum(1), 1, atol=1e-5)
+    assert (np.diff(y[4]) > 0).all()
+    np.testing.assert_allclose(y[:3], y[:3, :1].repeat(5, 1), atol=1e-6)
+    np.testing.assert_allclose(y[3] / y[5], y[3, 0] / y[5, 0], rtol=1e-4)
 
 
 def test_walks_of_a_conditional_model_keep_the_input():
