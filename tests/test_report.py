@@ -250,7 +250,7 @@ def test_training_page_of_codes_shows_their_use(tmp_path):
     torch.manual_seed(0)
     vq = pv.models.VQVAE(net(64, 16, 8), net(8, 16, 64), pv.codebooks.Averaged(8, 4), 2)
     one = pv.models.CategoricalVAE(net(64, 8, 5), net(5, 8, 64), 5, "gaussian-learned")
-    for model, section, callbacks in ((vq, "diagnosis", [pv.CodebookUpdates()]), (one, "usage", [])):
+    for model, section, callbacks in ((vq, "diagnosis", [pv.CodebookUpdates()]), (one, "diagnosis", [])):
         fit = SVI(1, 256, compile="off", callbacks=callbacks, progress=False).fit(model, data.train)
         reader = read(write_training(fit, fit.evaluate(data.test, 5), data, tmp_path / "t.html").read_text())
         assert section in reader.ids

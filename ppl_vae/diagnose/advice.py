@@ -40,6 +40,8 @@ class Training:
         Whether it is a VQ-VAE, whose KL is the same for every code.
     own_posterior : bool
         Whether a VAE's q is richer than the diagonal one.
+    finite : bool
+        Whether no latent is drawn.
     """
 
     epochs: int = 0
@@ -51,6 +53,7 @@ class Training:
     refits: bool = False
     codebook: bool = False
     own_posterior: bool = False
+    finite: bool = False
 
     @property
     def long(self) -> int:
@@ -73,6 +76,7 @@ def training_of(fit: Any, obs: Any) -> Training:
         refits=takes_prior(model),
         codebook=isinstance(model, VQVAE),
         own_posterior=not isinstance(getattr(model, "posterior_of", Diagonal()), Diagonal),
+        finite=not drawn,
     )
 
 
@@ -143,6 +147,7 @@ OPEN = (
         "of warm-up",
         lambda d: d.training.warm_up < d.training.long and d.training.epochs > 0 and not d.training.free_bits,
     ),
+    Mend("a weaker decoder, or objective=pv.infovae(0.7, 5.0), leaves more to the code", lambda d: d.training.finite),
     Mend(
         "free bits keep units in use, objective=pv.elbo(free_bits=0.2); or take fewer units, if more of them do not "
         "raise the held-out log p(x)",
@@ -174,6 +179,7 @@ FILL = (
         "a prior refitted with pv.refit_prior, or one that learns (pv.priors.Vamp, pv.priors.Mixture), mends it",
         lambda d: d.training.refits,
     ),
+    Mend("a prior that learns, such as pv.families.Categorical, or fewer values mend it", lambda d: d.training.finite),
     Mend("a prior that learns, such as one of pv.priors in the place of a fixed one, mends it"),
 )
 """What brings the prior to the codes."""

@@ -1,7 +1,7 @@
 """The codes of data: q(z | x_i), the aggregate posterior q(z), and the prior, of any declared model.
 
 All latents that are drawn count as one code z = (z_1, z_2, ...): several layers, or one vector, are the same here.
-Finite latents that stand between them are summed out.
+Finite latents that stand between them are summed out. Where none is drawn the finite ones that have a q are the code.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +17,8 @@ from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.program import Placed, Scope, enumerate_values
 from ppl_vae.errors import EngineError
 from ppl_vae.evidence import log_mean_exp
+from ppl_vae.families.supports import law_of_entries
+from ppl_vae.missing import Known
 
 __all__ = ["Code", "Codes", "UndefinedError", "flat"]
 
@@ -27,6 +29,8 @@ PAIRS_AT_ONCE = 1 << 18
 NOTHING = Observations({})
 DRAWS = 64
 """Draws per datum for moments that have no closed form."""
+ANY_LAW = (dist.Categorical, dist.OneHotCategorical, dist.Bernoulli)
+"""Families that hold every law over their values."""
 
 
 class UndefinedError(Exception):
@@ -34,7 +38,7 @@ class UndefinedError(Exception):
 
 
 class Codes:
-    """q(z | x_i) of n data, and p(z), for every latent that is drawn.
+    """q(z | x_i) of n data, and p(z), for every latent that is drawn, or every finite one with a q if none is.
 
     Parameters
     ----------
@@ -46,31 +50,35 @@ class Codes:
     Attributes
     ----------
     names : list of str
-        The drawn latents, in the guide's order.
+        The latents of the code, in the guide's order.
+    finite : bool
+        Whether none is drawn, so that log p(x) is exact.
     q : dict of TorchDistribution
         Those q(z | x_i) that depend on nothing but data, batch shape [n].
 
     Raises
     ------
     EngineError
-        If the model draws no latent.
+        If the model has no latent with a q.
     """
 
     def __init__(self, model: Any, obs: Observations) -> None:
         self.model, self.obs = model, obs
         self.n = len(obs)
         drawn = model.draws_latents(obs)
-        if not drawn:
+        self.finite = not drawn
+        coded = drawn or [name for name in model.finite_latents(obs) if self._declared(name)]
+        if not coded:
             raise EngineError(
-                f"{type(model).__name__} has no latent that is drawn: every latent is finite and summed out exactly, "
-                f"so that its bound is tight; see responsibilities and compare"
+                f"{type(model).__name__} has no latent that is drawn or has a q of its own: every latent is finite "
+                f"and summed out exactly, so that its bound is tight; see responsibilities and compare"
             )
         with torch.no_grad(), model.numeric():
             self.amortised = not model.local_posteriors
             scope = model.scope(obs)
             # A finite latent without a q is summed out of the model, and the guide does not have it.
             self.nodes = [n for n in model._inferred(scope) if self._declared(n.name) or n.name in drawn]
-            self.names = [node.name for node in self.nodes if node.name in drawn]
+            self.names = [node.name for node in self.nodes if node.name in coded]
             self.q = self._explicit(scope)
 
     def _explicit(self, scope: Scope) -> dict[str, TorchDistribution]:
@@ -97,6 +105,12 @@ class Codes:
     def points(self) -> bool:
         """Whether every q is a point mass, such as a code of a codebook."""
         return self.factorised and all(isinstance(q, dist.Delta) for q in self.q.values())
+
+    @property
+    def any_law(self) -> bool:
+        """Whether q may be any law over the values of the one finite latent, the exact posterior among them."""
+        laws = [q.base if isinstance(q, Known) else q for q in self.q.values()]
+        return self.finite and self.factorised and len(laws) == 1 and isinstance(laws[0], ANY_LAW)
 
     # Draws, [n, *event] or [m, *event].
 
@@ -155,7 +169,7 @@ class Codes:
         return self._total(nodes, scope, lambda node: self.model.distribution(node.name, scope, NOTHING))
 
     def _above(self, scope: Scope) -> list[Any]:
-        """The drawn latents and what their prior depends on, parents first."""
+        """The latents of the code and what their prior depends on, parents first."""
         graph, wanted = self.model._graph, set(self.names)
         for node in reversed(self.model.local_nodes()):
             wanted |= {name for name in node.parents if node.name in wanted and name not in scope}
@@ -177,7 +191,7 @@ class Codes:
         return torch.logsumexp(total.flatten(0, -2), 0) if total.dim() > 1 else total
 
     def events(self) -> dict[str, torch.Size]:
-        """Event shape of each drawn latent."""
+        """Event shape of each latent of the code."""
         laws = self.model.prototypes(self.obs)
         return {name: laws[name].event_shape for name in self.names}
 
@@ -211,8 +225,28 @@ class Codes:
 
     # Moments of q(z | x_i), each unit for itself, [n, units] in float64.
 
+    def require_numbers(self) -> None:
+        """Refuse codes whose values are names.
+
+        Raises
+        ------
+        UndefinedError
+            If a latent is the number of a category.
+        """
+        laws = self.model.prototypes(self.obs)
+        named = [name for name in self.names if isinstance(law_of_entries(laws[name]), dist.Categorical)]
+        if named:
+            raise UndefinedError(f"{named[0]} is the number of a category, of which there is no mean and no distance")
+
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every unit under q(z | x_i); by draws where they have no closed form."""
+        """Mean and variance of every unit under q(z | x_i); by draws where they have no closed form.
+
+        Raises
+        ------
+        UndefinedError
+            If a latent is the number of a category.
+        """
+        self.require_numbers()
         with torch.no_grad():
             try:
                 if not self.factorised:

@@ -37,9 +37,9 @@ class Collapse:
     ----------
     units : list of str
         Names of the units, of all drawn latents side by side.
-    variance : Tensor
-        [units] variance over data of the posterior mean.
-    active : Tensor
+    variance : Tensor or None
+        [units] variance over data of the posterior mean; None of categories, which have none.
+    active : Tensor or None
         [units], whether that variance is at least 0.01.
     kl_per_unit : Tensor or None
         [units] mean KL(q(z_j | x) || p(z_j)), nats; None where prior and q do not factorise.
@@ -50,8 +50,8 @@ class Collapse:
     """
 
     units: list[str]
-    variance: Tensor
-    active: Tensor
+    variance: Tensor | None
+    active: Tensor | None
     kl_per_unit: Tensor | None
     sensitivity: Tensor | None
     quantities: list[Quantity]
@@ -60,15 +60,12 @@ class Collapse:
 def collapse(found: Aggregate) -> Collapse:
     """Measure what the units carry: KL, active units, mutual information, sensitivity of the encoder."""
     codes = found.codes
-    mean, variance = codes.moments()
-    between = variance_of_mean(mean, None if codes.exact_moments else variance)
-    active = between >= ACTIVE
-    rows = [_active(active, judged=not codes.points)]  # a codebook's scale is its own, and warm-up is no help
+    between, active = _active(codes)
     kl, kl_units = divergence(codes)
-    rows += [_kl(kl), _kl_per_unit(kl_units)]
-    rows += _information(found, kl)
+    rows = [active, _kl(kl), _kl_per_unit(kl_units), *_information(found, kl)]
     moved, said = _sensitivity(codes)
-    return Collapse(codes.units(), between, active, kl_units, moved, [*rows, said])
+    which = None if between is None else between >= ACTIVE
+    return Collapse(codes.units(), between, which, kl_units, moved, [*rows, said])
 
 
 def variance_of_mean(mean: Tensor, noise: Tensor | None, draws: int = 64) -> Tensor:
@@ -79,11 +76,18 @@ def variance_of_mean(mean: Tensor, noise: Tensor | None, draws: int = 64) -> Ten
     return between if noise is None else (between - noise.mean(0) / draws).clamp_min(0)
 
 
-def _active(active: Tensor, judged: bool) -> Quantity:
-    count = int(active.sum())
-    ok = 2 * count >= len(active) if judged else None
-    meaning = f"of {len(active)}: variance over data of the posterior mean at least {ACTIVE}"
-    return measured("active units", PART, meaning, float(count), unit=f"of {len(active)}", ok=ok)
+def _active(codes: Codes) -> tuple[Tensor | None, Quantity]:
+    """The variance over data of the posterior mean, [units], and the row of how many it makes active."""
+    name, of = "active units", f"of {len(codes.units())}"
+    meaning = f"{of}: variance over data of the posterior mean at least {ACTIVE}"
+    try:
+        mean, variance = codes.moments()
+    except UndefinedError as why:
+        return None, undefined(name, PART, meaning, str(why))
+    between = variance_of_mean(mean, None if codes.exact_moments else variance)
+    count = int((between >= ACTIVE).sum())
+    ok = None if codes.points else 2 * count >= len(between)  # a codebook's scale is its own, and warm-up is no help
+    return between, measured(name, PART, meaning, float(count), unit=of, ok=ok)
 
 
 def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:
@@ -92,7 +96,7 @@ def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:
     with torch.no_grad(), codes.model.numeric():
         for _ in range(DRAWS):
             sites = codes.model.bound_sites(codes.obs)
-            if sites.enumerated or sites.summed:
+            if sites.summed or not sites.enumerated.keys() <= {*codes.names}:
                 return _marginal_divergence(codes), None
             by_unit.append([objective.by_unit(sites, name).double() for name in codes.names])
     means = [torch.stack(each).mean(0) for each in zip(*by_unit, strict=True)]

@@ -150,7 +150,7 @@ def diagnose(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Diagnosis:
-    """Measure collapse, prior hole and the quality of q of a fit with continuous latents.
+    """Measure collapse, prior hole and the quality of q of a fit whose latents have one.
 
     A datum of weight w counts as w data: it is looked at w times, or with so much more chance where the weights are no
     counts or their sum exceeds `size`.
@@ -158,7 +158,7 @@ def diagnose(
     Parameters
     ----------
     fit : Fit
-        Of a model with a continuous latent per datum.
+        Of a model with a latent per datum that is drawn, or is finite and has a q of its own.
     data : optional
         Held-out data; the training data by default.
     size : int
@@ -188,7 +188,7 @@ def diagnose(
     DataError
         Without data, for counts that are too small, or for weights that stand for less than one datum.
     EngineError
-        If it is no fit, draws no latent, is of an ordinary Pyro program, or the checkpoint is of another call.
+        If it is no fit, no latent has a q, it is of an ordinary Pyro program, or the checkpoint is of another call.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from ppl_vae.alone import differentiable
 from ppl_vae.diagnose.codes import Codes
 from ppl_vae.diagnose.offsets import Offsets
 from ppl_vae.diagnose.weights import draw_weights, weigh
-from ppl_vae.evidence import Evidence
+from ppl_vae.evidence import Evidence, exact
 from ppl_vae.infer.tracing import Traced
 from ppl_vae.objectives import Elbo
 from ppl_vae.progress import progress as shown
@@ -52,7 +52,8 @@ def local_bound(
 
     The parameters of q(z | x_i) are moved in free coordinates by Adam; layers of a flow stay as they are. The encoder's
     q is kept where that found is no better in the mean of fresh draws. The bounds are means of other draws again, and
-    so without bias for the q that was chosen.
+    so without bias for the q that was chosen. Where q may be any law over the values of a finite latent the best one is
+    the posterior, whose bound is log p(x).
 
     Parameters
     ----------
@@ -78,6 +79,10 @@ def local_bound(
     >>> found.amortised.shape, found.local.shape
     (torch.Size([4]), torch.Size([4]))
     """
+    if codes.any_law:
+        (bound,), log_w = draw_weights(codes, 1)
+        best = exact(log_w[0])
+        return LocalBound(bound, best.value, best.value > bound, best)
     offsets = Offsets(codes.model, codes.obs)
     with differentiable(), codes.model.numeric():
         _climb(codes, offsets, steps, compile, progress)

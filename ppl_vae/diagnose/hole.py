@@ -34,7 +34,8 @@ class Hole:
     holes : dict of Tensor
         Draws of the prior where q(z) has next to nothing, the emptiest first, by latent, [m, *event]; at most 64.
     codes, prior, empty : Tensor or None
-        [., units], all latents side by side: a code of each datum, draws of the prior, and those of `holes`.
+        [., units], all latents side by side: a code of each datum, draws of the prior, and those of `holes`. Where it
+        has no draws of its own, or codes are categories, `prior` is None.
     level : float or None
         Log density of q(z) below which a point is in a hole.
     variance_ratio : Tensor or None
@@ -62,11 +63,11 @@ def hole(found: Aggregate) -> Hole:
         z = flat(found.draws[0])
         return Hole({}, z, None, z[:0], None, None, [*rows, decoder_scale(codes), least_scale(codes)])
     level, share, holes = prior_hole(found, prior)
-    ratio = spread(codes, prior)
-    rows = [*_divergence(found), *_discrepancy(found, prior), share, _spread(ratio, codes)]
+    ratio, spread_out = _spread(codes, prior)
+    rows = [*_divergence(found), _discrepancy(found, prior), share, spread_out]
     rows += [decoder_scale(codes), least_scale(codes)]
-    z = flat(found.draws[0])
-    return Hole(holes, z, flat(prior)[:SEEN], flat(holes) if holes else z[:0], level, ratio, rows)
+    z, seen = flat(found.draws[0]), None if ratio is None else flat(prior)[:SEEN]
+    return Hole(holes, z, seen, flat(holes) if holes else z[:0], level, ratio, rows)
 
 
 MEANINGS = {
@@ -98,16 +99,20 @@ def _divergence(found: Aggregate) -> list[Quantity]:
     ]
 
 
-def _discrepancy(found: Aggregate, prior: Code) -> list[Quantity]:
+def _discrepancy(found: Aggregate, prior: Code) -> Quantity:
     meaning, n = MEANINGS["MMD"], found.codes.n
     if n < 2:
-        return [undefined("MMD", PART, meaning, "it takes two data at least")]
+        return undefined("MMD", PART, meaning, "it takes two data at least")
+    try:
+        found.codes.require_numbers()
+    except UndefinedError as why:
+        return undefined("MMD", PART, meaning, str(why))
     many = min(n, PRIOR_DRAWS)
     p = flat(prior)
     unit = p.std(0).clamp_min(1e-12)
     d = discrepancy(flat(found.draws[0])[:many] / unit, p[:many] / unit)
     said = f"{meaning}; up to {d.by_chance:.2g} by chance in 95%, p = {d.p_value:.2g} by {200} shuffles"
-    return [measured("MMD", PART, said, d.value, d.standard_error, unit="")]
+    return measured("MMD", PART, said, d.value, d.standard_error, unit="")
 
 
 def prior_hole(found: Aggregate, prior: Code) -> tuple[float | None, Quantity, Code]:
@@ -135,10 +140,15 @@ def spread(codes: Codes, prior: Code) -> Tensor:
     return (within.mean(0) + mean.var(0, correction=0)) / flat(prior).var(0)
 
 
-def _spread(ratio: Tensor, codes: Codes) -> Quantity:
-    name, worst = "variance over the prior's", int(ratio.argmax())
+def _spread(codes: Codes, prior: Code) -> tuple[Tensor | None, Quantity]:
+    name = "variance over the prior's"
+    try:
+        ratio = spread(codes, prior)
+    except UndefinedError as why:
+        return None, undefined(name, PART, MEANINGS[name], str(why))
+    worst = int(ratio.argmax())
     meaning = f"{MEANINGS[name]}, {codes.units()[worst]}"
-    return measured(name, PART, meaning, ratio[worst], unit="times", ok=ratio[worst] <= SPREAD)
+    return ratio, measured(name, PART, meaning, ratio[worst], unit="times", ok=ratio[worst] <= SPREAD)
 
 
 def decoder_scale(codes: Codes) -> Quantity:
@@ -153,8 +163,9 @@ def decoder_scale(codes: Codes) -> Quantity:
         return undefined(name, part, meaning, "there is no one likelihood with a floor under its scale")
     scale, x = _stddev(sites.p[observed[0]]), codes.obs.values[observed[0]]
     varies = x.var(0) > 0 if codes.n > 1 else torch.ones_like(x[0], dtype=torch.bool)
-    low = (scale <= 1.05 * floors[0].floor * floors[0].unit).expand(x.shape)[:, varies].double()
-    share = low.mean()
+    low = scale <= 1.05 * floors[0].floor * floors[0].unit
+    # Of each value of a latent that is summed out there is a scale.
+    share = low.expand(torch.broadcast_shapes(low.shape, x.shape))[..., varies].double().mean()
     return measured(name, part, meaning, share, unit="of them", ok=share <= LEVEL)
 
 

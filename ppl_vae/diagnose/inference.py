@@ -25,6 +25,7 @@ BAD_SHARE, NATS, DRAWS = 0.25, 1.0, 5.0
 WEIGHTED = ("log p(x)", "gap", "bad Pareto k", "effective sample size")
 """What takes draws of q with weights of their own."""
 POINT = "q is a point mass, and its draws are all alike: of log p(x) there is the ELBO alone"
+EXACT = "log p(x) is the sum over all values of the latents, which takes no draws of q"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Inference:
     bound : Tensor
         [n] nats, the ELBO of each datum that was looked at.
     evidence : Evidence
-        Of the same data and draws: log p(x), error, effective sample size and k-hat; the bound where q is a point mass.
+        Of the same data and draws: log p(x), error, effective sample size and k-hat; the bound where q is a point mass,
+        exact where all latents are finite.
     local : LocalBound or None
         The bound with a q of its own for some of them.
     annealed : Evidence or None
@@ -62,21 +64,25 @@ def inference(
     progress: bool = False,
 ) -> Inference:
     """Measure the gap, its parts, the tails of the weights, and check log p(x)."""
-    count = 1 if codes.points else num_particles
+    count = 1 if codes.points or codes.finite else num_particles
     header = question(codes.model, codes.obs, num_particles=count, seed=seed)
     found = RowsDone(checkpoint, "diagnose", header, BOUND, codes.n)
     with shown("log p(x)", codes.n, progress) as update:
         bound, evidence = bound_and_evidence(codes, count, seed, found, update)
     local, split = _split(codes, gap_data, progress)
     check, said = _check(codes, evidence, ais_data, progress)
-    rows = [*_evidence(bound, evidence, num_particles), *split, *_tails(evidence, num_particles), *said]
-    if codes.points:
+    tails = _tails(evidence, num_particles)
+    rows = [*_evidence(bound, evidence, num_particles), *split, *tails, *said]
+    if codes.finite:
+        rows = [undefined(q.name, PART, q.meaning, EXACT) if q in tails else q for q in rows]
+    elif codes.points:
         rows = [undefined(q.name, PART, q.meaning, POINT) if q.name in WEIGHTED else q for q in rows]
     return Inference(bound, evidence, local, check, rows)
 
 
 def _evidence(bound: Tensor, evidence: Evidence, count: int) -> list[Quantity]:
-    said = f"mean over data, by {count} draws of q weighted by p(x, z) / q(z | x): in the mean a lower bound"
+    by_draws = f"by {count} draws of q weighted by p(x, z) / q(z | x): in the mean a lower bound"
+    said = f"mean over data, {'exact' if evidence.method == 'exact' else by_draws}"
     value, gap, noise = evidence.value, evidence.value - bound, _noise(evidence)
     return [
         measured("ELBO", PART, "mean over data of the evidence lower bound", bound.mean(), error(bound)),

@@ -33,6 +33,8 @@ def bound_and_evidence(
 
     found.work(_blocks(codes, count, found.done), of_block, lambda so_far: update(so_far.done, said(so_far)))
     bound = found.columns["bound"]
+    if codes.finite:
+        return bound, exact(found.columns["value"])
     # A point mass has one draw, whose weight is the bound.
     return bound, replace(exact(bound), method="bound") if codes.points else evidence(found)
 

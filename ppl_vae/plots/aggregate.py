@@ -36,7 +36,7 @@ def aggregate_plane(diagnosis: Any, labels: Any = None, ax: Axes | None = None) 
     Raises
     ------
     EngineError
-        If the prior depends on each datum, so that it has no draws of its own.
+        If the prior depends on each datum, so that it has no draws of its own, or codes are numbers of categories.
     """
     codes, prior, empty = (array(v) for v in _drawn(diagnosis))
     centre, turn, names = _plane(np.concatenate([codes, prior]), diagnosis.collapse.units)
@@ -70,7 +70,7 @@ def _key(ax: Axes, classes: np.ndarray) -> None:
 def _drawn(diagnosis: Any) -> tuple[Any, Any, Any]:
     found = diagnosis.hole
     if found.prior is None:
-        raise EngineError("the prior depends on each datum: it has no draws of its own to be drawn")
+        raise EngineError(f"codes and prior cannot be drawn side by side: {diagnosis['MMD'].why}")
     return found.codes, found.prior, found.empty
 
 

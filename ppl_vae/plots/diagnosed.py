@@ -62,11 +62,11 @@ def usage_figures(fit: Any, data: Any) -> dict[str, Axes]:
 
 
 def _walks(fit: Any, diagnosis: Any, shape: Shape | None) -> dict[str, Axes]:
-    """Walks along the units that carry most; none along a codebook's, between whose codes nothing was trained."""
+    """Walks along the units that carry most; none between codes or values, where nothing was trained."""
     carried = diagnosis.collapse.variance if diagnosis.collapse.kl_per_unit is None else diagnosis.collapse.kl_per_unit
-    units = np.argsort(-array(carried), kind="stable")[:MOST].tolist()
-    if diagnosis.training.codebook:
+    if diagnosis.training.codebook or diagnosis.training.finite or carried is None:
         return {}
+    units = np.argsort(-array(carried), kind="stable")[:MOST].tolist()
     if shape is not None:
         return _that_exist({"traversals": lambda: traversals(fit, diagnosis.data, shape, units=units)})
     width = len(next(iter(diagnosis.data.values.values()))[0].flatten())

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from ppl_vae.alone import seeded_rng
 from ppl_vae.declare import Observations
 from ppl_vae.declare.local import local_q
-from ppl_vae.diagnose.codes import Codes, flat
+from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
 from ppl_vae.errors import EngineError
 from ppl_vae.families.supports import of_entries
 from ppl_vae.plots.decoded import inputs_of, means_at, repeated, shown_node
@@ -148,7 +148,10 @@ def _spread(fit: Any, data: Any, start: int) -> tuple[Tensor, Tensor, Codes, dic
         obs = model.check(data)
         with local_q(model, obs):
             codes = Codes(model, obs)
-            mean = codes.moments()[0]
+            try:
+                mean = codes.moments()[0]
+            except UndefinedError as why:
+                raise EngineError(f"there are no walks: {why}; see pv.plots.code_usage") from None
         inputs = {name: obs.values[name][start : start + 1] for name in model.inputs}
         prior = flat(codes.draw_prior(2000, Observations(repeated(inputs, 2000))))
     return mean, prior, codes, inputs

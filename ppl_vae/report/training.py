@@ -92,7 +92,7 @@ def write_training(
 
 
 def _diagnosed(fit: Fit, test: Any) -> Diagnosis | None:
-    """What is wrong with the fit; None for one whose latents are not drawn."""
+    """What is wrong with the fit; None for one whose latents have no q."""
     try:
         return fit.diagnose(test)
     except EngineError:

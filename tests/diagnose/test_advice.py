@@ -64,6 +64,7 @@ def test_collapse_is_answered_by_what_was_not_tried(found):
     assert "pv.infovae" in said(OPEN, found, epochs=80, warm_up=60, free_bits=True)
     assert "free_bits" not in said(OPEN, found, epochs=80, warm_up=60, mixture=True)
     assert "train with beta=1" in said(OPEN, found, epochs=80, warm_up=60, last_beta=4.0)
+    assert "free bits" not in said(OPEN, found, epochs=80, warm_up=60, finite=True)
 
 
 def test_a_hole_is_answered_by_what_the_model_can_have(found):

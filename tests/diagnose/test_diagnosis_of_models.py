@@ -43,6 +43,7 @@ NAMES = (
     "bad Pareto k",
     "effective sample size",
 )
+FINITE = ("finite posterior", "finite posterior, partly observed")
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -60,7 +61,8 @@ def holds(found, n):
     assert value["mutual information"] <= math.log(n) + 1e-9
     slack = 4 * (found["KL"].standard_error + found["mutual information"].standard_error)
     assert value["mutual information"] <= value["KL"] + slack
-    assert found.collapse.variance.shape == found.collapse.active.shape == (len(found.collapse.units),)
+    if value["active units"] is not None:
+        assert found.collapse.variance.shape == found.collapse.active.shape == (len(found.collapse.units),)
     assert value["gap"] >= -4 * found["gap"].standard_error
     if value["amortisation gap"] is not None:
         assert value["amortisation gap"] >= -0.05
@@ -106,11 +108,70 @@ def test_laws_with_other_priors_and_posteriors(prior, posterior):
     assert found["KL per unit"].text == "not defined: prior or q is no product over units"
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in (*DRAWN, "linear vae", "local q")])
-def test_a_model_that_draws_no_latent_is_refused(name):
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in (*DRAWN, *FINITE, "linear vae", "local q")])
+def test_a_model_whose_latents_have_no_q_is_refused(name):
     model, data = make(name)
-    with pytest.raises(pv.EngineError, match="has no latent that is drawn"):
+    with pytest.raises(pv.EngineError, match="has no latent that is drawn or has a q of its own"):
         fitted(model).diagnose(data)
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_laws_with_a_finite_latent(name):
+    model, data = make(name)
+    found = fitted(model).diagnose(data, num_particles=25, gap_data=2)
+    holds(found, 6)
+    torch.testing.assert_close(found.inference.evidence.value, model.evidence(data).value)
+    assert found["approximation gap"].value == 0
+    assert found["bad Pareto k"].value is None
+
+
+def test_a_categorical_latent_against_sums_over_its_values():
+    torch.manual_seed(0)
+    model = pv.models.CategoricalVAE(pv.nets.linear_decoder(3, 4), pv.nets.linear_decoder(4, 3), 4, "gaussian").double()
+    with torch.no_grad():
+        model.encoder.bias[3] = -20.0  # a value that is never used
+    x = torch.randn(50, 3).double()
+    fit = fitted(model)
+    found = fit.diagnose(x, gap_data=10, ais_data=2)
+    with torch.no_grad():
+        log_q = model.encoder(x).log_softmax(1)
+        log_joint = model.likelihood(model.decoder(torch.eye(4).double())[:, None]).log_prob(x).T - math.log(4)
+    q, log_p = log_q.exp(), torch.logsumexp(log_joint, 1)
+    bound, kl = (q * (log_joint - log_q)).sum(1), (q * (log_q + math.log(4))).sum(1)
+    share = q.mean(0)
+    apart = (share * (share.log() + math.log(4))).sum()
+    torch.testing.assert_close(found.inference.bound, bound)
+    torch.testing.assert_close(found.inference.evidence.value, log_p)
+    torch.testing.assert_close(found.inference.local.local, log_p[:10])
+    assert found.inference.evidence.method == "exact"
+    assert found["KL"].value == pytest.approx(kl.mean().item())
+    assert found["gap"].value == pytest.approx((log_p - bound).mean().item())
+    assert found["amortisation gap"].value == pytest.approx((log_p - bound)[:10].mean().item())
+    assert found["approximation gap"].value == 0
+    for name, truth in (("mutual information", kl.mean() - apart), ("KL(q(z) || p)", apart)):
+        assert abs(found[name].value - truth.item()) < 4 * found[name].standard_error + 0.01, name
+    assert abs(found["prior in holes"].value - 0.25) < 4 * found["prior in holes"].standard_error
+    for name in ("active units", "encoder sensitivity", "MMD", "variance over the prior's"):
+        assert found[name].why == "z is the number of a category, of which there is no mean and no distance"
+    assert found["effective sample size"].why.startswith("log p(x) is the sum over all values")
+    assert found["annealed log p(x)"].why.startswith("z is discrete")
+    assert set(found.figures(fit, (1, 3))) >= {"usage of z", "reconstructions", "samples from holes"}
+    assert any("pv.families.Categorical" in said for said in found.advice)
+    with pytest.raises(pv.EngineError, match="there are no walks: z is the number of a category"):
+        pv.plots.feature_walks(fit, x)
+    with pytest.raises(pv.EngineError, match="side by side: z is the number of a category"):
+        pv.plots.aggregate_plane(found)
+
+
+def test_learned_scales_below_a_finite_latent():
+    torch.manual_seed(0)
+    networks = pv.nets.linear_decoder(3, 4), pv.nets.linear_decoder(4, 3)
+    x = torch.randn(50, 3)
+    fit = pv.SVI(1, compile="off", progress=False).fit(pv.models.CategoricalVAE(*networks, 4, "gaussian-learned"), x)
+    found = fit.diagnose(x)
+    assert found["decoder scales at their floor"].value == 0
+    scale = fit.model.likelihood(torch.zeros(3)).stddev.min().item()
+    assert found["smallest decoder scale"].value == pytest.approx(scale / x.var(0, correction=0).mean().sqrt().item())
 
 
 def test_the_same_seed_gives_the_same_numbers_and_the_generator_is_put_back():
