@@ -150,16 +150,16 @@ class Codes:
         """Log q(z_s) = log (1/n) sum_i q(z_s | x_i), [m]."""
         return torch.cat([log_mean_exp(pairs, 1) for pairs in self.log_q(z)])
 
-    def log_prior(self, z: Code) -> Tensor:
-        """Log p(z_s), finite latents summed out, [m].
+    def log_prior(self, z: Code, given: Observations = NOTHING) -> Tensor:
+        """Log p(z_s), or log p(z_s | inputs_s) where they are given, finite latents summed out, [m].
 
         Raises
         ------
         UndefinedError
-            If the prior depends on inputs or data.
+            If the prior depends on what is not given.
         """
         with torch.no_grad(), self.model.numeric(), unvalidated():
-            return self.prior(z).double()
+            return self.prior(z, given).double()
 
     def prior(self, z: Code, given: Observations = NOTHING) -> Tensor:
         """Log p(z_s), or log p(z_s | inputs_s), in the model's own dtype and with its gradient, [m]."""

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.diagnose.aggregate import DRAWS, Aggregate
+from ppl_vae.diagnose.aggregate import Aggregate
 from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.families.supports import of_entries
@@ -61,7 +61,7 @@ def collapse(found: Aggregate) -> Collapse:
     """Measure what the units carry: KL, active units, mutual information, sensitivity of the encoder."""
     codes = found.codes
     between, active = _active(codes)
-    kl, kl_units = divergence(codes)
+    kl, kl_units = divergence(found)
     rows = [active, _kl(kl), _kl_per_unit(kl_units), *_information(found, kl)]
     moved, said = _sensitivity(codes)
     which = None if between is None else between >= ACTIVE
@@ -90,28 +90,28 @@ def _active(codes: Codes) -> tuple[Tensor | None, Quantity]:
     return between, measured(name, PART, meaning, float(count), unit=of, ok=ok)
 
 
-def divergence(codes: Codes) -> tuple[Tensor, Tensor | None]:
+def divergence(found: Aggregate) -> tuple[Tensor, Tensor | None]:
     """KL(q(z | x_i) || p(z)) of each datum [n], and its mean by unit where prior and q factorise [units]."""
-    objective, by_unit = Elbo(kl="analytic"), []
+    codes, objective, each = found.codes, Elbo(kl="analytic"), list[Tensor]()
     with torch.no_grad(), codes.model.numeric():
-        for _ in range(DRAWS):
+        for _ in found.draws:
             sites = codes.model.bound_sites(codes.obs)
             if sites.summed or not sites.enumerated.keys() <= {*codes.names}:
-                return _marginal_divergence(codes), None
-            by_unit.append([objective.by_unit(sites, name).double() for name in codes.names])
-    means = [torch.stack(each).mean(0) for each in zip(*by_unit, strict=True)]
-    total = torch.stack([value.sum(1) for value in means]).sum(0)
-    whole = sum(value.shape[1] for value in means) == len(codes.units())
-    return total, torch.cat(means, 1).mean(0) if whole else None
+                return _divergence_by_draws(found), None
+            each.append(torch.cat([objective.by_unit(sites, name).double() for name in codes.names], 1))
+            closed, whole = torch.equal(each[0], each[-1]), each[0].shape[1] == len(codes.units())
+            if len(each) == 2 and closed:
+                break
+            if len(each) == 2 and not whole:
+                return _divergence_by_draws(found), None
+    units = torch.stack(each).mean(0)
+    return units.sum(1), units.mean(0) if whole else None
 
 
-def _marginal_divergence(codes: Codes) -> Tensor:
-    """The same by draws, finite latents summed out of both."""
-    each = []
-    for _ in range(DRAWS):
-        z = codes.draw()
-        each.append(codes.log_own(z) - codes.log_prior(z))
-    return torch.stack(each).mean(0)
+def _divergence_by_draws(found: Aggregate) -> Tensor:
+    """The same by the draws that tell the mutual information, finite latents summed out of q and p, [n]."""
+    log_p = [found.codes.log_prior(z, found.codes.obs) for z in found.draws]
+    return (found.own - torch.stack(log_p)).mean(0)
 
 
 def _kl(kl: Tensor) -> Quantity:

@@ -384,6 +384,55 @@ def test_an_encoder_that_has_no_answer_leaves_its_sensitivity_undefined():
     assert "has no answer" in fit.diagnose(x, gap_data=0)["encoder sensitivity"].why
 
 
+class ByLabel(pv.LatentVariableModel):
+    """p(c) p(z | c, label) p(x | z), c summed out: the prior of each datum is a mixture of its own."""
+
+    label = pv.given()
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor([[-1.0, 2.0], [1.0, 0.5]]))
+
+    @pv.latent
+    def c(self):
+        return dist.Categorical(torch.tensor([0.3, 0.7]))
+
+    @pv.latent
+    def z(self, c, label):
+        return dist.Normal(self.loc[c, label.long()], 0.8)
+
+    @z.posterior
+    def q_z(self, x):
+        return dist.Normal(x / 2, 0.6)
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(z, 1.0)
+
+
+def test_the_divergence_from_a_mixture_that_depends_on_an_input():
+    torch.manual_seed(0)
+    model, x, label = ByLabel().double(), torch.randn(60).double(), torch.arange(60) % 2
+    found = fitted(model).diagnose({"x": x, "label": label}, num_particles=25, gap_data=0)
+    z = torch.linspace(-8, 8, 2001).double()[:, None]
+    log_q = torch.distributions.Normal(x / 2, 0.6).log_prob(z)
+    loc, log_c = model.loc.detach()[:, label], torch.tensor([0.3, 0.7]).double().log()
+    log_p = torch.logsumexp(torch.distributions.Normal(loc[:, None], 0.8).log_prob(z) + log_c[:, None, None], 0)
+    truth = (log_q.exp() * (log_q - log_p)).sum(0).mean() * 16 / 2000
+    assert abs(found["KL"].value - truth.item()) < 4 * found["KL"].standard_error
+    assert found["KL(q(z) || p)"].why.startswith("the prior depends on label")
+
+
+def test_a_divergence_by_draws_is_that_of_the_information():
+    """Mean KL(q(z | x) || p) = I + KL(q(z) || p), where the prior is a mixture too."""
+    torch.manual_seed(0)
+    networks = pv.nets.linear_encoder(6, 2), pv.nets.linear_decoder(2, 6)
+    fit = fitted(pv.models.VAE(*networks, prior=pv.priors.Vamp(5, 6)))
+    found = fit.diagnose((torch.randn(50, 6) > 0).float(), num_particles=5, gap_data=0)
+    parts = found["mutual information"].value + found["KL(q(z) || p)"].value
+    assert found["KL"].value == pytest.approx(parts, abs=1e-6)
+
+
 class Switches(pv.LatentVariableModel):
     """Six Bernoulli units with a prior of no batch shape, which torch's divergence does not spread over data."""
 
