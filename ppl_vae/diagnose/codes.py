@@ -20,7 +20,7 @@ from ppl_vae.evidence import log_mean_exp
 from ppl_vae.families.supports import law_of_entries
 from ppl_vae.missing import Known
 
-__all__ = ["Code", "Codes", "UndefinedError", "flat"]
+__all__ = ["Code", "Codes", "UndefinedError", "flat", "variance_seen"]
 
 Code = dict[str, Tensor]
 """Values of the drawn latents by name, [m, *event] each."""
@@ -284,3 +284,15 @@ def flat(z: Code) -> Tensor:
     torch.Size([3, 3])
     """
     return torch.cat([value.reshape(len(value), value.shape[1:].numel()) for value in z.values()], 1).double()
+
+
+def variance_seen(x: Tensor, correction: int = 1) -> Tensor:
+    """Variance over the rows of [n, ...], missing entries left out; NaN where too few are there.
+
+    Examples
+    --------
+    >>> variance_seen(torch.tensor([[1.0, 5.0], [torch.nan, 5.0], [3.0, torch.nan]]))
+    tensor([2., 0.])
+    """
+    away = x - x.nanmean(0)
+    return away.square().nansum(0) / ((~x.isnan()).sum(0) - correction).clamp_min(0)

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.diagnose.aggregate import Aggregate
-from ppl_vae.diagnose.codes import Codes, UndefinedError, flat
+from ppl_vae.diagnose.codes import Codes, UndefinedError, flat, variance_seen
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.families.supports import of_entries
 from ppl_vae.objectives import Elbo
@@ -166,7 +166,8 @@ def sensitivity(codes: Codes) -> Tensor:
 
     The root of the mean over data of sum_d (s_d dm_j / dx_d)^2 / sd_p(z_j)^2, s_d the standard deviation of input d
     over the data: what m_j would move at random if each input did, to first order. It is found by finite differences
-    along random directions, which turn back where an entry could not go on. A unit that ignores its input has 0.
+    along random directions, which turn back where an entry could not go on; missing entries stay. A unit that ignores
+    its input has 0.
 
     Raises
     ------
@@ -179,7 +180,7 @@ def sensitivity(codes: Codes) -> Tensor:
     total = torch.zeros_like(spread)
     movable, here = _movable(codes), _moments(codes, codes.obs.values)
     for _ in range(DIRECTIONS):
-        moved = {name: within(x + STEP * x.std(0) * torch.randn_like(x)) for name, (x, within) in movable.items()}
+        moved = {name: within(x + STEP * sd * torch.randn_like(x)) for name, (x, sd, within) in movable.items()}
         try:
             there = _moments(codes, {**codes.obs.values, **moved})
         except ValueError as refused:  # a q whose parameters are no numbers
@@ -190,14 +191,20 @@ def sensitivity(codes: Codes) -> Tensor:
     return (total / DIRECTIONS).sqrt() / spread
 
 
-def _movable(codes: Codes) -> dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """Observed numbers by node, and how they are brought back into the node's support."""
+def _movable(codes: Codes) -> dict[str, tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
+    """Observed numbers by node, how far each goes, and how they are brought back into the node's support."""
     laws = codes.model.prototypes(codes.obs)
     observed = [node.name for node in codes.model.local_nodes() if node.kind == "observed"]
     found = {name: codes.obs.values[name] for name in observed if codes.obs.values[name].is_floating_point()}
     if not found or codes.n == 1:
         raise UndefinedError("it takes two data of real numbers at least")
-    return {name: (value, _turned_back(laws[name])) for name, value in found.items()}
+    return {name: (value, _spread(codes, name), _turned_back(laws[name])) for name, value in found.items()}
+
+
+def _spread(codes: Codes, name: str) -> Tensor:
+    """Standard deviation over the data of each number that is there, [n, *event], 0 of what is missing."""
+    x = codes.obs.with_gaps(name)
+    return torch.where(x.isnan(), 0.0, variance_seen(x).sqrt().nan_to_num())
 
 
 def _turned_back(law: TorchDistribution) -> Callable[[Tensor], Tensor]:

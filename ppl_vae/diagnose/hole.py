@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.diagnose.aggregate import Aggregate
-from ppl_vae.diagnose.codes import Code, Codes, UndefinedError, flat
+from ppl_vae.diagnose.codes import Code, Codes, UndefinedError, flat, variance_seen
 from ppl_vae.diagnose.discrepancy import discrepancy
 from ppl_vae.diagnose.quantity import Quantity, error, measured, undefined
 from ppl_vae.likelihoods.gaussian import Floored
@@ -161,8 +161,8 @@ def decoder_scale(codes: Codes) -> Quantity:
     observed = [n.name for n in codes.model.local_nodes() if n.kind == "observed"]
     if len(floors) != 1 or len(observed) != 1:
         return undefined(name, part, meaning, "there is no one likelihood with a floor under its scale")
-    scale, x = _stddev(sites.p[observed[0]]), codes.obs.values[observed[0]]
-    varies = x.var(0) > 0 if codes.n > 1 else torch.ones_like(x[0], dtype=torch.bool)
+    scale, x = _stddev(sites.p[observed[0]]), codes.obs.with_gaps(observed[0])
+    varies = variance_seen(x) > 0 if codes.n > 1 else torch.ones_like(x[0], dtype=torch.bool)
     low = scale <= 1.05 * floors[0].floor * floors[0].unit
     # Of each value of a latent that is summed out there is a scale.
     share = low.expand(torch.broadcast_shapes(low.shape, x.shape))[..., varies].double().mean()
@@ -181,7 +181,7 @@ def least_scale(codes: Codes) -> Quantity:
     law = getattr(p, "base", p)
     if not isinstance(getattr(law, "base_dist", law), torch.distributions.Normal):
         return undefined(name, part, meaning, "p(x | z) is not normal")
-    unit = codes.obs.values[observed[0]].double().var(0, correction=0).mean().sqrt()
+    unit = variance_seen(codes.obs.with_gaps(observed[0]).double(), correction=0).nanmean().sqrt()
     ratio = law.stddev.min().double() / unit
     return measured(name, part, meaning, ratio, unit="of the data's", ok=ratio >= LEAST)
 

@@ -105,7 +105,7 @@ def feature_walks(
     """
     walk = _walk(fit, data, units, start, np.linspace(-span, span, steps))
     obs, name, columns = values_of(fit, data)
-    x = array(obs.values[name]).astype(float).reshape(len(obs), -1)
+    x = array(obs.with_gaps(name)).astype(float).reshape(len(obs), -1)
     sd = np.nanstd(x, 0)
     moved = (walk.means.reshape(len(walk.means), -1) - np.nanmean(x, 0)) / np.where(sd > 0, sd, 1.0)
     names = columns if len(columns) == moved.shape[1] else tuple(str(j) for j in range(moved.shape[1]))

@@ -308,6 +308,49 @@ def test_a_divergence_that_is_no_number_is_not_called_zero():
     assert [row.why for row in _divergence(found)] == ["the estimate is not a number"] * 2
 
 
+class Seen(torch.nn.Module):
+    """The mean of a code is a sum over what is there, each entry from its own center."""
+
+    output_size = 1
+
+    def __init__(self, center):
+        super().__init__()
+        self.center = torch.nn.Parameter(center)
+
+    def forward(self, x):
+        loc = torch.where(x == 0, 0.0, x - self.center).sum(-1, keepdim=True)
+        return loc, torch.ones_like(loc)
+
+
+def test_gaps_are_no_data():
+    """Missing entries are zeros to the encoder: they have no part in the spread of the data, and stay."""
+    torch.manual_seed(0)
+    n, sd = 400, torch.tensor([1.0, 2.0, 0.5]).double()
+    x = 100 + sd * torch.randn(n, 3).double()
+    gap = torch.rand(n, 3) < 0.3
+    x[gap] = torch.nan
+    model = pv.models.VAE(Seen(torch.full((3,), 100.0)), pv.nets.linear_decoder(1, 3), pv.likelihoods.Gaussian(0.3))
+    found = fitted(model.double()).diagnose(x, num_particles=5, gap_data=0)
+    seen = [column[~column.isnan()] for column in x.T]
+    unit = torch.stack([column.var(correction=0) for column in seen]).mean().sqrt()
+    assert found["smallest decoder scale"].value == pytest.approx(0.3 / unit.item())
+    # What is there moves by its own sd; 8 directions of 3 numbers of 400 data, and the prior's sd of 4,096 draws.
+    moved = sum(len(column) * column.var() for column in seen) / n
+    assert found["encoder sensitivity"].value == pytest.approx(moved.sqrt().item(), rel=0.06)
+
+
+def test_a_feature_of_one_value_has_no_scale_at_its_floor_because_of_gaps():
+    torch.manual_seed(0)
+    x = torch.randn(60, 3)
+    x[:, 2] = 7.0
+    x[::3, 1:] = torch.nan
+    likelihood = pv.likelihoods.GaussianLearned(pixels=3)
+    model = pv.models.VAE(pv.nets.linear_encoder(3, 1), pv.nets.linear_decoder(1, 3), likelihood)
+    with torch.no_grad():
+        likelihood.rho[2] = -30.0  # where nothing varies that is no fault
+    assert fitted(model).diagnose(x, num_particles=5, gap_data=0)["decoder scales at their floor"].value == 0
+
+
 class OfCounts(pv.LatentVariableModel):
     """Counts, of which the encoder may take logarithms: it has no answer below -1."""
 
