@@ -105,7 +105,7 @@ def _climb(codes: Codes, offsets: Offsets, steps: int, mode: str, progress: bool
         free = [value.detach().requires_grad_(True) for value in values]
         with differentiable(), offsets.applied(free):
             total = Elbo(PARTICLES)(codes.model.bound_sites(rows, index)).sum()
-        return torch.autograd.grad(-total, free)
+            return torch.autograd.grad(-total, free)
 
     step, tensors = Traced(gradient, mode), offsets.tensors()
     optimizer = torch.optim.Adam(tensors, RATE)

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -24,6 +25,7 @@ from linear import (
     weighted,
 )
 
+import ppl_vae as pv
 from ppl_vae.diagnose import Codes
 from ppl_vae.diagnose.diagnosis import chosen
 from ppl_vae.diagnose.gap import local_bound
@@ -134,6 +136,38 @@ def test_a_small_gap_of_the_encoder_is_not_called_the_familys(gap):
     assert abs(rest.mean().item()) < 4 * rest.std().item() / 48**0.5 + 0.01
     below = found.local - model.exact(x)
     assert below.mean().item() < 4 * below.std().item() / 48**0.5 + 1e-9
+
+
+class Angle(pv.LatentVariableModel):
+    """p(z) = VM(0, 1), p(x | z) = VM(z, 2): p(z | x) = VM(arg c, |c|), c = 1 + 2 exp(i x); q is off by an angle."""
+
+    by = 0.0
+
+    @pv.latent
+    def z(self):
+        return dist.VonMises(torch.tensor(0.0).double(), 1.0)
+
+    @z.posterior
+    def q_z(self, x):
+        c = 1 + 2 * torch.exp(1j * x)
+        return dist.VonMises(c.angle() + self.by, c.abs())
+
+    @pv.observed
+    def x(self, z):
+        return dist.VonMises(z, 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:runs eagerly")
+@pytest.mark.parametrize("by", [0.0, 1.0])
+def test_the_gap_of_a_q_whose_draws_have_no_gradient(by):
+    model, x = Angle().double(), torch.linspace(-3, 3, 12).double()
+    model.by = by
+    found = fitted(model).diagnose(x, num_particles=50, gap_data=12)
+    c = (1 + 2 * torch.exp(1j * x)).abs()
+    truth = (c * torch.special.i1(c) / torch.special.i0(c)).mean().item() * (1 - math.cos(by))  # KL of turned laws
+    # Draws whose density alone has a gradient leave the q found a little short of the best.
+    near(found["amortisation gap"], truth, slack=0.1)
+    assert 0 <= found["approximation gap"].value < 0.1
 
 
 @pytest.mark.parametrize("mode", ["trace", "off"])
