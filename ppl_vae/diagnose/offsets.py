@@ -17,14 +17,8 @@ __all__ = ["Offsets", "moved"]
 
 Move = Callable[[Tensor], Tensor]
 
-FREE: dict[type, tuple[str, ...]] = {
-    torch.distributions.MultivariateNormal: ("loc", "scale_tril"),
-    torch.distributions.Categorical: ("logits",),
-    torch.distributions.OneHotCategorical: ("logits",),
-    torch.distributions.Bernoulli: ("logits",),
-    torch.distributions.RelaxedOneHotCategorical: ("logits",),
-}
-"""Parameters that can be moved, where they are not simply all of a distribution's own."""
+SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}
+"""Parameters that say what another one says, if a distribution has that, which is the one that is moved."""
 FIXED = ("temperature",)
 """Parameters that are settings."""
 
@@ -99,9 +93,8 @@ def moved(q: TorchDistribution, move: Move) -> TorchDistribution:
     """
     if type(q) in INSIDE:
         return INSIDE[type(q)](q, move)
-    known = next((FREE[kind] for kind in FREE if isinstance(q, kind)), tuple(q.arg_constraints))
-    fixed = {name: getattr(q, name) for name in FIXED if name in q.arg_constraints}
-    names = [name for name in known if name not in fixed]
+    fixed = {name: getattr(q, name) for name in FIXED if hasattr(q, name)}
+    names = [n for n in q.arg_constraints if n not in fixed and SAME.get(n) not in q.arg_constraints]
     if isinstance(q, dist.Delta) or not names:
         raise UndefinedError(f"q is a {type(q).__name__}, which has no parameters to move")
     try:
