@@ -1,5 +1,7 @@
 """Relaxed categorical variables: points of the simplex near its corners, whose draws have a pathwise gradient."""
 
+from typing import Any
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -94,7 +96,7 @@ class LogConcrete(ExpRelaxedCategorical, TorchDistributionMixin):
     True
     """
 
-    support = log_simplex  # torch's own is all of R^K
+    support: Any = log_simplex  # torch's own is all of R^K
 
 
 def corner(log_y: Tensor) -> Tensor:
