@@ -245,7 +245,8 @@ class Second(Share):
     """The second of two processes, which has what the first one has."""
 
     def agree(self, what, content):
-        assert content
+        assert what
+        assert isinstance(content, str | dict)
 
     def sum(self, tree):
         return tree
