@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Pyro's import of tqdm asks for notebook widgets, which a built page cannot show.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+# Nor can it draw a line again: Rich takes this as a terminal without progress.
+os.environ.setdefault("TTY_INTERACTIVE", "0")
 
 project = "ppl_vae"
 author = "The ppl_vae developers"

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from time import monotonic
 
 from rich.console import Console
@@ -78,10 +79,23 @@ def progress(description: str, total: int, enabled: bool = True) -> Iterator[Upd
     if not enabled or _within.get():
         yield lambda done, text: None
         return
-    console = Console(stderr=True)
-    draw = _bar(console, description, total) if console.is_terminal or console.is_jupyter else _log(description, total)
+    console = _console()
+    drawn = console.is_interactive or console.is_jupyter
+    draw = _bar(console, description, total) if drawn else _log(description, total)
     with draw as update, silent():
         yield update
+
+
+WIDTH = 120
+"""Characters of a line in a notebook."""
+
+
+def _console() -> Console:
+    console = Console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # Rich draws nothing there; a notebook draws a line again as a terminal does.
+        return Console(stderr=True, force_jupyter=False, force_terminal=True, width=WIDTH)
+    return console
 
 
 @contextmanager

@@ -68,6 +68,24 @@ def test_a_bar_shows_how_far_it_is(clock, screen):
     assert "9/10" in shown
 
 
+def test_a_notebook_without_widgets_draws_one_line_again_and_is_not_told_to_install_them(clock, monkeypatch):
+    sent = io.StringIO()
+
+    def console(stderr, force_jupyter=True, **settings):
+        return Console(file=sent, force_jupyter=force_jupyter, **settings)
+
+    monkeypatch.setattr(module, "Console", console)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with progress("EM", 10) as update:
+        for i in range(10):
+            clock[0] += 0.3
+            update(i, f"bound {i}.5")
+    shown = sent.getvalue()
+    assert "9/10" in shown
+    assert shown.count("\n") == 1, "a notebook cannot move up"
+    assert shown.index("\n") > shown.index("bound 9.5")
+
+
 def test_where_there_is_no_bar_nothing_is_asked(screen):
     with progress("EM", 10, enabled=False) as update:
         update(3, "bound")
