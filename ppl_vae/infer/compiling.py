@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from ppl_vae.alone import forked_rng
 from ppl_vae.infer.parallel import threads
 
-__all__ = ["checks_apart", "compiled", "kept_generators"]
+__all__ = ["checks_apart", "compiled", "kept_generators", "with_checks"]
 
 aten = torch.ops.aten
 
@@ -46,6 +46,11 @@ def compiled(graph: GraphModule, tensors: Sequence[Tensor], num_threads: int) ->
             code = torch._inductor.compile(graph, list(tensors), options=options)
         with kept_generators(tensors):  # compilation itself waits for the first call
             code(*[t.clone() for t in tensors])
+    return with_checks(code, checks)
+
+
+def with_checks(code: Callable[..., tuple[Tensor, ...]], checks: list[tuple[str, bool]]) -> Callable[..., Any]:
+    """What a graph of `checks_apart` was made into, with its checks."""
     if not checks:
         return code
     count = len(checks)

@@ -1,6 +1,7 @@
 """The samplers that drive a target: nutpie's and Pyro's."""
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def _at_once(target: Target, u: Tensor, most: int) -> int:
         list(pool.map(calls, [1] * most))
         begin = time.perf_counter()
         list(pool.map(calls, [count] * most))
-        if time.perf_counter() - begin < 0.8 * most * calls(count):
+        if time.perf_counter() - begin < 0.9 * most * calls(count):
             return most
     return 1  # a density that fails does so again where that is told
 
@@ -120,9 +121,13 @@ def _nutpie_model(target: Target, starts: Tensor, watch: Watch) -> Any:
 
     chains, size = starts.shape
     begun: list[int] = []
+    known = threading.local()
 
     def make_logp() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         def logp(u: np.ndarray) -> tuple[float, np.ndarray]:
+            if not hasattr(known, "threads"):  # of every new thread OpenMP thinks that it has all cores
+                torch.set_num_threads(1)
+                known.threads = 1
             try:
                 with lent():  # the fit waits for this thread of the sampler's
                     value, gradient = target.value_and_gradient(torch.from_numpy(u))

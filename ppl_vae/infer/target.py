@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.alone import differentiable
 from ppl_vae.errors import EngineError
+from ppl_vae.infer.interpreted import interpreted
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
 
@@ -21,8 +22,11 @@ JITTER = 0.1
 """Standard deviation, in unconstrained coordinates, by which starts differ."""
 LEAPFROGS = 7
 """Gradients of a draw, about: a tree of depth 3."""
-SAVED = 2.5e-6
-"""Seconds that inductor saves at every operation of a graph, at small data."""
+SAVED, SAVED_BY_NUMBER = 4e-7, 3e-10
+"""Seconds that inductor saves at every operation of a graph, and at every number that these have for results.
+
+Beside two chains at once: what inductor makes keeps Python to itself more of the time than torch's interpreter does.
+"""
 COMPILE_SECONDS = 10.0
 
 
@@ -54,7 +58,8 @@ def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
 def make_traced(density: Density, at: Tensor, draws: int, mode: str) -> Traced:
     """(u, *data) to log density and gradient; "auto" compiles where so many draws are worth the seconds it takes."""
     function = with_gradient(density.log_density)
-    traced, data = Traced(function, "trace" if mode == "auto" else mode, num_threads=1), density.data
+    data = density.data
+    traced = Traced(function, "trace" if mode == "auto" else mode, num_threads=1, run=interpreted)
     _check_gradient(density.layout, at, traced(at, *data)[1])
     if mode == "auto" and traced.mode == "trace" and worth_compiling(traced, draws):
         traced = Traced(function, "inductor", num_threads=1)
@@ -94,11 +99,8 @@ def with_gradient(log_density: Callable[..., Tensor]) -> Callable[..., tuple[Ten
 
 def worth_compiling(traced: Traced, draws: int) -> bool:
     """Whether a compiler is there and would save more than it takes; it depends on nothing that is measured."""
-    (graph,) = traced.graphs.values()
-    operations = len(graph.graph.nodes)  # type: ignore[attr-defined]
-    return draws * LEAPFROGS * operations * SAVED > COMPILE_SECONDS and any(
-        map(shutil.which, ("g++", "clang++", "c++"))
-    )
+    seconds = SAVED * traced.operations + SAVED_BY_NUMBER * traced.numbers
+    return draws * LEAPFROGS * seconds > COMPILE_SECONDS and any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
 def _tolerance(density: Density) -> float:

@@ -47,6 +47,10 @@ class UntraceableError(EngineError):
     """A function whose operations depend on the values of its tensors."""
 
 
+def _by_python(graph: GraphModule, tensors: Sequence[Tensor]) -> Function:
+    return quick(graph)
+
+
 class Traced:
     """A function of tensors that runs as a graph: traced at the first call, and again for each new set of shapes.
 
@@ -61,6 +65,13 @@ class Traced:
         Run the function itself, its graph, or its graph compiled by inductor.
     num_threads : int, optional
         Threads that compiled code uses, wherever it is called from; torch's number by default.
+    run : callable
+        How a graph is run that is not compiled, given tensors of the shapes it is for.
+
+    Attributes
+    ----------
+    operations, numbers : int
+        Of the last graph that was made, and of all results of these operations together.
 
     Examples
     --------
@@ -69,10 +80,17 @@ class Traced:
     (tensor([2., 2.]),)
     """
 
-    def __init__(self, function: Function, mode: str = "trace", num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        function: Function,
+        mode: str = "trace",
+        num_threads: int | None = None,
+        run: Callable[[GraphModule, Sequence[Tensor]], Function] = _by_python,
+    ) -> None:
         if mode not in MODES:
             raise EngineError(f"compile must be one of {', '.join(MODES)}; got {mode!r}")
-        self.function, self.mode, self.num_threads = function, mode, num_threads
+        self.function, self.mode, self.num_threads, self.run = function, mode, num_threads, run
+        self.operations = self.numbers = 0
         self.graphs: dict[tuple[Any, ...], Function] = {}
 
     def __call__(self, *tensors: Tensor, **still: Hashable) -> tuple[Any, ...]:
@@ -99,9 +117,14 @@ class Traced:
         except UntraceableError as error:
             warnings.warn(f"runs eagerly, step by step, since it cannot be traced: {error}", stacklevel=3)
             self.mode, graph = "off", function
+        if self.mode != "off":
+            sizes = [node.meta["val"].numel() for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+            self.operations, self.numbers = len(sizes), sum(sizes)
         if self.mode == "inductor":
             graph = self._compiled(graph, tensors)
-        self.graphs[key] = quick(graph) if self.mode == "trace" else graph
+        if self.mode == "trace":
+            graph = self.run(graph, tensors)
+        self.graphs[key] = graph
         return graph
 
     def _compiled(self, graph: Any, tensors: Sequence[Tensor]) -> Function:
