@@ -11,11 +11,18 @@ __all__ = ["fold_constants"]
 
 LARGEST = 1 << 16
 """Numbers in a constant that is kept."""
+aten = torch.ops.aten
+
+SHAPED = {
+    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default,
+    aten.new_ones.default, aten.new_zeros.default, aten.new_full.default,
+}  # fmt: skip
+"""Operations for which of their first argument only shape, dtype and device count."""
 INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
 def fold_constants(graph: GraphModule) -> None:
-    """Replace whatever depends on no input by its value, and constant masks by the positions that they mean.
+    """Replace whatever depends on no input's values by its value, and constant masks by the positions that they mean.
 
     Masks are what keeps inductor from compiling: how many entries they choose is not in their shape.
     """
@@ -25,7 +32,7 @@ def fold_constants(graph: GraphModule) -> None:
         if node.op == "get_attr":
             values[node] = getattr(graph, node.target)
         elif node.op == "call_function" and node not in written and _constant(node, values):
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _any(n))
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
     for node in values:
@@ -44,12 +51,22 @@ def _constant(node: Node, values: dict[Node, Any]) -> bool:
         return False
     value = node.meta.get("val")
     small = not isinstance(value, Tensor) or value.numel() <= LARGEST
-    return small and all(source in values for source in node.all_input_nodes)
+    sources = node.all_input_nodes[1:] if node.target in SHAPED else node.all_input_nodes
+    return small and all(source in values for source in sources)
+
+
+def _any(node: Node) -> Tensor:
+    """A tensor of a node's shape, dtype and device."""
+    like: Tensor = node.meta["val"]
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _written(graph: GraphModule) -> set[Node]:
-    """Nodes whose memory an operation in place changes, and what they are views of: these are made anew each time."""
-    written: set[Node] = set()
+    """Nodes whose memory an operation in place, or who gets the outputs, changes, and what they are views of.
+
+    These are made anew each time.
+    """
+    written = set(graph.graph.output_node().all_input_nodes)
     for node in reversed(graph.graph.nodes):
         schema = getattr(node.target, "_schema", None)
         for argument, source in zip(schema.arguments if schema else (), node.args, strict=False):

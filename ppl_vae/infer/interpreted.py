@@ -2,15 +2,41 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vae.infer.compiling import checks_apart, with_checks
-from ppl_vae.infer.lean import quick
+from ppl_vae.infer.folding import fold_constants
+from ppl_vae.infer.lean import lean, quick
 
-__all__ = ["interpreted"]
+__all__ = ["at_data", "interpreted"]
+
+
+def at_data(graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """`interpreted`, at the values that all tensors but the first have: what they alone decide is computed once.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> x, data = torch.ones(2), torch.arange(4.0)
+    >>> at_data(make_fx(lambda x, data: (x * data.sum(),))(x, data), [x, data])(3 * x, data)
+    (tensor([18., 18.]),)
+    """
+    graph = deepcopy(graph)
+    _, *known = graph.graph.find_nodes(op="placeholder")
+    for number, (node, value) in enumerate(zip(known, tensors[1:], strict=True)):
+        graph.register_buffer(f"_data_{number}", value, persistent=False)
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(f"_data_{number}")
+        constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+        graph.graph.erase_node(node)
+    fold_constants(graph)
+    code = interpreted(lean(graph), tensors[:1])
+    return lambda first, *data: code(first)
 
 
 def interpreted(graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:

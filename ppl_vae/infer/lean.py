@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["lean", "products", "quick"]
+__all__ = ["functional", "lean", "products", "quick"]
 
 aten = torch.ops.aten
 
-SAME_MEMORY = {aten.alias.default, aten.detach.default, aten.view.default, aten.expand.default}
+SAME_MEMORY = {
+    aten.alias.default, aten.detach.default, aten.view.default, aten.reshape.default, aten.expand.default
+}  # fmt: skip
 """Operations that give another name to their argument where the shape stays."""
 COPIES = {aten.lift_fresh_copy.default, aten._unsafe_view.default}
 NEUTRAL: dict[Any, float] = {
@@ -24,6 +26,9 @@ NEUTRAL: dict[Any, float] = {
     aten.pow.Tensor_Scalar: 1.0,
 }
 """What an operation leaves its first argument as it is with."""
+COMMUTATIVE = {aten.add.Tensor, aten.mul.Tensor}
+SMALL = 1 << 12
+"""Numbers of a constant that is looked into."""
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 
 FUNCTIONS = (
@@ -36,6 +41,38 @@ FUNCTIONS = (
 )  # fmt: skip
 """Operations that torch itself offers under their name, with their arguments in their order."""
 METHODS = ("expand", "view")
+
+
+def functional(graph: GraphModule) -> None:
+    """Let operations in place on a result that nothing uses later make a new tensor: such graphs can be made leaner.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda x: x.exp().add_(1))(torch.zeros(2))
+    >>> functional(graph)
+    >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    ['aten.exp.default', 'aten.add.Tensor']
+    """
+    place = {node: number for number, node in enumerate(graph.graph.nodes)}
+    for node in _calls(graph):
+        packet, first = getattr(node.target, "overloadpacket", None), node.args[0] if node.args else None
+        if packet is None or not _mutates(node) or not isinstance(first, Node) or not _alike(node, first):
+            continue
+        if first.op != "call_function" or _shares(first):
+            continue
+        if any(place[user] > place[node] or (user is not node and _shares(user)) for user in first.users):
+            continue
+        same = getattr(aten, packet.__name__.removesuffix("_"), None) if packet.__name__.endswith("_") else None
+        overload = getattr(same, node.target._overloadname, None)  # type: ignore[union-attr]
+        if overload is not None and not overload._schema.is_mutable:
+            node.target = overload
+
+
+def _shares(node: Node) -> bool:
+    """Whether a node's value may be in memory that another value has."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(result.alias_info is not None for result in schema.returns)
 
 
 def lean(graph: GraphModule) -> GraphModule:
@@ -53,6 +90,8 @@ def lean(graph: GraphModule) -> GraphModule:
     """
     pure = not any(_mutates(node) for node in _calls(graph))
     for node in _calls(graph):
+        if pure and node.target is aten.sum.dim_IntList and not _is_output(node):
+            _unsummed(node)
         same = _unchanged(node, pure)
         if same is not None:
             node.replace_all_uses_with(same)
@@ -167,11 +206,13 @@ def _unchanged(node: Node, pure: bool) -> Node | None:
         return None
     if node.target is aten.t.default and first.target is aten.t.default:
         return first.args[0]  # type: ignore[return-value]
-    if not _alike(node, first):
-        return None
-    if node.target in SAME_MEMORY:
+    if node.target in SAME_MEMORY and _alike(node, first):
         return first
-    return first if pure and not _is_output(node) and _is_neutral(node) else None
+    if not pure or _is_output(node):
+        return None
+    if node.target in COPIES or node.target in NEUTRAL:
+        return _other_than_neutral(node, first)
+    return None
 
 
 def _is_output(node: Node) -> bool:
@@ -179,15 +220,33 @@ def _is_output(node: Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
-def _is_neutral(node: Node) -> bool:
+def _other_than_neutral(node: Node, first: Node) -> Node | None:
+    """The argument that is left as it is."""
     if node.target in COPIES:
-        return True
-    if node.target not in NEUTRAL:
-        return False
+        return first if _alike(node, first) else None
     other, neutral = node.args[1], NEUTRAL[node.target]
-    if isinstance(other, Node):
-        return neutral == 0.0 and other.target in ZEROS
-    return bool(other == neutral)
+    if _alike(node, first) and _is_all(other, neutral):
+        return first
+    swapped = node.target in COMMUTATIVE and not node.kwargs and isinstance(other, Node) and _alike(node, other)
+    return other if swapped and _is_all(first, neutral) else None  # type: ignore[return-value]
+
+
+def _is_all(value: Any, number: float) -> bool:
+    """Whether an argument is this number, or a tensor of nothing else."""
+    if not isinstance(value, Node):
+        return bool(value == number)
+    if value.op != "get_attr":
+        return number == 0.0 and value.target in ZEROS
+    constant = getattr(value.graph.owning_module, str(value.target), None)
+    return isinstance(constant, Tensor) and constant.numel() <= SMALL and bool((constant == number).all())
+
+
+def _unsummed(node: Node) -> None:
+    """Let a sum over dimensions of size 1 be another shape of the same numbers."""
+    result, value = node.meta.get("val"), node.args[0].meta.get("val")  # type: ignore[union-attr]
+    if isinstance(value, Tensor) and (value.numel(), value.dtype) == (result.numel(), result.dtype) and value.numel():
+        node.target, node.args = aten.reshape.default, (node.args[0], list(result.shape))
+        node.kwargs = {}
 
 
 def _alike(a: Node, b: Node) -> bool:

@@ -2,16 +2,17 @@
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ppl_vae.alone import differentiable
 from ppl_vae.errors import EngineError
-from ppl_vae.infer.interpreted import interpreted
+from ppl_vae.infer.interpreted import at_data, interpreted
 from ppl_vae.infer.layout import Layout
 from ppl_vae.infer.tracing import MODES, Traced
 
@@ -28,6 +29,10 @@ SAVED, SAVED_BY_NUMBER = 4e-7, 3e-10
 Beside two chains at once: what inductor makes keeps Python to itself more of the time than torch's interpreter does.
 """
 COMPILE_SECONDS = 10.0
+
+
+Run = Callable[[GraphModule, Sequence[Tensor]], Callable[..., tuple[Tensor, ...]]]
+"""How a graph is run that is not compiled."""
 
 
 class Density(Protocol):
@@ -51,15 +56,15 @@ class Target:
 
 def make_target(density: Density, at: Tensor, draws: int, mode: str) -> Target:
     """The density at its data, as fast as `mode` has it."""
-    traced, data = make_traced(density, at, draws, mode), density.data
+    traced, data = make_traced(density, at, draws, mode, at_data), density.data
     return Target(lambda u: traced(u, *data), traced.mode)
 
 
-def make_traced(density: Density, at: Tensor, draws: int, mode: str) -> Traced:
+def make_traced(density: Density, at: Tensor, draws: int, mode: str, run: Run = interpreted) -> Traced:
     """(u, *data) to log density and gradient; "auto" compiles where so many draws are worth the seconds it takes."""
     function = with_gradient(density.log_density)
     data = density.data
-    traced = Traced(function, "trace" if mode == "auto" else mode, num_threads=1, run=interpreted)
+    traced = Traced(function, "trace" if mode == "auto" else mode, num_threads=1, run=run)
     _check_gradient(density.layout, at, traced(at, *data)[1])
     if mode == "auto" and traced.mode == "trace" and worth_compiling(traced, draws):
         traced = Traced(function, "inductor", num_threads=1)

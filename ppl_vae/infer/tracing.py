@@ -25,7 +25,8 @@ from ppl_vae.alone import unvalidated
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.infer.compiling import compiled, kept_generators
 from ppl_vae.infer.folding import fold_constants
-from ppl_vae.infer.lean import lean, products, quick
+from ppl_vae.infer.indexing import direct
+from ppl_vae.infer.lean import functional, lean, products, quick
 
 __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
 
@@ -199,8 +200,10 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
             raise
         raise UntraceableError(_where(error)) from error
     _write_dtypes(graph)
+    functional(graph)
     fold_constants(graph)
     _refuse_open_shapes(graph)
+    direct(graph)
     return lean(graph)
 
 

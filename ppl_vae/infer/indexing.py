@@ -1,0 +1,125 @@
+"""Operations of a graph that put numbers where they already are: picking 0, ..., n - 1, and gradients of slices."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+__all__ = ["direct"]
+
+aten = torch.ops.aten
+
+ADDED = aten.add.Tensor
+
+
+def direct(graph: GraphModule) -> None:
+    """Take out indices that are 0, ..., n - 1, and lay the gradients of slices side by side in place of adding them.
+
+    The numbers stay the same, but for the sign of a zero.
+
+    Examples
+    --------
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> graph = make_fx(lambda x: x[[0, 1]].exp())(torch.zeros(2))
+    >>> direct(graph)
+    >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
+    ['reshape', 'exp']
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is aten.index.Tensor and _is_all(graph, node.args[1], _shape(node.args[0])):
+            _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(node))))
+        elif node.target is aten.index_put.default and _puts_all(graph, node):
+            _replace(graph, node, aten.reshape.default, (node.args[2], list(_shape(node))))
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op == "call_function" and node.users:
+            _side_by_side(graph, node)
+    graph.graph.eliminate_dead_code()
+
+
+def _shape(node: Any) -> torch.Size:
+    return node.meta["val"].shape  # type: ignore[no-any-return]
+
+
+def _replace(graph: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
+    with graph.graph.inserting_before(node):
+        new = graph.graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
+
+
+def _is_all(graph: GraphModule, indices: Any, shape: torch.Size) -> bool:
+    """Whether indices of a tensor of this shape are of one dimension, and 0, ..., n - 1 in it."""
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1:
+        return False
+    ((dim, index),) = given
+    value = getattr(graph, index.target) if index.op == "get_attr" else None
+    if not isinstance(value, Tensor) or value.dtype != torch.long or value.numel() != shape[dim]:
+        return False
+    return torch.equal(value.flatten(), torch.arange(shape[dim], device=value.device))
+
+
+def _puts_all(graph: GraphModule, node: Node) -> bool:
+    """Whether a tensor is put into zeros, each number of it into its own place."""
+    zeros, indices, value, *_ = node.args
+    whole = _is_all(graph, indices, _shape(zeros)) and _shape(value).numel() == _shape(node).numel()
+    return whole and (getattr(zeros, "target", None) in ZEROS or _is_zero(graph, zeros))
+
+
+ZEROS = (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
+
+
+def _is_zero(graph: GraphModule, node: Any) -> bool:
+    value = getattr(graph, node.target) if node.op == "get_attr" else None
+    return isinstance(value, Tensor) and not bool(value.count_nonzero())
+
+
+def _side_by_side(graph: GraphModule, node: Node) -> None:
+    """A sum of gradients of slices that do not overlap, as one concatenation."""
+    slices = _slices(node)
+    if len(slices) < 2 or any(_slices(user) for user in node.users if user.target is ADDED and len(node.users) == 1):
+        return
+    (_, sizes, dim, *_), *others = [own.args for own in slices]
+    if any((list(own[1]), own[2]) != (list(sizes), dim) for own in others):  # type: ignore[arg-type]
+        return
+    length: int = sizes[dim]  # type: ignore[assignment,index]
+    spans = sorted(((*slice(*own.args[3:5]).indices(length)[:2], own) for own in slices), key=lambda span: span[:2])  # type: ignore[arg-type]
+    if any(end > begin for (_, end, _), (begin, _, _) in pairwise(spans)):
+        return
+    parts: list[Node] = []
+    like: Tensor = node.meta["val"]
+    with graph.graph.inserting_before(node):
+        at = 0
+        for begin, end, own in [*spans, (length, length, None)]:
+            if begin > at:
+                shape = [*sizes[:dim], begin - at, *sizes[dim + 1 :]]  # type: ignore[index,operator]
+                empty = graph.graph.call_function(
+                    aten.zeros.default, (shape,), {"dtype": like.dtype, "device": like.device}
+                )
+                empty.meta["val"] = like.new_zeros(shape)
+                parts.append(empty)
+            if own is not None:
+                parts.append(own.args[0])  # type: ignore[arg-type]
+            at = end
+    if len(parts) == 1:
+        node.replace_all_uses_with(parts[0])
+    else:
+        _replace(graph, node, aten.cat.default, (parts, dim))
+
+
+def _slices(node: Node) -> list[Node]:
+    """The gradients of slices, of step 1, that a node adds up; none if it adds up anything else."""
+    if node.target is aten.slice_backward.default and node.args[5] == 1:
+        return [node]
+    if node.target is not ADDED or len(node.args) != 2 or node.kwargs:
+        return []
+    found: list[Node] = []
+    for argument in node.args:
+        own = _slices(argument) if isinstance(argument, Node) and len(argument.users) == 1 else []
+        if not own:
+            return []
+        found += own
+    return found
