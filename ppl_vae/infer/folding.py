@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-__all__ = ["fold_constants"]
+__all__ = ["fold_constants", "written"]
 
 LARGEST = 1 << 16
 """Numbers in a constant that is kept."""
@@ -26,12 +26,12 @@ def fold_constants(graph: GraphModule) -> None:
 
     Masks are what keeps inductor from compiling: how many entries they choose is not in their shape.
     """
-    written = _written(graph)
+    own_memory = written(graph)
     values: dict[Node, Any] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
             values[node] = getattr(graph, node.target)
-        elif node.op == "call_function" and node not in written and _constant(node, values):
+        elif node.op == "call_function" and node not in own_memory and _constant(node, values):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n] if n in values else _any(n))
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
@@ -61,19 +61,19 @@ def _any(node: Node) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _written(graph: GraphModule) -> set[Node]:
+def written(graph: GraphModule) -> set[Node]:
     """Nodes whose memory an operation in place, or who gets the outputs, changes, and what they are views of.
 
     These are made anew each time.
     """
-    written = set(graph.graph.output_node().all_input_nodes)
+    found = set(graph.graph.output_node().all_input_nodes)
     for node in reversed(graph.graph.nodes):
         schema = getattr(node.target, "_schema", None)
         for argument, source in zip(schema.arguments if schema else (), node.args, strict=False):
             alias = argument.alias_info
-            if isinstance(source, Node) and alias is not None and (alias.is_write or node in written):
-                written.add(source)
-    return written
+            if isinstance(source, Node) and alias is not None and (alias.is_write or node in found):
+                found.add(source)
+    return found
 
 
 def _replace(graph: GraphModule, node: Node, value: Tensor) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vae.infer.folding import written
+
 __all__ = ["direct"]
 
 aten = torch.ops.aten
@@ -19,6 +21,8 @@ def direct(graph: GraphModule) -> None:
 
     The numbers stay the same, but for the sign of a zero.
 
+    For graphs that change nothing in place.
+
     Examples
     --------
     >>> from torch.fx.experimental.proxy_tensor import make_fx
@@ -27,7 +31,10 @@ def direct(graph: GraphModule) -> None:
     >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
     ['reshape', 'exp']
     """
+    own_memory = written(graph)
     for node in list(graph.graph.nodes):
+        if node in own_memory:
+            continue
         if node.target is aten.index.Tensor and _is_all(graph, node.args[1], _shape(node.args[0])):
             _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(node))))
         elif node.target is aten.index_put.default and _puts_all(graph, node):
@@ -39,7 +46,7 @@ def direct(graph: GraphModule) -> None:
 
 
 def _shape(node: Any) -> torch.Size:
-    return node.meta["val"].shape  # type: ignore[no-any-return]
+    return node.meta["val"].shape
 
 
 def _replace(graph: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
@@ -80,34 +87,42 @@ def _is_zero(graph: GraphModule, node: Any) -> bool:
 def _side_by_side(graph: GraphModule, node: Node) -> None:
     """A sum of gradients of slices that do not overlap, as one concatenation."""
     slices = _slices(node)
-    if len(slices) < 2 or any(_slices(user) for user in node.users if user.target is ADDED and len(node.users) == 1):
+    partial = len(node.users) == 1 and _slices(next(iter(node.users)))
+    if len(slices) < 2 or partial:
         return
-    (_, sizes, dim, *_), *others = [own.args for own in slices]
-    if any((list(own[1]), own[2]) != (list(sizes), dim) for own in others):  # type: ignore[arg-type]
+    spans = sorted(((_span(own), own) for own in slices), key=lambda pair: pair[0])
+    sizes: list[int]
+    dim: int
+    sizes, dim = (slices[0].args[1], slices[0].args[2])  # type: ignore[assignment]
+    one_tensor = all((own.args[1], own.args[2]) == (sizes, dim) for own in slices)
+    if not one_tensor or any(end > begin for ((_, end), _), ((begin, _), _) in pairwise(spans)):
         return
-    length: int = sizes[dim]  # type: ignore[assignment,index]
-    spans = sorted(((*slice(*own.args[3:5]).indices(length)[:2], own) for own in slices), key=lambda span: span[:2])  # type: ignore[arg-type]
-    if any(end > begin for (_, end, _), (begin, _, _) in pairwise(spans)):
-        return
-    parts: list[Node] = []
+    parts: list[Any] = []
+    at = 0
+    for (begin, end), own in spans:
+        parts += [_zeros(graph, node, sizes, dim, begin - at)] if begin > at else []
+        parts.append(own.args[0])
+        at = end
+    parts += [_zeros(graph, node, sizes, dim, sizes[dim] - at)] if sizes[dim] > at else []
+    _replace(graph, node, aten.cat.default, (parts, dim))
+
+
+def _span(node: Node) -> tuple[int, int]:
+    """Where the gradient of a slice begins and ends."""
+    given: tuple[Any, ...] = node.args
+    _, sizes, dim, start, end, _ = given
+    begin, end, _ = slice(start, end).indices(sizes[dim])
+    return begin, end
+
+
+def _zeros(graph: GraphModule, node: Node, sizes: list[int], dim: int, length: int) -> Node:
+    """Zeros like a node's value, but for one size."""
     like: Tensor = node.meta["val"]
+    shape = [length if at == dim % len(sizes) else size for at, size in enumerate(sizes)]
     with graph.graph.inserting_before(node):
-        at = 0
-        for begin, end, own in [*spans, (length, length, None)]:
-            if begin > at:
-                shape = [*sizes[:dim], begin - at, *sizes[dim + 1 :]]  # type: ignore[index,operator]
-                empty = graph.graph.call_function(
-                    aten.zeros.default, (shape,), {"dtype": like.dtype, "device": like.device}
-                )
-                empty.meta["val"] = like.new_zeros(shape)
-                parts.append(empty)
-            if own is not None:
-                parts.append(own.args[0])  # type: ignore[arg-type]
-            at = end
-    if len(parts) == 1:
-        node.replace_all_uses_with(parts[0])
-    else:
-        _replace(graph, node, aten.cat.default, (parts, dim))
+        zeros = graph.graph.call_function(aten.zeros.default, (shape,), {"dtype": like.dtype, "device": like.device})
+    zeros.meta["val"] = like.new_zeros(shape)
+    return zeros
 
 
 def _slices(node: Node) -> list[Node]:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vae.infer.folding import written
+from ppl_vae.infer.indexing import direct
+
 __all__ = ["functional", "lean", "products", "quick"]
 
 aten = torch.ops.aten
@@ -89,15 +92,19 @@ def lean(graph: GraphModule) -> GraphModule:
     ['exp', 'add', 'add_1']
     """
     pure = not any(_mutates(node) for node in _calls(graph))
+    if pure:
+        direct(graph)
+    own_memory = written(graph)
     for node in _calls(graph):
-        if pure and node.target is aten.sum.dim_IntList and not _is_output(node):
-            _unsummed(node)
-        same = _unchanged(node, pure)
+        free = pure and node not in own_memory
+        if free:
+            _simpler(node)
+        same = _unchanged(node, free)
         if same is not None:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
     if pure:
-        _once(graph)
+        _once(graph, own_memory)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -199,7 +206,7 @@ def _random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _unchanged(node: Node, pure: bool) -> Node | None:
+def _unchanged(node: Node, free: bool) -> Node | None:
     """The argument that a node gives back as it is, if it does."""
     first = node.args[0] if node.args else None
     if not isinstance(first, Node):
@@ -208,16 +215,9 @@ def _unchanged(node: Node, pure: bool) -> Node | None:
         return first.args[0]  # type: ignore[return-value]
     if node.target in SAME_MEMORY and _alike(node, first):
         return first
-    if not pure or _is_output(node):
-        return None
-    if node.target in COPIES or node.target in NEUTRAL:
+    if free and (node.target in COPIES or node.target in NEUTRAL):
         return _other_than_neutral(node, first)
     return None
-
-
-def _is_output(node: Node) -> bool:
-    """Outputs that had memory of their own keep it."""
-    return any(user.op == "output" for user in node.users)
 
 
 def _other_than_neutral(node: Node, first: Node) -> Node | None:
@@ -241,12 +241,18 @@ def _is_all(value: Any, number: float) -> bool:
     return isinstance(constant, Tensor) and constant.numel() <= SMALL and bool((constant == number).all())
 
 
-def _unsummed(node: Node) -> None:
-    """Let a sum over dimensions of size 1 be another shape of the same numbers."""
-    result, value = node.meta.get("val"), node.args[0].meta.get("val")  # type: ignore[union-attr]
-    if isinstance(value, Tensor) and (value.numel(), value.dtype) == (result.numel(), result.dtype) and value.numel():
-        node.target, node.args = aten.reshape.default, (node.args[0], list(result.shape))
-        node.kwargs = {}
+def _simpler(node: Node) -> None:
+    """Let a sum over dimensions of size 1 be another shape of the same numbers, and x + -y be x - y."""
+    if node.target in (aten.sum.dim_IntList, aten.sum.default):
+        value, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+        if value.numel() and (value.numel(), value.dtype) == (result.numel(), result.dtype):
+            node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(result.shape)), {}
+    elif node.target is aten.add.Tensor and not node.kwargs:
+        x, y = node.args
+        if isinstance(y, Node) and y.target is aten.neg.default:
+            node.target, node.args = aten.sub.Tensor, (x, y.args[0])
+        elif isinstance(x, Node) and x.target is aten.neg.default and isinstance(y, Node):
+            node.target, node.args = aten.sub.Tensor, (y, x.args[0])
 
 
 def _alike(a: Node, b: Node) -> bool:
@@ -255,11 +261,11 @@ def _alike(a: Node, b: Node) -> bool:
     return isinstance(x, Tensor) and isinstance(y, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-def _once(graph: GraphModule) -> None:
+def _once(graph: GraphModule, own_memory: set[Node]) -> None:
     """Compute what has the same operation and arguments once; random numbers are drawn anew each time."""
     seen: dict[Any, Node] = {}
     for node in _calls(graph):
-        if _random(node) or _is_output(node):
+        if _random(node) or node in own_memory:
             continue
         first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if first is not node:

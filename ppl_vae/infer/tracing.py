@@ -25,7 +25,6 @@ from ppl_vae.alone import unvalidated
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.infer.compiling import compiled, kept_generators
 from ppl_vae.infer.folding import fold_constants
-from ppl_vae.infer.indexing import direct
 from ppl_vae.infer.lean import functional, lean, products, quick
 
 __all__ = ["MODES", "Traced", "UntraceableError", "graph_of", "traceable"]
@@ -106,6 +105,14 @@ class Traced:
             graph = self._made(key, tensors, still)
         with torch.no_grad():
             return tuple(graph(*tensors))
+
+    def fixed(self, *tensors: Tensor) -> Function:
+        """The same for tensors that are laid out as these are, which is not looked at again."""
+        self(*tensors)
+        if self.mode == "off" or len(self.graphs) != 1:
+            return self
+        (graph,) = self.graphs.values()
+        return graph
 
     def _made(self, key: tuple[Any, ...], tensors: Sequence[Tensor], still: Mapping[str, Hashable]) -> Function:
         function = partial(self.function, **still)
@@ -203,7 +210,6 @@ def graph_of(function: Function, *tensors: Tensor) -> GraphModule:
     functional(graph)
     fold_constants(graph)
     _refuse_open_shapes(graph)
-    direct(graph)
     return lean(graph)
 
 

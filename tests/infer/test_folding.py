@@ -36,6 +36,31 @@ def test_random_numbers_stay_random():
     assert not torch.equal(*[graph(torch.zeros(3))[0] for _ in range(2)])
 
 
+def test_shapes_are_known():
+    """What is made like a tensor depends on none of its numbers."""
+
+    def function(x):
+        return (x * (torch.ones_like(x) + x.new_full((3,), 2.0)).cumsum(0),)
+
+    graph = graph_of(function, torch.zeros(3))
+    assert targets(graph) == ["aten.mul.Tensor"]
+    torch.testing.assert_close(graph(torch.ones(3)), function(torch.ones(3)))
+
+
+def test_outputs_may_be_changed_in_place():
+    """A constant that is given out, by itself or as part of another shape, is made anew: gradients are clipped."""
+
+    def function(x):
+        ones = torch.ones_like(x) * 3
+        return ones, (torch.ones_like(x) * 5).view(2, 2), ones.sum() + x
+
+    graph = graph_of(function, torch.zeros(4))
+    for _ in range(2):
+        for found, expected in zip(graph(torch.arange(4.0)), function(torch.arange(4.0)), strict=True):
+            assert torch.equal(found, expected)
+            found.mul_(7)
+
+
 def test_masks_become_positions():
     """x[mask], and its gradient, by integers; the graph of a triangular prior has no mask that inductor cannot take."""
     mask = torch.tensor([[True, False], [True, True]])

@@ -10,7 +10,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppl_vae as pv
-from ppl_vae.infer.interpreted import interpreted
+from ppl_vae.infer.interpreted import at_data, interpreted
 from ppl_vae.infer.potential import Potential
 from ppl_vae.infer.target import make_target, with_gradient
 
@@ -36,6 +36,22 @@ def test_the_numbers_are_the_graphs_own(dtype):
         with torch.no_grad():
             found, expected = run(x + shift), graph(x + shift)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_the_data_decide_is_computed_once():
+    def function(x, data, weights):
+        u = x.detach().requires_grad_()
+        value = (weights * (data.square().sum(1) - u).square()).sum()
+        return value.detach(), torch.autograd.grad(value, u)[0]
+
+    x, data, weights = torch.randn(3), torch.randn(3, 4), torch.rand(3)
+    graph = make_fx(function)(x, data, weights)
+    run = at_data(graph, [x, data, weights])
+    for shift in (0.0, 0.3):
+        found, expected = run(x + shift, data, weights), graph(x + shift, data, weights)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    data.zero_()
+    assert not torch.equal(run(x, data, weights)[0], function(x, data, weights)[0])
 
 
 def factor(x):

@@ -57,6 +57,88 @@ def test_what_changes_nothing_is_dropped():
     assert calls(graph) == [torch.ops.aten.exp.default]
 
 
+def test_views_that_are_given_out_keep_memory_of_their_own():
+    x = torch.randn(4)
+
+    def function(x):
+        same = x * 1.0, x + 0.0, x[torch.arange(4)], x.view(4, 1).sum(1)
+        return tuple(each.view(2, 2) for each in same)
+
+    graph, before = graph_of(function, x), x.clone()
+    for _ in range(2):
+        for output, expected in zip(graph(x), function(before), strict=True):
+            assert torch.equal(output, expected)
+            output.mul_(2)
+    assert torch.equal(x, before)
+
+
+def test_operations_in_place_on_what_nothing_uses_later_make_new_tensors():
+    """So that clamped values, whose gradients have one, do not keep a graph from being made lean."""
+
+    def clamped(x):
+        leaf = x.detach().requires_grad_()
+        value = (leaf.clamp(0.0, 1.0) * 1.0 + leaf.exp() + leaf.exp()).sum()
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    x = torch.tensor([-1.0, 0.5, 2.0])
+    graph = graph_of(clamped, x)
+    assert not any(target._schema.is_mutable for target in calls(graph))
+    assert calls(graph).count(torch.ops.aten.exp.default) == 1
+    for found, expected in zip(graph(x), clamped(x), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_what_is_used_later_is_still_changed_in_place():
+    def function(x):
+        y = x.exp()
+        z = y * 2
+        part = y[:2]
+        y.add_(z)
+        return (part.clone(), y.sum())
+
+    x = torch.randn(3)
+    for found, expected in zip(graph_of(function, x)(x), function(x), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_all_places_in_order_are_no_index():
+    """x[0, ..., n - 1] and its gradient, with a column of indices too; another order stays one."""
+    column = torch.arange(3)[:, None]
+
+    def function(x, index):
+        leaf = x.detach().requires_grad_()
+        value = (leaf[index] ** 2 * torch.arange(1.0, 4.0)[:, None, None]).sum()
+        return value.detach(), torch.autograd.grad(value, leaf)[0].exp()
+
+    x = torch.randn(3, 2)
+    indexed = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
+    for index, remain in ((column, False), (column.flip(0), True), (column * 0, True)):
+        graph = graph_of(partial(function, index=index), x)
+        assert any(target in indexed for target in calls(graph)) == remain
+        for found, expected in zip(graph(x), function(x, index), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("spans", "apart"),
+    [([(0, 2), (2, 5)], True), ([(3, 5), (0, 2)], True), ([(1, 2), (3, 4)], True), ([(0, 3), (2, 5)], False)],
+)
+@pytest.mark.parametrize("dim", [0, -1])
+def test_gradients_of_slices_lie_side_by_side(spans, apart, dim):
+    """In any order, with what no slice has left zero; where slices overlap they are added."""
+
+    def function(x):
+        leaf = x.detach().requires_grad_()
+        value = sum(leaf.narrow(dim, a, b - a).exp().sum() * (a + 1) for a, b in spans)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    x = torch.randn(5, 5)
+    graph = graph_of(function, x)
+    assert (torch.ops.aten.cat.default in calls(graph)) == apart
+    for found, expected in zip(graph(x), function(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_what_changes_shape_or_dtype_stays():
     x = torch.arange(3)
     graph = lean(traced(lambda x: ((x * 1.0).view(3, 1).expand(3, 2).exp(),), x))
