@@ -1,6 +1,6 @@
 """NUTS on enumerated mixtures of two normals side by side with Pyro's and NumPyro's: same data, priors and starts.
 
-    python benchmarks/nuts.py --numpyro-python ~/np/bin/python   # the table; NumPyro in an environment of its own
+    python benchmarks/nuts.py --numpyro-python ~/np/bin/python   # the table; with numpyro and funsor there
     python benchmarks/nuts.py --only declared --d 1 --rounds 1
 
 In one dimension normals with a mean and a standard deviation; in two with full covariances, standard deviations and
