@@ -69,6 +69,8 @@ def written(graph: GraphModule) -> set[Node]:
     found = set(graph.graph.output_node().all_input_nodes)
     for node in reversed(graph.graph.nodes):
         schema = getattr(node.target, "_schema", None)
+        if schema is None and node in found:  # one of several results
+            found.update(node.all_input_nodes)
         for argument, source in zip(schema.arguments if schema else (), node.args, strict=False):
             alias = argument.alias_info
             if isinstance(source, Node) and alias is not None and (alias.is_write or node in found):

@@ -30,24 +30,25 @@ def direct(graph: GraphModule) -> None:
     >>> graph = make_fx(lambda x: x[every].exp())(torch.zeros(2))
     >>> direct(graph)
     >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
-    ['reshape', 'exp']
+    ['reshape_default', 'exp']
     """
     own_memory = written(graph)
     for node in list(graph.graph.nodes):
         if node in own_memory:
             continue
-        if node.target is aten.index.Tensor and _is_all(graph, node.args[1], _shape(node.args[0])):
-            _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(node))))
+        if node.target is aten.index.Tensor and _is_all(graph, node.args[1], _shape(graph, node.args[0])):
+            _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(graph, node))))
         elif node.target is aten.index_put.default and _puts_all(graph, node):
-            _replace(graph, node, aten.reshape.default, (node.args[2], list(_shape(node))))
+            _replace(graph, node, aten.reshape.default, (node.args[2], list(_shape(graph, node))))
     for node in reversed(list(graph.graph.nodes)):
         if node.op == "call_function" and node.users:
             _side_by_side(graph, node)
     graph.graph.eliminate_dead_code()
 
 
-def _shape(node: Any) -> torch.Size:
-    return node.meta["val"].shape
+def _shape(graph: GraphModule, node: Any) -> torch.Size:
+    value = node.meta["val"] if "val" in node.meta else getattr(graph, node.target)
+    return value.shape
 
 
 def _replace(graph: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
@@ -73,7 +74,8 @@ def _is_all(graph: GraphModule, indices: Any, shape: torch.Size) -> bool:
 def _puts_all(graph: GraphModule, node: Node) -> bool:
     """Whether a tensor is put into zeros, each number of it into its own place."""
     zeros, indices, value, *_ = node.args
-    whole = _is_all(graph, indices, _shape(zeros)) and _shape(value).numel() == _shape(node).numel()
+    shape = _shape(graph, node)
+    whole = _is_all(graph, indices, shape) and _shape(graph, value).numel() == shape.numel()
     return whole and (getattr(zeros, "target", None) in ZEROS or _is_zero(graph, zeros))
 
 

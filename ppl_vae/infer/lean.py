@@ -244,8 +244,8 @@ def _is_all(value: Any, number: float) -> bool:
 def _simpler(node: Node) -> None:
     """Let a sum over dimensions of size 1 be another shape of the same numbers, and x + -y be x - y."""
     if node.target in (aten.sum.dim_IntList, aten.sum.default):
-        value, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-        if value.numel() and (value.numel(), value.dtype) == (result.numel(), result.dtype):
+        value, result = node.args[0].meta.get("val"), node.meta["val"]  # type: ignore[union-attr]
+        if value is not None and value.numel() and (value.numel(), value.dtype) == (result.numel(), result.dtype):
             node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(result.shape)), {}
     elif node.target is aten.add.Tensor and not node.kwargs:
         x, y = node.args

@@ -62,7 +62,7 @@ def test_views_that_are_given_out_keep_memory_of_their_own():
 
     def function(x):
         same = x * 1.0, x + 0.0, x[torch.arange(4)], x.view(4, 1).sum(1)
-        return tuple(each.view(2, 2) for each in same)
+        return *(each.view(2, 2) for each in same), *(x * 1.0).unbind(), *(x + 0.0).split(2)
 
     graph, before = graph_of(function, x), x.clone()
     for _ in range(2):
@@ -99,6 +99,18 @@ def test_what_is_used_later_is_still_changed_in_place():
     x = torch.randn(3)
     for found, expected in zip(graph_of(function, x)(x), function(x), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_large_tensors_from_outside():
+    """They stay constants of the graph, of which only the graph knows the shape."""
+    large = torch.randn(1 << 17, 1)
+    every = torch.arange(len(large))
+
+    def function(x):
+        return (x * large.sum(1) + large[every][:, 0],)
+
+    x = torch.randn(())
+    assert torch.equal(graph_of(function, x)(x)[0], function(x)[0])
 
 
 def test_all_places_in_order_are_no_index():
