@@ -51,13 +51,17 @@ class Form:
         """Unit covariance in the parameter's shape."""
         raise NotImplementedError
 
-    def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
-        """The normal with this mean [..., d] and covariance, already selected by index."""
-        raise NotImplementedError
+    def root(self, covariance: Tensor) -> Tensor:
+        """Standard deviations, or L with L L' = Sigma, in the covariance parameter's shape."""
+        return covariance.sqrt()
 
-    def select(self, covariance: Tensor, index: Tensor) -> Tensor:
-        """The covariance of members `index`."""
-        return covariance[index]
+    def select(self, root: Tensor, index: Tensor) -> Tensor:
+        """The root, or covariance, of members `index`."""
+        return root[index]
+
+    def distribution(self, loc: Tensor, root: Tensor) -> TorchDistribution:
+        """The normal with this mean [..., d] and root of its covariance, already selected by index."""
+        raise NotImplementedError
 
     def moment(self, centred: Tensor, weights: Tensor) -> Tensor:
         """What of the second moments of centred data [n, d] the reference needs; it adds over chunks."""
@@ -169,8 +173,11 @@ class Full(Form):
     def identity(self, K: int, d: int, like: Tensor) -> Tensor:
         return torch.eye(d, dtype=like.dtype, device=like.device).repeat(K, 1, 1)
 
-    def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
-        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+    def root(self, covariance: Tensor) -> Tensor:
+        return torch.linalg.cholesky(covariance)
+
+    def distribution(self, loc: Tensor, root: Tensor) -> TorchDistribution:
+        return dist.MultivariateNormal(loc, scale_tril=root)
 
     def moment(self, centred: Tensor, weights: Tensor) -> Tensor:
         return (weights[:, None] * centred).mT @ centred
@@ -277,8 +284,8 @@ class Tied(Full):
     def identity(self, K: int, d: int, like: Tensor) -> Tensor:
         return torch.eye(d, dtype=like.dtype, device=like.device)
 
-    def select(self, covariance: Tensor, index: Tensor) -> Tensor:
-        return covariance
+    def select(self, root: Tensor, index: Tensor) -> Tensor:
+        return root
 
     def kernel(self, m: Tensor, covariance: Tensor, R: Tensor) -> Kernel:
         inverse, log_det = inverse_factor(self.relative(covariance, R)[None])
@@ -316,8 +323,8 @@ class Diagonal(Form):
     def identity(self, K: int, d: int, like: Tensor) -> Tensor:
         return like.new_ones(self.shape(K, d))
 
-    def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
-        return dist.Normal(loc, covariance.sqrt()).to_event(1)
+    def distribution(self, loc: Tensor, root: Tensor) -> TorchDistribution:
+        return dist.Normal(loc, root).to_event(1)
 
     def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         return scale
@@ -355,8 +362,8 @@ class Spherical(Form):
     def identity(self, K: int, d: int, like: Tensor) -> Tensor:
         return like.new_ones(K)
 
-    def distribution(self, loc: Tensor, covariance: Tensor) -> TorchDistribution:
-        return dist.Normal(loc, covariance.sqrt()[..., None]).to_event(1)
+    def distribution(self, loc: Tensor, root: Tensor) -> TorchDistribution:
+        return dist.Normal(loc, root[..., None]).to_event(1)
 
     def reference(self, moment: Tensor, scale: Tensor) -> Tensor:
         return scale.square().mean().sqrt()

@@ -1,5 +1,6 @@
 """The normal family, with four covariance forms and the conjugate priors of each."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,8 @@ class NormalInverseWishartPrior:
         if name == "covariance":
             return family.form.law(family.prior_df, family.prior_scale, K, d)
         index = torch.arange(K, device=family.prior_mean.device)
-        covariance = family.form.select(values["covariance"], index) / self.strength
-        return Located(family.form.distribution(family.prior_mean.expand(K, d), covariance), family)
+        root = family.form.select(family.form.root(values["covariance"]), index) / math.sqrt(self.strength)
+        return Located(family.form.distribution(family.prior_mean.expand(K, d), root), family)
 
 
 class Normal(Family):
@@ -237,8 +238,9 @@ class Normal(Family):
     def distribution(self, index: Tensor | None, *given: Tensor) -> TorchDistribution:
         """MultivariateNormal, or independent Normals, with batch shape that of `index`."""
         index = torch.zeros((), dtype=torch.long, device=self.loc.device) if index is None else index
-        loc, covariance = self.loc[index], self.form.select(self.covariance, index)
-        return self.form.distribution(loc, covariance)
+        # One factor of each member, however often the index has it.
+        root = self.form.select(self.form.root(self.covariance), index)
+        return self.form.distribution(self.loc[index], root)
 
     def features(self, x: Tensor, *given: Tensor) -> Any:
         """Whitened data y = R^-1 (x - c) as columns, [d, n]; where entries are missing, with what is seen."""

@@ -36,6 +36,9 @@ def fold_constants(graph: GraphModule) -> None:
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
     for node in values:
+        if node.op == "call_function" and values[node] is None:  # a check of constants, which they passed
+            graph.graph.erase_node(node)
+    for node in values:
         kept = any(user not in values for user in node.users)
         if node.op == "call_function" and kept and isinstance(values[node], Tensor):
             _replace(graph, node, values[node])

@@ -92,10 +92,8 @@ def test_expected_density_is_the_mean_over_draws(form):
     draws = q.sample(1500)
 
     def one(values):
-        index = torch.arange(K)
-        return family.form.distribution(values["loc"], family.form.select(values["covariance"], index)).log_prob(
-            few[:, None]
-        )
+        root = family.form.select(family.form.root(values["covariance"]), torch.arange(K))
+        return family.form.distribution(values["loc"], root).log_prob(few[:, None])
 
     each = torch.stack([one({name: value[s] for name, value in draws.items()}) for s in range(1500)])
     error = each.std(0) / 1500**0.5

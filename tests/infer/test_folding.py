@@ -20,6 +20,12 @@ def test_what_depends_on_no_input_is_a_constant():
     torch.testing.assert_close(graph(torch.ones(3)), function(torch.ones(3)))
 
 
+def test_checks_of_constants_are_made_once():
+    graph = graph_of(lambda x: (torch.linalg.cholesky(2 * torch.eye(3)) * x,), torch.zeros(3))
+    assert targets(graph) == ["aten.mul.Tensor"]
+    torch.testing.assert_close(graph(torch.ones(3))[0], 2**0.5 * torch.eye(3))
+
+
 def test_memory_that_is_written_to_is_made_anew():
     def function(x):
         total = torch.zeros(4)
