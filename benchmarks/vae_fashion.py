@@ -90,14 +90,18 @@ CANDIDATES = {
     "vamp, flow": Row(lambda: gated(vamp(), pv.posteriors.inverse_autoregressive(UNITS))),
 }
 """Models of one stochastic layer and MLPs of about that size; which one is the best row is decided on validation."""
-CONSTANT = {"constant": Row(gated, "228.70 ± 0.15", 228.7, epochs=2000, patience=50)}
+OTHERS = {
+    "constant": Row(gated, "228.70 ± 0.15", 228.7, epochs=2000, patience=50),
+    "gaussian, 500": Row(gated, "228.70 ± 0.15", 228.7),
+}
+"""Other recipes of the row `gaussian`, on the test images too."""
 BEST = "vamp, then iwae"
 ROWS = {
     "gaussian": Row(gated, "228.70 ± 0.15", 228.7, epochs=LONGER),
     "vamp": Row(lambda: gated(vamp()), "227.35 ± 0.05", 227.3),
     "best": replace(CANDIDATES[BEST], published="226.75 (Exemplar VAE)", goal=226.75),
 }
-ALL = {**CANDIDATES, **CONSTANT, **ROWS}
+ALL = {**CANDIDATES, **OTHERS, **ROWS}
 
 
 def warm_up(epoch):

@@ -48,6 +48,14 @@ def test_what_costs_more_is_done_more_seldom(clock, cost):
     assert len(times) > 0.9 * min(99 / 0.21, SHARE * 100 / max(cost, 1e-9))
 
 
+def ten_steps(clock):
+    """Three seconds of work."""
+    with progress("EM", 10) as update:
+        for i in range(10):
+            clock[0] += 0.3
+            update(i, f"bound {i}.5")
+
+
 def test_short_work_is_silent(clock, screen):
     with progress("EM", 10) as update:
         for i in range(10):
@@ -57,10 +65,7 @@ def test_short_work_is_silent(clock, screen):
 
 
 def test_a_bar_shows_how_far_it_is(clock, screen):
-    with progress("EM", 10) as update:
-        for i in range(10):
-            clock[0] += 0.3
-            update(i, f"bound {i}.5")
+    ten_steps(clock)
     shown = screen.getvalue()
     assert "EM" in shown
     assert "3/10" in shown and "bound 3.5" in shown  # noqa: PT018
@@ -76,10 +81,7 @@ def test_a_notebook_without_widgets_draws_one_line_again_and_is_not_told_to_inst
 
     monkeypatch.setattr(module, "Console", console)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with progress("EM", 10) as update:
-        for i in range(10):
-            clock[0] += 0.3
-            update(i, f"bound {i}.5")
+    ten_steps(clock)
     shown = sent.getvalue()
     assert "9/10" in shown
     assert shown.count("\n") == 1, "a notebook cannot move up"

@@ -7,18 +7,19 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-__all__ = ["fold_constants", "written"]
+__all__ = ["bake", "constant", "fold_constants", "is_all", "written"]
 
-LARGEST = 1 << 16
-"""Numbers in a constant that is kept."""
 aten = torch.ops.aten
 
+LARGEST = 1 << 16
+"""Numbers in a constant that is kept, or looked into."""
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 SHAPED = {
     aten.ones_like.default, aten.zeros_like.default, aten.full_like.default,
     aten.new_ones.default, aten.new_zeros.default, aten.new_full.default,
 }  # fmt: skip
 """Operations for which of their first argument only shape, dtype and device count."""
-INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
 def fold_constants(graph: GraphModule) -> None:
@@ -41,7 +42,7 @@ def fold_constants(graph: GraphModule) -> None:
     for node in values:
         kept = any(user not in values for user in node.users)
         if node.op == "call_function" and kept and isinstance(values[node], Tensor):
-            _replace(graph, node, values[node])
+            bake(graph, node, f"_folded_{node.name}", values[node].detach().clone())
     for node in list(graph.graph.nodes):
         if node.target in INDEXED:
             _positions(graph, node)
@@ -81,21 +82,39 @@ def written(graph: GraphModule) -> set[Node]:
     return found
 
 
-def _replace(graph: GraphModule, node: Node, value: Tensor) -> None:
-    name = f"_folded_{node.name}"
-    graph.register_buffer(name, value.detach().clone(), persistent=False)
+def bake(graph: GraphModule, node: Node, name: str, value: Tensor) -> None:
+    """Let a constant of this name take the place of a node."""
+    graph.register_buffer(name, value, persistent=False)
     with graph.graph.inserting_before(node):
-        constant = graph.graph.get_attr(name)
-    constant.meta = dict(node.meta)
-    node.replace_all_uses_with(constant)
+        baked = graph.graph.get_attr(name)
+    baked.meta = dict(node.meta)
+    node.replace_all_uses_with(baked)
+
+
+def constant(node: Any) -> Tensor | None:
+    """The tensor that an argument is, if it is a constant of its graph."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value = getattr(node.graph.owning_module, str(node.target), None)
+    return value if isinstance(value, Tensor) else None
+
+
+def is_all(value: Any, number: float) -> bool:
+    """Whether an argument is this number, or a tensor of nothing else."""
+    if not isinstance(value, Node):
+        return bool(value == number)
+    known = constant(value)
+    if known is None:
+        return number == 0.0 and value.target in ZEROS
+    return known.numel() <= LARGEST and bool((known == number).all())
 
 
 def _positions(graph: GraphModule, node: Node) -> None:
     """x[mask] as x[i, j] for a mask that is a constant."""
     indices: list[Any] = []
     for index in node.args[1]:  # type: ignore[union-attr]
-        value = getattr(graph, str(index.target)) if isinstance(index, Node) and index.op == "get_attr" else None
-        if isinstance(value, Tensor) and value.dtype == torch.bool:
+        value = constant(index)
+        if value is not None and value.dtype == torch.bool:
             for axis, positions in enumerate(value.nonzero().unbind(-1)):
                 name = f"_folded_{node.name}_{len(indices)}_{axis}"
                 graph.register_buffer(name, positions.clone(), persistent=False)

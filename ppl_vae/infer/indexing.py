@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vae.infer.folding import written
+from ppl_vae.infer.folding import constant, is_all, written
 
 __all__ = ["direct"]
 
@@ -36,18 +36,19 @@ def direct(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node in own_memory:
             continue
-        if node.target is aten.index.Tensor and _is_all(graph, node.args[1], _shape(graph, node.args[0])):
-            _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(graph, node))))
-        elif node.target is aten.index_put.default and _puts_all(graph, node):
-            _replace(graph, node, aten.reshape.default, (node.args[2], list(_shape(graph, node))))
+        if node.target is aten.index.Tensor and _in_order(node.args[1], _shape(node.args[0])):
+            _replace(graph, node, aten.reshape.default, (node.args[0], list(_shape(node))))
+        elif node.target is aten.index_put.default and _puts_all(node):
+            _replace(graph, node, aten.reshape.default, (node.args[2], list(_shape(node))))
     for node in reversed(list(graph.graph.nodes)):
         if node.op == "call_function" and node.users:
             _side_by_side(graph, node)
     graph.graph.eliminate_dead_code()
 
 
-def _shape(graph: GraphModule, node: Any) -> torch.Size:
-    value = node.meta["val"] if "val" in node.meta else getattr(graph, node.target)
+def _shape(node: Any) -> torch.Size:
+    known = constant(node)
+    value = node.meta["val"] if known is None else known
     return value.shape
 
 
@@ -59,32 +60,23 @@ def _replace(graph: GraphModule, node: Node, target: Any, args: tuple[Any, ...])
     graph.graph.erase_node(node)
 
 
-def _is_all(graph: GraphModule, indices: Any, shape: torch.Size) -> bool:
+def _in_order(indices: Any, shape: torch.Size) -> bool:
     """Whether indices of a tensor of this shape are of one dimension, and 0, ..., n - 1 in it."""
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(given) != 1:
         return False
     ((dim, index),) = given
-    value = getattr(graph, index.target) if index.op == "get_attr" else None
-    if not isinstance(value, Tensor) or value.dtype != torch.long or value.numel() != shape[dim]:
+    value = constant(index)
+    if value is None or value.dtype != torch.long or value.numel() != shape[dim]:
         return False
     return torch.equal(value.flatten(), torch.arange(shape[dim], device=value.device))
 
 
-def _puts_all(graph: GraphModule, node: Node) -> bool:
+def _puts_all(node: Node) -> bool:
     """Whether a tensor is put into zeros, each number of it into its own place."""
     zeros, indices, value, *_ = node.args
-    shape = _shape(graph, node)
-    whole = _is_all(graph, indices, shape) and _shape(graph, value).numel() == shape.numel()
-    return whole and (getattr(zeros, "target", None) in ZEROS or _is_zero(graph, zeros))
-
-
-ZEROS = (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
-
-
-def _is_zero(graph: GraphModule, node: Any) -> bool:
-    value = getattr(graph, node.target) if node.op == "get_attr" else None
-    return isinstance(value, Tensor) and not bool(value.count_nonzero())
+    shape = _shape(node)
+    return is_all(zeros, 0.0) and _in_order(indices, shape) and _shape(value).numel() == shape.numel()
 
 
 def _side_by_side(graph: GraphModule, node: Node) -> None:

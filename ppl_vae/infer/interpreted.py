@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vae.infer.compiling import checks_apart, with_checks
-from ppl_vae.infer.folding import fold_constants
+from ppl_vae.infer.folding import bake, fold_constants
 from ppl_vae.infer.lean import lean, quick
 
 __all__ = ["at_data", "interpreted"]
@@ -28,11 +28,7 @@ def at_data(graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., tupl
     graph = deepcopy(graph)
     _, *known = graph.graph.find_nodes(op="placeholder")
     for number, (node, value) in enumerate(zip(known, tensors[1:], strict=True)):
-        graph.register_buffer(f"_data_{number}", value, persistent=False)
-        with graph.graph.inserting_before(node):
-            constant = graph.graph.get_attr(f"_data_{number}")
-        constant.meta = dict(node.meta)
-        node.replace_all_uses_with(constant)
+        bake(graph, node, f"_data_{number}", value)
         graph.graph.erase_node(node)
     fold_constants(graph)
     code = interpreted(lean(graph), tensors[:1])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vae.infer.folding import written
+from ppl_vae.infer.folding import is_all, written
 from ppl_vae.infer.indexing import direct
 
 __all__ = ["functional", "lean", "products", "quick"]
@@ -30,9 +30,6 @@ NEUTRAL: dict[Any, float] = {
 }
 """What an operation leaves its first argument as it is with."""
 COMMUTATIVE = {aten.add.Tensor, aten.mul.Tensor}
-SMALL = 1 << 12
-"""Numbers of a constant that is looked into."""
-ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 
 FUNCTIONS = (
     "abs", "acos", "add", "addmm", "all", "amax", "amin", "any", "argmax", "asin", "atan", "baddbmm", "bernoulli",
@@ -213,32 +210,18 @@ def _unchanged(node: Node, free: bool) -> Node | None:
         return None
     if node.target is aten.t.default and first.target is aten.t.default:
         return first.args[0]  # type: ignore[return-value]
-    if node.target in SAME_MEMORY and _alike(node, first):
-        return first
-    if free and (node.target in COPIES or node.target in NEUTRAL):
-        return _other_than_neutral(node, first)
-    return None
+    if node.target in SAME_MEMORY or (free and node.target in COPIES):
+        return first if _alike(node, first) else None
+    return _other_than_neutral(node, first) if free and node.target in NEUTRAL else None
 
 
 def _other_than_neutral(node: Node, first: Node) -> Node | None:
     """The argument that is left as it is."""
-    if node.target in COPIES:
-        return first if _alike(node, first) else None
     other, neutral = node.args[1], NEUTRAL[node.target]
-    if _alike(node, first) and _is_all(other, neutral):
+    if _alike(node, first) and is_all(other, neutral):
         return first
     swapped = node.target in COMMUTATIVE and not node.kwargs and isinstance(other, Node) and _alike(node, other)
-    return other if swapped and _is_all(first, neutral) else None  # type: ignore[return-value]
-
-
-def _is_all(value: Any, number: float) -> bool:
-    """Whether an argument is this number, or a tensor of nothing else."""
-    if not isinstance(value, Node):
-        return bool(value == number)
-    if value.op != "get_attr":
-        return number == 0.0 and value.target in ZEROS
-    constant = getattr(value.graph.owning_module, str(value.target), None)
-    return isinstance(constant, Tensor) and constant.numel() <= SMALL and bool((constant == number).all())
+    return other if swapped and is_all(first, neutral) else None  # type: ignore[return-value]
 
 
 def _simpler(node: Node) -> None:
