@@ -76,6 +76,9 @@ def posterior(joint: Tensor) -> Assigned:
     """The posterior r = p(z | x), from log p(x, z), [C, n] (000 (8))."""
     n = joint.shape[1]
     best = torch.amax(joint, 0, out=out(joint, n))
+    if bool(joint.amin() >= best.amax() + LOWEST):
+        r = torch.softmax(joint, 0, out=out(joint, *joint.shape))
+        return Assigned(r, best, torch.amax(r, 0, out=out(joint, n)))
     # Numbers nearly too small to be held are a hundred times slower, and worth nothing.
     held = torch.maximum(joint, best + LOWEST, out=out(joint, *joint.shape))
     r = torch.softmax(held, 0, out=out(joint, *joint.shape))

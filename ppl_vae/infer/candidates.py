@@ -18,10 +18,10 @@ from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families.kernels import Separable
 from ppl_vae.families.workspace import reused_buffers
 from ppl_vae.infer.expectation import Expectation, Plan
-from ppl_vae.infer.groups import Groups, Mixture, Part
+from ppl_vae.infer.groups import Groups, Margins, Mixture, Part
 from ppl_vae.infer.mstep import Values, each_chunk
 from ppl_vae.infer.parallel import threads
-from ppl_vae.infer.parts import Held, Parts
+from ppl_vae.infer.parts import Held, Parts, even
 from ppl_vae.infer.processes import mapped
 
 __all__ = ["Candidates"]
@@ -54,6 +54,15 @@ class Origin:
     counts: Tensor
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where the bounds of groups hold, and what they are."""
+
+    values: Values
+    least: Tensor
+    farthest: Tensor
+
+
 class Candidates:
     """The E-steps of one climb, over groups of data where that is worth it.
 
@@ -73,17 +82,22 @@ class Candidates:
         self.asked = False
         self.groups: Groups | None = None
         self.origin: Origin | None = None
+        self.standing: Standing | None = None
         self.counts: Tensor | None = None
         self.steps, self.next, self.best, self.excess = 0, FIRST, 1.0, 0.0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the groups follow from where they were made."""
-        origin = None if self.origin is None else dict(vars(self.origin))
-        return {"origin": origin, **{name: getattr(self, name) for name in STATE}}
+        known = {"origin": self.origin, "standing": self.standing}
+        return {
+            **{name: None if value is None else dict(vars(value)) for name, value in known.items()},
+            **{name: getattr(self, name) for name in STATE},
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
         self.origin = None if state["origin"] is None else Origin(**state["origin"])
+        self.standing = None if state["standing"] is None else Standing(**state["standing"])
         for name in STATE:
             setattr(self, name, state[name])
 
@@ -95,15 +109,16 @@ class Candidates:
         if parts is None:
             return every()
         if self.origin is not None and self.groups is None:
-            with self.model.bind(self.origin.values):
-                plan.refresh()
-                self.groups = self._made(plan, parts, self.origin.counts)
-            plan.refresh()
+            self._remake(plan, parts, self.origin)
         due = self.excess > REGROUP or (self.groups is None and self.steps >= self.next)
         if due and self.counts is not None:
             self._regroup(plan, parts, Origin(values, self.counts))
         self.steps += 1
-        e = every() if self.groups is None or self.counts is None else self._grouped(plan, self.groups, self.counts)
+        if self.groups is None or self.counts is None:
+            e = every()
+        else:
+            e = self._grouped(plan, self.groups, self.counts)
+            self.standing = Standing(mapped(values, torch.clone), self.groups.least, self.groups.farthest)
         self.counts = e.table
         return e
 
@@ -113,16 +128,28 @@ class Candidates:
 
     def _regroup(self, plan: Plan, parts: Held, origin: Origin) -> None:
         """Make groups, or make them anew, where a sample of the data says that they are worth it."""
-        self.groups = self.origin = None
+        self.groups = self.origin = self.standing = None
         self.excess, self.next = 0.0, self.steps + self.steps // 4 + 4
         mixture, needed = _mixture(plan), self._needed(origin.counts)
         obs, _ = parts.sample(SAMPLE, seed=0)
         log, _ = mixture.joint(next(parts.cut(obs, None, 0)).features[plan.direct[0][0]])
         if float((log > log.amax(0) - needed[:, None] - ROOM).double().mean()) < SPARSE:
             groups = self._made(plan, parts, origin.counts)
-            self.best = self._share(groups, groups.near(mixture, needed))
+            self.best = self._share(groups, groups.near(needed))
             if self.best < SPARSE:
                 self.groups, self.origin = groups, Origin(mapped(origin.values, torch.clone), origin.counts)
+
+    def _remake(self, plan: Plan, parts: Held, origin: Origin) -> None:
+        """The groups of a checkpoint, with the bounds that they had."""
+        with self.model.bind(origin.values):
+            plan.refresh()
+            self.groups = self._made(plan, parts, origin.counts)
+        if self.standing is not None:
+            with self.model.bind(self.standing.values):
+                plan.refresh()
+                self.groups.at = _mixture(plan)
+            self.groups.least, self.groups.farthest = self.standing.least, self.standing.farthest
+        plan.refresh()
 
     def _share(self, groups: Groups, near: Tensor) -> float:
         """Pairs that are computed of all pairs of a datum and a component, over all processes."""
@@ -133,31 +160,40 @@ class Candidates:
         node, mixture, K = plan.direct[0][0], _mixture(plan), len(counts)
         needed = (self._needed(counts) + ROOM)[:, None]
         salt = torch.randint(KINDS, (1, K), generator=torch.Generator().manual_seed(0)).float()
-        rows, codes, bests = [], [], []
+        ys, kinds, margins = [], [], None
         with threads(self.num_threads):
             for chunk in each_chunk(parts):
+                y = chunk.features[node]
                 with reused_buffers():
-                    log, _ = mixture.joint(chunk.features[node])
+                    log, _ = mixture.joint(y)
                     top, best = log.max(0)
-                    near = (log > top - needed).float()
-                codes.append((salt @ near)[0].long() % KINDS)
-                bests.append(best)
-                rows.append(torch.arange(chunk.start, chunk.start + len(best)))
-            code, best = torch.cat(codes), torch.cat(bests)
-            code = torch.where(code.bincount(minlength=KINDS)[code] < _fewest(plan), KINDS + best, code)
-            order = (code * K + best).argsort(stable=True)
-            sizes = code.bincount()
-            of_groups = sizes[sizes > 0].tolist()
+                    kind = (salt @ (log > top - needed).float())[0].long() % KINDS * K + best
+                    own = Margins.of(kind, top - log, top)
+                margins = own if margins is None else margins + own
+                ys.append(y.mT)
+                kinds.append(kind)
+            assert margins is not None
+            y, kind = torch.cat(ys), torch.cat(kinds)
             parts.kept.clear()
-            spans = zip(torch.cat(rows)[order].split(of_groups), best[order].split(of_groups), strict=True)
-            return Groups(mixture, [list(_parts(parts, node, *span)) for span in spans])
+            common = (kind // K).bincount(minlength=KINDS) >= _fewest(plan)
+
+            def merged(kind: Tensor) -> Tensor:
+                return torch.where(common[kind // K], kind, (KINDS + kind % K) * K + kind % K)
+
+            margins, kind = Margins.of(merged(margins.kind), margins.least, margins.lowest), merged(kind)
+            order, group = kind.argsort(stable=True), (margins.kind // K).unique(return_inverse=True)[1]
+            bound = torch.bucketize(kind[order], margins.kind)
+            sizes = group[bound].bincount().tolist()
+            spans = zip(order.split(sizes), bound.split(sizes), strict=True)
+            made = [list(_parts(parts, y, *span)) for span in spans]
+            return Groups(mixture, made, group, margins.kind % K, margins.least, margins.lowest)
 
     def _grouped(self, plan: Plan, groups: Groups, counts: Tensor) -> Expectation:
-        mixture = _mixture(plan)
-        near = groups.near(mixture, self._needed(counts))
+        groups.move(_mixture(plan))
+        near = groups.near(self._needed(counts))
         self.excess += self._share(groups, near) - self.best
         with threads(self.num_threads):
-            e = groups.expect(mixture, near).expectation(plan.paths[id(plan.direct[0][1].family)])
+            e = groups.expect(near).expectation(plan.paths[id(plan.direct[0][1].family)])
         return Expectation(**self.parts.share.sum(vars(e)))
 
 
@@ -181,8 +217,9 @@ def _mixture(plan: Plan) -> Mixture:
     return Mixture(plan.direct[0][1].kernel, torch.stack(plan.tables).sum(0))
 
 
-def _parts(parts: Held, node: str, rows: Tensor, best: Tensor) -> Iterator[Part]:
-    """A group's data, as chunks."""
-    weights = None if parts.weights is None else parts.weights[rows]
-    for chunk in parts.cut(parts.obs.rows(rows), weights, 0):
-        yield Part(chunk.features[node], chunk.weights, best[chunk.start : chunk.start + len(chunk.obs)])
+def _parts(parts: Held, y: Tensor, rows: Tensor, bound: Tensor) -> Iterator[Part]:
+    """A group's data, as many at once as a chunk has."""
+    size = even(len(rows), parts.rows)
+    for own, kind in zip(rows.split(size), bound.split(size), strict=True):
+        weights = None if parts.weights is None else parts.weights[own]
+        yield Part(y.index_select(0, own).mT.contiguous(), weights, kind)

@@ -1,13 +1,13 @@
 """Data sorted by the components that they can belong to.
 
-Groups are made at an anchor theta_0. Of those of its data with the most probable component g a group keeps, for each j,
-min_i (log p(x_i, g) - log p(x_i, j)), and max_i q_ig / 2; from how far both normals have moved since (`Stretch`)
-follows, at any later theta, the least that this margin can be.
+Of those data of a group with the most probable component g a group keeps, for each j, a lower bound of
+min_i (log p(x_i, g) - log p(x_i, j)), and an upper one of max_i q_ig / 2. Both are exact at the theta at which these
+densities were last computed, and from how far the normals move (`Stretch`) follows what they are at the next.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Self
 
 import torch
@@ -45,52 +45,69 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some rows of a group: whitened columns y [d, n], weights, and most probable components [n], in their order."""
-
-    y: Tensor
-    weights: Tensor | None
-    best: Tensor
-
-    def expect(self, mixture: Mixture) -> tuple[Tensor, Sums]:
-        """Total log-likelihood, and the sums of the family."""
-        with reused_buffers():
-            log, expanded = mixture.joint(self.y)
-            assigned = posterior(log)
-            r = assigned.r if self.weights is None else assigned.r * self.weights
-            return assigned.log_likelihood(self.weights), mixture.kernel.expect(expanded, r)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What is kept of the data of a group with the same most probable component g.
+class Margins:
+    """Of each kind of data, those with one most probable component g.
 
     Attributes
     ----------
-    group, own : int
-        Number of the group, and g.
-    margin, farthest : Tensor
-        min_i (log p(x_i, g) - log p(x_i, j)), [K], and max_i q_ig / 2.
+    kind : Tensor
+        Numbers of the kinds, [B].
+    least : Tensor
+        min_i (log p(x_i, g) - log p(x_i, j)), [K, B].
+    lowest : Tensor
+        min_i log p(x_i, g), [B].
     """
 
-    group: int
-    own: int
-    margin: Tensor
-    farthest: Tensor
+    kind: Tensor
+    least: Tensor
+    lowest: Tensor
 
     @classmethod
-    def of(cls, group: int, parts: Sequence[Part], anchor: Mixture) -> list[Self]:
-        """One for each most probable component in a group."""
-        found: dict[int, list[Tensor]] = {}
-        for part in parts:
-            with reused_buffers():
-                log, _ = anchor.joint(part.y)
-                kinds, counts = part.best.unique_consecutive(return_counts=True)
-                for g, own in zip(kinds.tolist(), log.split(counts.tolist(), 1), strict=True):
-                    new = [(own[g] - own).amin(1), (anchor.peak[g] - own[g].amin()).clamp_min(0)]
-                    least, most = found.get(g, new)
-                    found[g] = [torch.minimum(least, new[0]), torch.maximum(most, new[1])]
-        return [cls(group, g, margin, farthest) for g, (margin, farthest) in found.items()]
+    def of(cls, kind: Tensor, least: Tensor, lowest: Tensor) -> Self:
+        """From margins in any order, with as many as there are of a kind: data, or margins of some of them."""
+        kinds, place = kind.unique(return_inverse=True)
+        return cls(
+            kinds,
+            least.new_full((len(least), len(kinds)), torch.inf).scatter_reduce_(
+                1, place.expand(len(least), -1), least, "amin"
+            ),
+            lowest.new_full(kinds.shape, torch.inf).scatter_reduce_(0, place, lowest, "amin"),
+        )
+
+    def __add__(self, other: "Margins") -> "Margins":
+        kind, lowest = torch.cat([self.kind, other.kind]), torch.cat([self.lowest, other.lowest])
+        return Margins.of(kind, torch.cat([self.least, other.least], 1), lowest)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a group: whitened columns y [d, n], weights, and which bounds hold for them, [n], in their order."""
+
+    y: Tensor
+    weights: Tensor | None
+    bound: Tensor
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, list[int]]:
+        """The numbers of the bounds, and for how many rows each stands."""
+        bounds, counts = self.bound.unique_consecutive(return_counts=True)
+        return bounds, counts.tolist()
+
+    def margins(self, log: Tensor, place: Tensor) -> Margins:
+        """From log p(x_i, k) of some components, [c, n], of which bound b has its own at `place[b]`."""
+        bounds, counts = self.runs
+        each = zip(place[bounds].tolist(), log.split(counts, 1), strict=True)
+        found = [((rows[g] - rows).amin(1), rows[g].amin()) for g, rows in each]
+        return Margins(bounds, torch.stack([least for least, _ in found], 1), torch.stack([low for _, low in found]))
+
+    def expect(self, among: Mixture, place: Tensor) -> tuple[Tensor, Sums, Margins]:
+        """Total log-likelihood, the sums of the family, and the margins."""
+        with reused_buffers():
+            log, expanded = among.joint(self.y)
+            margins = self.margins(log, place)
+            assigned = posterior(log)
+            r = assigned.r if self.weights is None else assigned.r * self.weights
+            return assigned.log_likelihood(self.weights), among.kernel.expect(expanded, r), margins
 
 
 @dataclass(frozen=True)
@@ -104,57 +121,79 @@ class Moments:
 
 
 class Groups:
-    """Groups of data made at one theta, and which components they need at another."""
+    """Groups of data, and which components they need.
 
-    def __init__(self, anchor: Mixture, groups: list[list[Part]]) -> None:
-        self.anchor, self.groups = anchor, groups
-        self.sizes = torch.tensor([sum(len(part.best) for part in parts) for parts in groups])
-        bounds = [own for number, parts in enumerate(groups) for own in Bounds.of(number, parts, anchor)]
-        self.group, self.own = (torch.tensor([getattr(b, name) for b in bounds]) for name in ("group", "own"))
-        self.margin, self.farthest = (
-            torch.stack([getattr(b, name) for b in bounds]) for name in ("margin", "farthest")
-        )
+    Parameters
+    ----------
+    at : Mixture
+        Where the bounds hold.
+    parts : list of list of Part
+        The data of each group.
+    group, own : Tensor
+        Which group each bound is for, and its most probable component, [B].
+    least, lowest : Tensor
+        The margins, [K, B], and least densities, [B].
+    """
+
+    def __init__(
+        self, at: Mixture, parts: list[list[Part]], group: Tensor, own: Tensor, least: Tensor, lowest: Tensor
+    ) -> None:
+        self.at, self.parts, self.group, self.own, self.least = at, parts, group, own, least
+        self.farthest = (at.peak[own] - lowest).clamp_min(0)
+        self.sizes = torch.tensor([sum(part.y.shape[1] for part in own) for own in parts])
         self.moments: dict[int, Moments] = {}
 
-    def near(self, now: Mixture, needed: Tensor) -> Tensor:
+    def move(self, now: Mixture) -> None:
+        """Let the bounds hold at another theta."""
+        stretch = now.kernel.distances.stretch(self.at.kernel.distances)
+        own, before = self.own, self.at.peak
+        # Of data with one margin, that of those farthest from g can become the least.
+        nearest = (self.least - before[own] + before[:, None] + self.farthest).clamp_min(0)
+        self.farthest = stretch.most(self.farthest, own)
+        self.least = now.peak[own] - self.farthest - now.peak[:, None] + stretch.least(nearest.mT).mT
+        self.at = now
+
+    def near(self, needed: Tensor) -> Tensor:
         """Components k that some datum of a group may have at less than the margin `needed` [K], [G, K]."""
-        stretch = now.kernel.distances.stretch(self.anchor.kernel.distances)
-        own, before = self.own, self.anchor.peak
-        least = now.peak[own] - stretch.most(self.farthest, own)
-        nearest = (self.margin - before[own, None] + before + self.farthest[:, None]).clamp_min(0)
-        near = ~(least[:, None] - now.peak + stretch.least(nearest) >= needed)
-        near[torch.arange(len(own)), own] = True
-        return torch.zeros(len(self.groups), near.shape[1], dtype=torch.long).index_add_(0, self.group, near.long()) > 0
+        near = ~(self.least >= needed[:, None])
+        near[self.own, torch.arange(len(self.own))] = True
+        return torch.zeros(len(self.parts), len(near), dtype=torch.long).index_add_(0, self.group, near.mT.long()) > 0
 
     def work(self, near: Tensor) -> Tensor:
         """Pairs of a datum and a component that are computed: single candidates cost nothing."""
         count = near.sum(1)
         return (self.sizes * torch.where(count > 1, count, 0)).sum().double()
 
-    def expect(self, now: Mixture, near: Tensor) -> "Total":
-        """The E-step over the pairs in `near`."""
-        total = Total(now)
-        for number, (parts, candidates) in enumerate(zip(self.groups, near, strict=True)):
+    def expect(self, near: Tensor) -> "Total":
+        """The E-step over the pairs in `near`, whose bounds become exact."""
+        total = Total(self.at)
+        for number, (parts, candidates) in enumerate(zip(self.parts, near, strict=True)):
             index = candidates.nonzero()[:, 0]
             if len(index) == 1:
-                total.add_moments(index, self._moments(number, now, index))
+                total.add_moments(index, self._moments(number, self.at, index))
                 continue
-            among = now.among(index)
+            among, place = self.at.among(index), (candidates.cumsum(0) - 1)[self.own]
+            found: list[Margins] = []
             for part in parts:
-                total.add(index, *part.expect(among))
+                log_prob, sums, margins = part.expect(among, place)
+                total.add(index, log_prob, sums)
+                found.append(margins)
+            exact = reduce(Margins.__add__, found)
+            self.least[index[:, None], exact.kind] = exact.least
+            self.farthest[exact.kind] = (self.at.peak[self.own[exact.kind]] - exact.lowest).clamp_min(0)
         return total
 
     def _moments(self, number: int, now: Mixture, index: Tensor) -> Moments:
         """Of a group whose data belong to one component."""
         if number not in self.moments:
-            kernel, parts = now.kernel.members(index), self.groups[number]
+            kernel, parts = now.kernel.members(index), self.parts[number]
             weights = [part.y.new_ones(part.y.shape[1]) if part.weights is None else part.weights for part in parts]
             count = _summed([w.sum() for w in weights])
             first = _summed([part.y @ w for part, w in zip(parts, weights, strict=True)])
             mean = first / count.clamp_min(1e-300)
             scatter, sums = [], []
             for part, w in zip(parts, weights, strict=True):
-                scatter.append(self.anchor.kernel.distances.scatter(part.y - mean[:, None], w))
+                scatter.append(now.kernel.distances.scatter(part.y - mean[:, None], w))
                 sums.append(kernel.expect(kernel.expand(part.y), w[None]))
             total = {name: _summed([one[name] for one in sums]) for name in sums[0]}
             self.moments[number] = Moments(count, mean, _summed(scatter), total)

@@ -16,7 +16,7 @@ from ppl_vae.infer.processes import Share
 from ppl_vae.infer.weights import check_weights, empty_rows, one_source
 from ppl_vae.likelihoods.gaussian import Floored
 
-__all__ = ["Chunk", "Parts", "make_parts"]
+__all__ = ["Chunk", "Parts", "even", "make_parts"]
 
 CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Numbers in the largest temporary of a chunk: what a shared cache holds, and what keeps a GPU busy."""
@@ -88,7 +88,7 @@ class Parts:
 
     def cut(self, obs: Observations, weights: Tensor | None, start: int) -> Iterator[Chunk]:
         """The chunks of some rows, the first of which has number `start`."""
-        rows = _even(len(obs), self.rows)
+        rows = even(len(obs), self.rows)
         for low in range(0, len(obs), rows):
             span = slice(low, min(low + rows, len(obs)))
             part = obs.rows(span)
@@ -161,7 +161,7 @@ class Held(Parts):
         """Rows of a block: the same for any number of threads and processes, so that a fit is too."""
         n, grain = self.n, GRAIN.get(self.model.like.device.type, GRAIN["cuda"])
         size = min(BLOCK, max(grain, n // 8, min(n // 2, self.rows)))
-        return _even(n, size)
+        return even(n, size)
 
     def blocks(self) -> Iterator[_Span]:
         return iter(self.spans)
@@ -322,7 +322,7 @@ class _Values:
         return self.parts.values(self.name)
 
 
-def _even(n: int, most: int) -> int:
+def even(n: int, most: int) -> int:
     """Rows of each of the fewest pieces of at most `most` rows, all of one length."""
     return -(-n // -(-n // most))
 

@@ -9,7 +9,7 @@ from ppl_vae.families.distances import Mahalanobis, Scaled
 from ppl_vae.families.kernels import inverse_factor
 from ppl_vae.infer import candidates
 from ppl_vae.infer.callbacks import Callback
-from ppl_vae.infer.groups import Groups, Mixture, Part
+from ppl_vae.infer.groups import Groups, Margins, Mixture, Part
 
 FORMS = ["full", "tied", "diagonal", "spherical"]
 K = 6
@@ -24,14 +24,13 @@ def _groups_of_few_rows(monkeypatch):
 def over_groups(monkeypatch):
     """Shares of the pairs that each E-step over groups computed."""
     shares = []
-    whole = candidates.Candidates._grouped
+    whole = Groups.expect
 
-    def noted(self, plan, groups, counts):
-        near = groups.near(candidates._mixture(plan), self._needed(counts))
-        shares.append(float(groups.work(near)) / near.shape[1] / self.parts.n)
-        return whole(self, plan, groups, counts)
+    def noted(self, near):
+        shares.append(float(self.work(near) / (self.sizes.sum() * near.shape[1])))
+        return whole(self, near)
 
-    monkeypatch.setattr(candidates.Candidates, "_grouped", noted)
+    monkeypatch.setattr(Groups, "expect", noted)
     return shares
 
 
@@ -205,34 +204,83 @@ def test_totals_of_moments_are_those_of_the_data(form):
     torch.testing.assert_close(total[0], squares(of, y)[2] @ w)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("moved", [0.0, 0.01, 0.1, 1.0])
-def test_what_is_left_out_is_out_of_reach(form, moved):
-    x = clusters(3, n=1500)
+def grouped_by_best(x, form):
+    """A group for each component of a fit, from that component's data, and mixtures moved from the fit."""
     model = pv.models.GaussianMixture(K, 3, form).double()
     family = model.components
     family.adapt([(x, None)])
-    y = family.features(x)
-    truth = fit(x, form).parameters
+    y, truth = family.features(x), fit(x, form).parameters
 
-    def mixture(moved):
-        generator = torch.Generator().manual_seed(1)
+    def mixture(moved, seed=1):
+        generator = torch.Generator().manual_seed(seed)
         off = moved * torch.randn(K, 3, dtype=torch.float64, generator=generator)
         values = {"loc": truth["components.loc"] + off, "covariance": truth["components.covariance"] * (1 + moved)}
         with torch.no_grad(), family.bind(values):
             return Mixture(family.kernel(), truth["mixing.probs"].log()[:, None])
 
-    anchor, now, needed = mixture(0.0), mixture(moved), torch.full((K,), 30.0, dtype=torch.float64)
-    best = anchor.joint(y)[0].argmax(0)
-    rows = [(best == k).nonzero()[:, 0] for k in range(K) if bool((best == k).any())]
-    groups = Groups(anchor, [[Part(y[:, own].contiguous(), None, best[own])] for own in rows])
-    near = groups.near(now, needed)
-    log = now.joint(y)[0]
-    for candidates_of, own in zip(near, rows, strict=True):
-        margin = log[:, own].amax(0) - log[:, own]
+    anchor = mixture(0.0)
+    log = anchor.joint(y)[0]
+    top, best = log.max(0)
+    margins = Margins.of(best, top - log, top)
+    parts = [[Part(y[:, best == k].contiguous(), None, best[best == k])] for k in range(K)]
+    groups = Groups(anchor, parts, torch.arange(K), margins.kind, margins.least, margins.lowest)
+    return groups, mixture, y, best
+
+
+def check_bounds(groups, y, best):
+    """The bounds hold for the data, up to rounding: the least margins, [K, B], and the largest distances, [B]."""
+    log = groups.at.joint(y)[0]
+    for k in range(K):
+        own = log[:, best == k]
+        margin, distance = (own[k] - own).amin(1), groups.at.peak[k] - own[k].amin()
+        assert bool((groups.least[:, k] <= margin + 1e-9 * (1 + margin.abs())).all())
+        assert groups.farthest[k] >= distance * (1 - 1e-9)
+        yield margin, distance
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("moved", [0.0, 0.01, 0.1, 1.0])
+def test_what_is_left_out_is_out_of_reach(form, moved):
+    groups, mixture, y, best = grouped_by_best(clusters(3, n=1500), form)
+    groups.move(mixture(moved))
+    near = groups.near(torch.full((K,), 30.0, dtype=torch.float64))
+    log = groups.at.joint(y)[0]
+    for k, candidates_of in enumerate(near):
+        margin = log[:, best == k].amax(0) - log[:, best == k]
         assert bool((margin[~candidates_of] >= 30 - 1e-6).all())
     if moved == 0:
         assert float(near.double().mean()) < 0.6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bounds_hold_wherever_the_normals_go_and_are_exact_where_densities_were_computed(form):
+    groups, mixture, y, best = grouped_by_best(clusters(3, n=1500), form)
+    list(check_bounds(groups, y, best))
+    exact = 0
+    for step in range(6):
+        groups.move(mixture(0.02 * (step + 1), seed=step))
+        list(check_bounds(groups, y, best))
+        near = groups.near(torch.full((K,), 30.0, dtype=torch.float64))
+        groups.expect(near)
+        for k, (margin, distance) in enumerate(check_bounds(groups, y, best)):
+            if near[k].sum() > 1:
+                exact += 1
+                torch.testing.assert_close(groups.least[near[k], k], margin[near[k]])
+                torch.testing.assert_close(groups.farthest[k], distance)
+    assert exact > 6
+
+
+def test_margins_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.randint(5, (60,), generator=generator)
+    least, lowest = torch.randn(3, 60, generator=generator), torch.randn(60, generator=generator)
+    whole = Margins.of(kind, least, lowest)
+    halves = [Margins.of(kind[rows], least[:, rows], lowest[rows]) for rows in (slice(0, 7), slice(7, None))]
+    for margins in (whole, halves[0] + halves[1]):
+        assert margins.kind.tolist() == sorted(set(kind.tolist()))
+        for place, k in enumerate(margins.kind):
+            assert torch.equal(margins.least[:, place], least[:, kind == k].amin(1))
+            assert margins.lowest[place] == lowest[kind == k].amin()
 
 
 def test_stretch_of_a_family_is_that_of_its_law():
