@@ -79,9 +79,10 @@ class Pairs:
     blocks : list
         First b and first not in it.
     at, times : Tensor
-        d b + j of each product, and minus what it counts in y' P y / 2: within a block each pair stands twice.
+        Of each of (1, y, products), as u_b u_j with u = (1, y): (1 + d) b + j, and minus what it counts in u' P u / 2.
+        Within a block each pair stands twice.
     back : Tensor
-        The product of features i and j, [d * d].
+        Which of them is the product of features i and j, [d * d].
     """
 
     blocks: list[tuple[int, int]]
@@ -95,12 +96,20 @@ class Pairs:
         """For d features."""
         step = max(1, d // 8)
         blocks = [(lo, min(lo + step, d)) for lo in range(0, d, step)]
-        pairs = [(b, j, -0.5 if j < hi else -1.0) for lo, hi in blocks for b in range(lo, hi) for j in range(lo, d)]
-        places = {(b, j): place for place, (b, j, _) in enumerate(pairs)}
-        back = [places.get((i, j), places.get((j, i))) for i in range(d) for j in range(d)]
-        at, times = [b * d + j for b, j, _ in pairs], [times for *_, times in pairs]
+        first = [(0, j, -0.5 if j == 0 else -1.0) for j in range(1 + d)]
+        pairs = [
+            (1 + b, 1 + j, -0.5 if j < hi else -1.0) for lo, hi in blocks for b in range(lo, hi) for j in range(lo, d)
+        ]
+        places = {(b, j): 1 + d + place for place, (b, j, _) in enumerate(pairs)}
+        back = [places.get((i, j), places.get((j, i))) for i in range(1, 1 + d) for j in range(1, 1 + d)]
+        at, times = [b * (1 + d) + j for b, j, _ in first + pairs], [times for *_, times in first + pairs]
         times_of = torch.tensor(times, dtype=torch.float64, device=device)
         return cls(blocks, torch.tensor(at, device=device), times_of, torch.tensor(back, device=device))
+
+
+def _affine(m: Tensor, inverse: Tensor) -> Tensor:
+    """(-W m, W), [K, d, 1 + d]: W (y - m) from (1, y)."""
+    return torch.cat([-(inverse @ m[:, :, None]), inverse], 2)
 
 
 class Products:
@@ -114,11 +123,9 @@ class Products:
         d = m.shape[1]
         self.pairs = Pairs.of(d, m.device)
         self.distances = Mahalanobis(m, inverse, constant - 0.5 * d * LOG_2PI)
-        precision = inverse.mT @ inverse
-        linear = (precision @ m[:, :, None])[:, :, 0]
-        const = self.distances.peak - 0.5 * (linear * m).sum(1)
-        square = precision.flatten(1)[:, self.pairs.at] * self.pairs.times.to(m.dtype)
-        self.coefficients = torch.cat([const[:, None], linear, square], 1)
+        affine = _affine(m, inverse)
+        self.coefficients = (affine.mT @ affine).flatten(1)[:, self.pairs.at] * self.pairs.times.to(m.dtype)
+        self.coefficients[:, 0] += self.distances.peak
 
     @cached_property
     def triangular(self) -> "Triangular":
@@ -152,7 +159,7 @@ class Products:
 
     def expect(self, expanded: Tensor, r: Tensor) -> dict[str, Tensor]:
         sums, d = r @ expanded.mT, self.distances.m.shape[1]
-        second = sums[:, 1 + d :][:, self.pairs.back].view(-1, d, d)
+        second = sums[:, self.pairs.back].view(-1, d, d)
         return {"count": sums[:, 0], "first": sums[:, 1 : 1 + d], "second": second}
 
 
@@ -168,9 +175,8 @@ class Triangular:
         parts = 1 if d < 32 else 4
         edges = [round(d * i / parts) for i in range(parts + 1)]
         self.blocks = list(pairwise(edges))
-        shift = inverse @ m[:, :, None]
-        shifted = torch.cat([-shift, inverse], 2).expand(self.K, -1, -1)
-        self.rows = [shifted[:, lo:hi, : 1 + hi].reshape(-1, 1 + hi).contiguous() for lo, hi in self.blocks]
+        affine = _affine(m, inverse)
+        self.rows = [affine[:, lo:hi, : 1 + hi].reshape(-1, 1 + hi).contiguous() for lo, hi in self.blocks]
 
     def members(self, index: Tensor) -> Self:
         """The kernel of these members only."""
@@ -200,7 +206,7 @@ class Triangular:
             block = (weighted @ expanded[: 1 + hi].mT).view(K, hi - lo, 1 + hi)
             first[:, lo:hi] = block[:, :, 0]
             second[:, lo:hi, :hi] = block[:, :, 1:]
-            second[:, :hi, lo:hi] = block[:, :, 1:].mT
+            second[:, :lo, lo:hi] = block[:, :, 1 : 1 + lo].mT
         return {"count": r.sum(1), "first": first, "second": second}
 
 

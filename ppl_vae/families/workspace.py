@@ -1,8 +1,10 @@
 """Memory that a thread uses again for each chunk of an E-step: fresh memory costs more than the arithmetic in it."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,11 +12,23 @@ from torch import Tensor
 __all__ = ["buffer", "out", "reused_buffers"]
 
 
+Kind = tuple[torch.dtype, torch.device, bool]
+
+
+@dataclass
+class _Buffer:
+    """Memory, what it is for, and how it was last seen."""
+
+    kind: Kind
+    memory: Tensor
+    view: Tensor
+
+
 class _Workspace(threading.local):
     """Buffers of one thread in the order in which a chunk asks for them."""
 
     def __init__(self) -> None:
-        self.buffers: list[Tensor] = []
+        self.buffers: list[_Buffer] = []
         self.used: int | None = None  # None: nothing may be used again
 
 
@@ -23,19 +37,27 @@ _own = _Workspace()
 
 def buffer(like: Tensor, *shape: int) -> Tensor:
     """An empty tensor [*shape]; within `reused_buffers` it may be kept until the block ends."""
-    if _own.used is None:
+    number, buffers = _own.used, _own.buffers
+    if number is None:
         return like.new_empty(shape)
-    size, number = torch.Size(shape).numel(), _own.used
-    _own.used += 1
-    have = _own.buffers[number] if number < len(_own.buffers) else None
-    if have is None or len(have) < size or _kind(have) != _kind(like):
-        _own.buffers[number : number + 1] = [like.new_empty(size)]
-    return _own.buffers[number][:size].view(shape)
+    _own.used = number + 1
+    kind = _kind(like)
+    have = buffers[number] if number < len(buffers) else None
+    if have is not None and have.kind == kind:
+        if have.view.shape == shape:  # chunks are of one size, mostly
+            return have.view
+        size = math.prod(shape)
+        if have.memory.numel() >= size:
+            have.view = have.memory[:size].view(shape)
+            return have.view
+    memory = like.new_empty(math.prod(shape))
+    buffers[number : number + 1] = [_Buffer(kind, memory, memory.view(shape))]
+    return buffers[number].view
 
 
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device, bool]:
+def _kind(like: Tensor) -> Kind:
     # What was made under torch.inference_mode cannot be written to outside it.
-    return tensor.dtype, tensor.device, torch.is_inference_mode_enabled() or tensor.is_inference()
+    return like.dtype, like.device, torch.is_inference_mode_enabled() or like.is_inference()
 
 
 def out(like: Tensor, *shape: int) -> Tensor | None:

@@ -29,6 +29,8 @@ NOTHING = 1e-290
 """Responsibility that counts as zero."""
 LOWEST = -690.0
 """Log responsibility, relative to the largest, below which none is computed."""
+FEW = 4096
+"""Data whose logarithms take no longer than calls do."""
 ALIKE = 1e-6
 """Difference of responsibilities that rounding, and gradients that were not followed to their end, make."""
 STIR = 0.1
@@ -63,8 +65,10 @@ class Assigned:
         """The sum of w_i log p(x_i)."""
         if weights is not None:
             return weights @ self.log_prob
+        n, rows = self.share.shape[0], min(64, int(600 / math.log(self.r.shape[0] + 1)))
+        if n < FEW:
+            return self.log_prob.sum()
         # Logarithms are dear: those of products of shares, each at least 1 / C, are as good.
-        n, rows = len(self.share), min(64, int(600 / math.log(len(self.r) + 1)))
         products = self.share[: n - n % rows].view(rows, -1).prod(0)
         return self.best.sum() - products.log_().sum() - self.share[n - n % rows :].log().sum()
 
