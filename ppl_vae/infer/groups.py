@@ -164,23 +164,42 @@ class Groups:
         count = near.sum(1)
         return (self.sizes * torch.where(count > 1, count, 0)).sum().double()
 
+    def look(self, near: Tensor, where: Tensor) -> None:
+        """Make the bounds exact of the candidates `near` of the groups `where`, [G] of bool."""
+        for number in where.nonzero()[:, 0].tolist():
+            index, among, place = self._among(near[number])
+            found = []
+            for part in self.parts[number]:
+                with reused_buffers():
+                    found.append(part.margins(among.joint(part.y)[0], place))
+            self._hold(index, found)
+
+    def _among(self, candidates: Tensor) -> tuple[Tensor, Mixture, Tensor]:
+        """The numbers of the candidates, the mixture of them, and the place of each bound's own among them."""
+        index = candidates.nonzero()[:, 0]
+        return index, self.at.among(index), (candidates.cumsum(0) - 1)[self.own]
+
+    def _hold(self, index: Tensor, found: list[Margins]) -> None:
+        """Take over the margins from components `index` that were found in the parts of a group."""
+        exact = reduce(Margins.__add__, found)
+        self.least[index[:, None], exact.kind] = exact.least
+        self.farthest[exact.kind] = (self.at.peak[self.own[exact.kind]] - exact.lowest).clamp_min(0)
+
     def expect(self, near: Tensor) -> "Total":
         """The E-step over the pairs in `near`, whose bounds become exact."""
         total = Total(self.at)
         for number, (parts, candidates) in enumerate(zip(self.parts, near, strict=True)):
-            index = candidates.nonzero()[:, 0]
-            if len(index) == 1:
+            if candidates.sum() == 1:
+                index = candidates.nonzero()[:, 0]
                 total.add_moments(index, self._moments(number, self.at, index))
                 continue
-            among, place = self.at.among(index), (candidates.cumsum(0) - 1)[self.own]
+            index, among, place = self._among(candidates)
             found: list[Margins] = []
             for part in parts:
                 log_prob, sums, margins = part.expect(among, place)
                 total.add(index, log_prob, sums)
                 found.append(margins)
-            exact = reduce(Margins.__add__, found)
-            self.least[index[:, None], exact.kind] = exact.least
-            self.farthest[exact.kind] = (self.at.peak[self.own[exact.kind]] - exact.lowest).clamp_min(0)
+            self._hold(index, found)
         return total
 
     def _moments(self, number: int, now: Mixture, index: Tensor) -> Moments:
