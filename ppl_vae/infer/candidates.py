@@ -37,7 +37,7 @@ SAMPLE = 2048
 SPARSE = 0.4
 """Share of candidates among all pairs of a datum and a component from which on groups gain nothing."""
 REGROUP = 0.7
-"""What making groups costs, in E-steps without them."""
+"""Pairs computed beyond those that new groups would leave, in E-steps without groups, from which on these are made."""
 FIRST = 3
 """E-steps before groups are looked for: components move too fast."""
 KINDS = 4096
