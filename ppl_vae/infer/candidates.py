@@ -157,36 +157,43 @@ class Candidates:
 
     def _made(self, plan: Plan, parts: Held, counts: Tensor) -> Groups:
         """The data sorted by component and candidates; what is too rare for that by component alone."""
-        node, mixture, K = plan.direct[0][0], _mixture(plan), len(counts)
-        needed = (self._needed(counts) + ROOM)[:, None]
-        salt = torch.randint(KINDS, (1, K), generator=torch.Generator().manual_seed(0)).float()
-        ys, kinds, margins = [], [], None
+        mixture, K = _mixture(plan), len(counts)
         with threads(self.num_threads):
-            for chunk in each_chunk(parts):
-                y = chunk.features[node]
-                with reused_buffers():
-                    log, _ = mixture.joint(y)
-                    top, best = log.max(0)
-                    kind = (salt @ (log > top - needed).float())[0].long() % KINDS * K + best
-                    own = Margins.of(kind, top - log, top)
-                margins = own if margins is None else margins + own
-                ys.append(y.mT)
-                kinds.append(kind)
-            assert margins is not None
-            y, kind = torch.cat(ys), torch.cat(kinds)
-            parts.kept.clear()
+            y, kind, margins = self._kinds(plan.direct[0][0], mixture, parts, self._needed(counts) + ROOM)
             common = (kind // K).bincount(minlength=KINDS) >= _fewest(plan)
 
             def merged(kind: Tensor) -> Tensor:
                 return torch.where(common[kind // K], kind, (KINDS + kind % K) * K + kind % K)
 
             margins, kind = Margins.of(merged(margins.kind), margins.least, margins.lowest), merged(kind)
-            order, group = kind.argsort(stable=True), (margins.kind // K).unique(return_inverse=True)[1]
+            group = (margins.kind // K).unique(return_inverse=True)[1]
+            order = kind.argsort(stable=True)
             bound = torch.bucketize(kind[order], margins.kind)
             sizes = group[bound].bincount().tolist()
             spans = zip(order.split(sizes), bound.split(sizes), strict=True)
             made = [list(_parts(parts, y, *span)) for span in spans]
             return Groups(mixture, made, group, margins.kind % K, margins.least, margins.lowest)
+
+    def _kinds(self, node: str, mixture: Mixture, parts: Held, needed: Tensor) -> tuple[Tensor, Tensor, Margins]:
+        """The data y [n, d], K times a number for the set of candidates plus the best one, [n], and margins of them."""
+        K = len(needed)
+        salt = torch.randint(KINDS, (1, K), generator=torch.Generator().manual_seed(0)).float()
+        ys, kinds, margins = [], [], None
+        for chunk in each_chunk(parts):
+            y = chunk.features[node]
+            with reused_buffers():
+                log, _ = mixture.joint(y)
+                top, best = log.max(0)
+                near = (log > top - needed[:, None]).float()
+                kind = (salt @ near)[0].long() % KINDS * K + best
+                own = Margins.of(kind, top - log, top)
+            margins = own if margins is None else margins + own
+            ys.append(y.mT)
+            kinds.append(kind)
+        assert margins is not None
+        y, kind = torch.cat(ys), torch.cat(kinds)
+        parts.kept.clear()
+        return y, kind, margins
 
     def _grouped(self, plan: Plan, groups: Groups, counts: Tensor) -> Expectation:
         needed = self._needed(counts)

@@ -19,7 +19,7 @@ from ppl_vae.families.workspace import reused_buffers
 from ppl_vae.infer.assignment import posterior
 from ppl_vae.infer.expectation import Expectation
 
-__all__ = ["Groups", "Mixture", "Part", "Total"]
+__all__ = ["Groups", "Margins", "Mixture", "Part", "Total"]
 
 
 @dataclass(frozen=True)
