@@ -61,6 +61,7 @@ class Standing:
     values: Values
     least: Tensor
     farthest: Tensor
+    known: Tensor
 
 
 class Candidates:
@@ -118,7 +119,8 @@ class Candidates:
             e = every()
         else:
             e = self._grouped(plan, self.groups, self.counts)
-            self.standing = Standing(mapped(values, torch.clone), self.groups.least, self.groups.farthest)
+            known = self.groups.known.clone()
+            self.standing = Standing(mapped(values, torch.clone), self.groups.least, self.groups.farthest, known)
         self.counts = e.table
         return e
 
@@ -135,7 +137,8 @@ class Candidates:
         log, _ = mixture.joint(next(parts.cut(obs, None, 0)).features[plan.direct[0][0]])
         if float((log > log.amax(0) - needed[:, None] - ROOM).double().mean()) < SPARSE:
             groups = self._made(plan, parts, origin.counts)
-            self.best = self._share(groups, groups.near(needed))
+            groups.known = groups.near(needed)
+            self.best = self._share(groups, groups.known)
             if self.best < SPARSE:
                 self.groups, self.origin = groups, Origin(mapped(origin.values, torch.clone), origin.counts)
 
@@ -148,7 +151,8 @@ class Candidates:
             with self.model.bind(self.standing.values):
                 plan.refresh()
                 self.groups.at = _mixture(plan)
-            self.groups.least, self.groups.farthest = self.standing.least, self.standing.farthest
+            for name in ("least", "farthest", "known"):
+                setattr(self.groups, name, getattr(self.standing, name).clone())
         plan.refresh()
 
     def _share(self, groups: Groups, near: Tensor) -> float:
@@ -197,13 +201,9 @@ class Candidates:
 
     def _grouped(self, plan: Plan, groups: Groups, counts: Tensor) -> Expectation:
         needed = self._needed(counts)
-        alone = groups.near(needed).sum(1) == 1
         groups.move(_mixture(plan))
-        near = groups.near(needed)
         with threads(self.num_threads):
-            # Bounds may say that a second component came near data that had one: mostly it did not.
-            groups.look(near, alone & (near.sum(1) > 1))
-            near = groups.near(needed)
+            near = groups.look(needed)
             self.excess += self._share(groups, near) - self.best
             e = groups.expect(near).expectation(plan.paths[id(plan.direct[0][1].family)])
         return Expectation(**self.parts.share.sum(vars(e)))

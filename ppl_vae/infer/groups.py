@@ -93,21 +93,22 @@ class Part:
         bounds, counts = self.bound.unique_consecutive(return_counts=True)
         return bounds, counts.tolist()
 
-    def margins(self, log: Tensor, place: Tensor) -> Margins:
-        """From log p(x_i, k) of some components, [c, n], of which bound b has its own at `place[b]`."""
+    def margins(self, among: Mixture, place: Tensor) -> Margins:
+        """Those from some components, of which bound b has its own at `place[b]`."""
         bounds, counts = self.runs
-        each = zip(place[bounds].tolist(), log.split(counts, 1), strict=True)
-        found = [((rows[g] - rows).amin(1), rows[g].amin()) for g, rows in each]
+        with reused_buffers():
+            log, _ = among.joint(self.y)
+            each = zip(place[bounds].tolist(), log.split(counts, 1), strict=True)
+            found = [((rows[g] - rows).amin(1), rows[g].amin()) for g, rows in each]
         return Margins(bounds, torch.stack([least for least, _ in found], 1), torch.stack([low for _, low in found]))
 
-    def expect(self, among: Mixture, place: Tensor) -> tuple[Tensor, Sums, Margins]:
-        """Total log-likelihood, the sums of the family, and the margins."""
+    def expect(self, among: Mixture) -> tuple[Tensor, Sums]:
+        """Total log-likelihood, and the sums of the family."""
         with reused_buffers():
             log, expanded = among.joint(self.y)
-            margins = self.margins(log, place)
             assigned = posterior(log)
             r = assigned.r if self.weights is None else assigned.r * self.weights
-            return assigned.log_likelihood(self.weights), among.kernel.expect(expanded, r), margins
+            return assigned.log_likelihood(self.weights), among.kernel.expect(expanded, r)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,13 @@ class Groups:
         Which group each bound is for, and its most probable component, [B].
     least, lowest : Tensor
         The margins, [K, B], and least densities, [B].
+
+    Attributes
+    ----------
+    farthest : Tensor
+        The largest distances, [B].
+    known : Tensor
+        The candidates that each group had when its bounds were last made exact, [G, K].
     """
 
     def __init__(
@@ -140,6 +148,7 @@ class Groups:
     ) -> None:
         self.at, self.parts, self.group, self.own, self.least = at, parts, group, own, least
         self.farthest = (at.peak[own] - lowest).clamp_min(0)
+        self.known = torch.zeros(len(parts), len(at.peak), dtype=torch.bool)
         self.sizes = torch.tensor([sum(part.y.shape[1] for part in own) for own in parts])
         self.moments: dict[int, Moments] = {}
 
@@ -164,42 +173,31 @@ class Groups:
         count = near.sum(1)
         return (self.sizes * torch.where(count > 1, count, 0)).sum().double()
 
-    def look(self, near: Tensor, where: Tensor) -> None:
-        """Make the bounds exact of the candidates `near` of the groups `where`, [G] of bool."""
-        for number in where.nonzero()[:, 0].tolist():
-            index, among, place = self._among(near[number])
-            found = []
-            for part in self.parts[number]:
-                with reused_buffers():
-                    found.append(part.margins(among.joint(part.y)[0], place))
-            self._hold(index, found)
-
-    def _among(self, candidates: Tensor) -> tuple[Tensor, Mixture, Tensor]:
-        """The numbers of the candidates, the mixture of them, and the place of each bound's own among them."""
-        index = candidates.nonzero()[:, 0]
-        return index, self.at.among(index), (candidates.cumsum(0) - 1)[self.own]
-
-    def _hold(self, index: Tensor, found: list[Margins]) -> None:
-        """Take over the margins from components `index` that were found in the parts of a group."""
-        exact = reduce(Margins.__add__, found)
-        self.least[index[:, None], exact.kind] = exact.least
-        self.farthest[exact.kind] = (self.at.peak[self.own[exact.kind]] - exact.lowest).clamp_min(0)
+    def look(self, needed: Tensor) -> Tensor:
+        """`near`, after the bounds of groups with candidates that they had not before were made exact."""
+        near = self.near(needed)
+        new = (near & ~self.known).any(1)
+        for number in new.nonzero()[:, 0].tolist():
+            index, place = near[number].nonzero()[:, 0], (near[number].cumsum(0) - 1)[self.own]
+            among = self.at.among(index)
+            exact = reduce(Margins.__add__, [part.margins(among, place) for part in self.parts[number]])
+            self.least[index[:, None], exact.kind] = exact.least
+            self.farthest[exact.kind] = (self.at.peak[self.own[exact.kind]] - exact.lowest).clamp_min(0)
+        near = self.near(needed)
+        self.known[new] = near[new]
+        return near
 
     def expect(self, near: Tensor) -> "Total":
-        """The E-step over the pairs in `near`, whose bounds become exact."""
+        """The E-step over the pairs in `near`."""
         total = Total(self.at)
         for number, (parts, candidates) in enumerate(zip(self.parts, near, strict=True)):
-            if candidates.sum() == 1:
-                index = candidates.nonzero()[:, 0]
+            index = candidates.nonzero()[:, 0]
+            if len(index) == 1:
                 total.add_moments(index, self._moments(number, self.at, index))
                 continue
-            index, among, place = self._among(candidates)
-            found: list[Margins] = []
+            among = self.at.among(index)
             for part in parts:
-                log_prob, sums, margins = part.expect(among, place)
-                total.add(index, log_prob, sums)
-                found.append(margins)
-            self._hold(index, found)
+                total.add(index, *part.expect(among))
         return total
 
     def _moments(self, number: int, now: Mixture, index: Tensor) -> Moments:
