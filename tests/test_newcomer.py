@@ -14,6 +14,7 @@ from ppl_vae.declare.observations import observe
 from ppl_vae.records import writable
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) + 6 * (torch.arange(40) > 19)[:, None]
+FAR_OFF = torch.cat([X.double(), torch.full((1, 2), 1e200, dtype=torch.float64)])
 FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
 GMM = pv.models.GaussianMixture
 EM = pv.EM(progress=False)
@@ -191,6 +192,10 @@ SLIPS = {
     ),
     "numbers whose squares are too large": (
         lambda: EM.fit(GMM(2, 2), 1e160 * X.double()), pv.DataError, "feature 0 has .* float64 cannot hold: divide",
+    ),
+    "a row of no weight beyond all squares": (
+        lambda: EM.fit(GMM(2, 2), FAR_OFF, torch.cat([torch.ones(len(X)), torch.zeros(1)])), pv.DataError,
+        "float64 cannot hold: .*, and leave out rows of weight zero",
     ),
     "numbers whose squares are too small": (
         lambda: EM.fit(GMM(2, 2), 1e-200 * X.double()), pv.DataError, "float64 cannot hold: divide the feature by its",

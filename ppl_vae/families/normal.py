@@ -178,14 +178,15 @@ class Normal(Family):
         like = self.center
         center, total = self._center(parts)
         moment = torch.zeros((), dtype=center.dtype, device=center.device)
-        share, rows = torch.zeros_like(center), 0
+        share, farthest, rows = torch.zeros_like(center), torch.zeros_like(center), 0
         for x, weights in parts:
             w = _shares(x, weights, total).to(center)
-            moment = moment + self.form.moment((x.to(center) - center).nan_to_num(), w)
+            away = (x.to(center) - center).nan_to_num()
+            moment, farthest = moment + self.form.moment(away, w), farthest.maximum(away.abs().amax(0))
             share = share + w @ (~x.isnan()).to(center)
             rows += int(((w > 0) & ~x.isnan().all(1)).sum())
         variances = self.form.variances(moment)
-        _check_held(parts, center, variances)
+        _check_held(farthest, variances)
         deviation = (variances / share.clamp_min(1e-300)).sqrt()
         # A constant feature has no scale of its own.
         resolution = 8 * torch.finfo(like.dtype).eps * center.abs()
@@ -320,19 +321,17 @@ class Normal(Family):
         return flat_remark(int(self.flat), self.n_features, self.floor)
 
 
-def _check_held(parts: Parts, center: Tensor, variances: Tensor) -> None:
-    """Refuse features whose squares are beyond what float64 holds, or below it."""
-    if bool(variances.isfinite().all()) and bool((variances > 0).all()):
-        return
-    for x, _ in parts:
-        away = (x.to(center) - center).nan_to_num().abs().amax(0)
-        lost = ~variances.isfinite() | ((variances == 0) & (away > 0) & (away < LEAST))
-        if bool(lost.any()):
-            j = int(lost.nonzero()[0, 0])
-            raise DataError(
-                f"feature {j} has values {away[j].item():.0e} from their mean, whose squares float64 cannot hold: "
-                "divide the feature by its standard deviation"
-            )
+def _check_held(farthest: Tensor, variances: Tensor) -> None:
+    """Refuse features whose squares, in their own unit too, are beyond what float64 holds, or below it."""
+    square = farthest.square()
+    beyond = ~variances.isfinite() | ~square.isfinite() | ~(square / variances.clamp_min(LEAST**2)).isfinite()
+    lost = beyond | ((variances == 0) & (farthest > 0) & (farthest < LEAST))
+    if bool(lost.any()):
+        j = int(lost.nonzero()[0, 0])
+        raise DataError(
+            f"feature {j} has values {farthest[j].item():.0e} from their mean, whose squares float64 cannot hold: "
+            "divide the feature by its standard deviation, and leave out rows of weight zero that are so far off"
+        )
 
 
 def _shares(x: Tensor, weights: Tensor | None, total: float) -> Tensor:
