@@ -14,9 +14,11 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from ppl_vae.convergence import convergence
+from ppl_vae.counted import same_data
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit
+from ppl_vae.infer.weights import check_weights
 from ppl_vae.invariants import invariants
 from ppl_vae.labels import agreement, label_notes, matched_draws, responsibilities
 from ppl_vae.quality import quality, quality_words
@@ -216,7 +218,9 @@ def format_cell(column: str, value: Any) -> str:
     return "" if value is None or value != value else FORMATS[column].format(value)
 
 
-def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_particles: int = 200) -> Table:
+def compare(
+    fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_particles: int = 200, weights: Any = None
+) -> Table:
     """Compare fits of one model, or of several models of the same data.
 
     Parameters
@@ -229,6 +233,9 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
         [n] known classes for the agreement of labels; without them fits are held against the first.
     num_particles : int
         Draws of q per datum where log p(x) is not exact.
+    weights : Tensor, optional
+        [n], datum i of the data compared on counts w_i times, for every fit; where these are training data, the weights
+        that the fits have in common by default.
 
     Returns
     -------
@@ -238,7 +245,7 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     Raises
     ------
     DataError
-        Without fits, without data, or with labels of other data.
+        Without fits, without data, or with labels or weights of other data.
 
     Examples
     --------
@@ -259,13 +266,15 @@ def compare(fits: Mapping[str, Fit], data: Any = None, labels: Any = None, num_p
     if data is None:
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
     seen = {name: _seen(name, fit, obs, next(iter(named))) for name, fit in named.items()}
+    counted, said = _counted(named, seen, weights)
+    table.warnings += said
     r = {name: responsibilities(fit, seen[name]) for name, fit in named.items()}
     reference = next(iter(r.values()))
     known = None if labels is None else _classes(labels, len(obs))
     traded: dict[str, list[str]] = {}
     for name, fit in named.items():
         own = seen[name]
-        judged = judge(fit, own, num_particles)
+        judged = judge(fit, own, num_particles, counted)
         if fit is not first or known is not None:
             judged.row.ari = agreement(known, reference, r[name])
         table.rows[name] = judged.row
@@ -287,15 +296,46 @@ def _classes(labels: Any, n: int) -> np.ndarray:
     return known
 
 
+def _counted(fits: Mapping[str, Fit], seen: Mapping[str, Observations], weights: Any) -> tuple[Tensor, list[str]]:
+    """How many times each datum compared on counts, [n], the same for every fit, and what to know of it."""
+    n = len(next(iter(seen.values())))
+    if weights is not None:
+        return check_weights(weights, n), []
+    holders = [name for name, fit in fits.items() if fit.data is not None and same_data(fit.data, seen[name])]
+    own = [check_weights(fits[name].weights, n) for name in holders]
+    if not all(_alike(own[0], w) for w in own[1:]):
+        said = f"{', '.join(holders)} were fitted to these data under different weights: in what is compared on them each "
+        return torch.ones(n, dtype=torch.float64), [said + "datum counts once; pass compare(..., weights=) for others"]
+    return own[0] if own else torch.ones(n, dtype=torch.float64), []
+
+
 def _other_data(fits: Mapping[str, Fit]) -> list[str]:
     """Fits whose likelihoods cannot be held against the first one's."""
     (name, first), *others = fits.items()
     return [
-        f"{other} was fitted to other data than {name} ({len(fit.data)} rows, {len(first.data)}): their log "
-        "likelihoods, information criteria and leave-one-out scores are of different things"
+        f"{other} was fitted {how} than {name}: their log likelihoods, information criteria and leave-one-out scores "
+        "are of different things"
         for other, fit in others
-        if fit.data is not None and first.data is not None and len(fit.data) != len(first.data)
+        if fit.data is not None and first.data is not None and (how := _otherwise(fit, first))
     ]
+
+
+def _otherwise(fit: Fit, first: Fit) -> str:
+    """In what the training data of two fits differ; nothing where they do not."""
+    n = len(first.data)
+    if len(fit.data) != n:
+        return f"to other data ({len(fit.data)} rows, {n})"
+    theirs, ours = fit.data.values, first.data.values
+    if not all(_alike(theirs[name], ours[name]) for name in theirs.keys() & ours.keys()):
+        return "to other data"
+    return "" if _alike(check_weights(fit.weights, n), check_weights(first.weights, n)) else "under other weights"
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether values are the same as far as single precision tells, in which one of the fits may have read them."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return True  # inputs of any kind are not looked into
+    return a.shape == b.shape and torch.equal(a.cpu().float(), b.cpu().float())
 
 
 def _named(fits: Any) -> dict[str, Fit]:

@@ -85,7 +85,7 @@ class Judged:
     warnings: list[str]
 
 
-def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
+def judge(fit: Fit, obs: Observations, num_particles: int, weights: Tensor) -> Judged:
     """Fill a fit's row.
 
     Parameters
@@ -96,17 +96,19 @@ def judge(fit: Fit, obs: Observations, num_particles: int) -> Judged:
         The data compared on, in the fit's dtype.
     num_particles : int
         Draws of q per datum where log p(x) is not exact.
+    weights : Tensor
+        [n], how many times each of the data compared on counts.
     """
     pointwise = None if fit.is_point or fit.data is None else fit.pointwise(fit.data, num_particles)
     predictive = _predictive(fit, obs, num_particles, pointwise)
-    row = Row(fit.engine, *counted_mean(predictive, own_weights(fit, obs)), fit.seconds, fit.status.code)
+    row = Row(fit.engine, *counted_mean(predictive, own_weights(fit, obs, weights)), fit.seconds, fit.status.code)
     total = elbo_total(fit, pointwise)
     if fit.engine == "EM":
         _fill_em(row, fit)
     elif total is not None:
         row.elbo_total, row.gap, row.khat = total[0], total[1] - total[0], khat(fit, pointwise)
     elif fit.engine == "SVI":
-        evaluation = evaluate(fit, obs, num_particles)
+        evaluation = evaluate(fit, obs, num_particles, weights=weights)
         row.elbo, row.gap = evaluation.elbo, evaluation.log_prob - evaluation.elbo
     if (chains := convergence(fit)) is not None:
         row.rhat, row.ess = chains.rhat, chains.ess

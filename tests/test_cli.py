@@ -108,6 +108,9 @@ def test_bad_files(kind, command, tmp_path, capsys):
         (["compare", "--output", "."], "folder"),
         (["compare", "--output", "/proc/x.html"], "cannot write /proc/x.html: "),
         (["compare", "--config", "absent.toml"], "absent.toml"),
+        (["compare", "--output", "r.toml"], "settings go to r.toml"),
+        (["compare", "--data", "d.npy", "--output", "./d.npy"], "d.npy is the data"),
+        (["train", "--data", "d.toml", "--output", "d.html"], "d.toml is the data"),
     ],
 )
 def test_usage(arguments, message, tmp_path, monkeypatch, capsys):
@@ -194,6 +197,15 @@ def test_config_is_read_and_what_is_typed_wins(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["seed"] == 7
     values = r"-\d+\.\d{4} ± \d\.\d{4}"
     assert re.findall(values, first) == re.findall(values, (tmp_path / "r.html").read_text())
+
+
+def test_a_config_beside_the_report_is_kept(tmp_path, capsys):
+    config, written = tmp_path / "r.toml", f'# by hand\nepochs = 1\nhidden = 8\noutput = "{tmp_path}/r.html"\n'
+    config.write_text(written)
+    assert main(["train", "--config", str(config), "--latent", "2", "--particles", "2"]) == 0
+    assert config.read_text() == written
+    assert "r.toml is left as it is" in capsys.readouterr().err
+    assert "--latent 2" in (tmp_path / "r.html").read_text()
 
 
 def test_unknown_key_of_a_config(tmp_path, capsys):

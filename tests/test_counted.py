@@ -50,6 +50,38 @@ def test_the_table_is_that_of_every_datum(fits):
         assert getattr(rows[0], name) == pytest.approx(getattr(rows[1], name), rel=1e-10), name
 
 
+def test_every_fit_of_a_table_is_judged_under_the_same_weights(tmp_path):
+    x, w = torch.cat([VALUES, VALUES + 9.0]), torch.cat([COUNTS, COUNTS.flip(0)])
+    gmm = pv.models.GaussianMixture(2, 1)
+    weighted = pv.EM(progress=False, n_init=3).fit(gmm, x, w)
+    loaded = pv.Fit.load(weighted.save(tmp_path / "fit"), gmm)
+    plain = pv.EM(progress=False, n_init=3).fit(gmm, x)
+
+    def scores(*fits, **options):
+        table = pv.compare({str(i): fit for i, fit in enumerate(fits)}, x, **options)
+        return [row.log_predictive for row in table.rows.values()], table.warnings
+
+    means = [fit.log_prob(x).mean().item() for fit in (weighted, weighted, plain)]
+    by_weight = [counted_mean(fit.log_prob(x), w)[0] for fit in (weighted, weighted, plain)]
+    found, said = scores(weighted, loaded)
+    assert found == pytest.approx(by_weight[:2])
+    assert said == []
+    found, said = scores(weighted, loaded, plain)
+    assert found == pytest.approx(means)
+    assert any("0, 2 were fitted to these data under different weights" in one for one in said)
+    assert any("2 was fitted under other weights than 0" in one for one in said)
+    found, _ = scores(weighted, loaded, plain, weights=w)
+    assert found == pytest.approx(by_weight)
+    with pytest.raises(pv.DataError, match="one non-negative number per datum"):
+        scores(plain, weights=w[1:])
+
+
+def test_other_data_of_the_same_number_are_told():
+    gmm = pv.models.GaussianMixture(1, 1)
+    fits = {name: pv.EM(progress=False).fit(gmm, x) for name, x in {"a": VALUES, "b": VALUES + 1}.items()}
+    assert any("b was fitted to other data than a" in said for said in pv.compare(fits).warnings)
+
+
 def test_checks_draw_as_many_data_as_the_weights_say(fits):
     checks = [pv.predictive_check(fit, statistics={"size": len, "mean": np.mean}, draws=20) for fit in fits]
     assert checks[0].loc["size of x", "observed"] == 10

@@ -178,7 +178,7 @@ SLIPS = {
     "models for fits": (lambda: pv.compare({"a": GMM(1, 2)}, X), pv.DataError, "got a GaussianMixture"),
     "one output of an encoder": (
         lambda: pv.models.VAE(torch.nn.Linear(4, 4), pv.nets.mlp_decoder(2, 4, 4), latent_dim=2).elbo(torch.ones(3, 4)),
-        pv.DeclarationError, r"its encoder, a Linear, returned one tensor \[3, 4\]",
+        pv.DeclarationError, r"its encoder, a Linear, returned one tensor \[7, 4\]",
     ),
     "a decorator with a name": (a_name_for_a_method, pv.DeclarationError, "a node is a method, got 'z': write @latent"),
     "no super().__init__()": (Early, pv.DeclarationError, r"sets 'heights' too early: make super\(\).__init__\(\) its"),

@@ -323,7 +323,7 @@ def test_fits_of_other_data_and_exchanged_models_are_told():
     x = pv.data.faithful().values
     one, two = (pv.models.GaussianMixture(K, 2, covariance="tied") for K in (1, 2))
     table = pv.compare({"all": pv.EM(progress=False).fit(two, x), "few": pv.EM(progress=False).fit(two, x[:100])})
-    assert any("few was fitted to other data than all (100 rows, 272)" in said for said in table.warnings)
+    assert any("few was fitted to other data (100 rows, 272) than all" in said for said in table.warnings)
     with pytest.raises(pv.EngineError, match="are they exchanged"):
         pv.likelihood_ratio_test(two, one, x, num_samples=3, progress=False)
 

@@ -137,7 +137,9 @@ def prepare(options: Common) -> None:
             raise DataError(f"--{name} must not be negative, got {getattr(options, name)}")
     if not getattr(options, "learning_rate", 1.0) > 0:
         raise DataError(f"--learning-rate must be positive, got {getattr(options, 'learning_rate')}")  # noqa: B009
-    writable(options.output).parent.mkdir(parents=True, exist_ok=True)
+    writable(options.output)
+    _keep_inputs(options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     for handler in [h for h in logger.handlers if getattr(h, "of_the_command_line", False)]:
         logger.removeHandler(handler)
     if not options.quiet:
@@ -146,6 +148,24 @@ def prepare(options: Common) -> None:
         handler.of_the_command_line = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def _keep_inputs(options: Common) -> None:
+    """Refuse to write over the data, or the settings over the report."""
+    from ppl_vae.errors import DataError
+
+    settings, data = _settings_path(options), getattr(options, "data", None)
+    if settings == options.output:
+        raise DataError(f"--output is the report, and its settings go to {settings}: name it report.html, for one")
+    for path in (options.output, settings):
+        if data is not None and path.resolve() == Path(data).resolve():
+            raise DataError(f"{path} is the data, and this would be written over them: give --output another name")
+    if options.config is not None and options.output.resolve() == options.config.resolve():
+        raise DataError(f"{options.output} is the --config, and the report would be written over it: give --output")
+
+
+def _settings_path(options: Common) -> Path:
+    return options.output.with_suffix(".toml")
 
 
 def shown(options: Common) -> AbstractContextManager[None]:
@@ -174,10 +194,14 @@ def arguments(options: Common) -> list[str]:
     return found
 
 
-def save_settings(options: Common) -> Path:
-    """Write every setting beside the report, to be read again by --config."""
+def save_settings(options: Common) -> None:
+    """Write every setting beside the report, to be read again by --config; never over the file they were read from."""
     from ppl_vae.report.page import write
 
+    path = _settings_path(options)
+    if options.config is not None and path.resolve() == options.config.resolve():
+        say(options, f"{path} is left as it is; the report has the command with what was typed")
+        return
     lines = []
     for field in fields(options):
         value = getattr(options, field.name)
@@ -185,4 +209,4 @@ def save_settings(options: Common) -> Path:
             # A JSON scalar or list of strings is TOML, too.
             plain = str(value) if isinstance(value, Path) else value
             lines.append(f"{field.name} = {json.dumps(plain, ensure_ascii=False)}")
-    return write(options.output.with_suffix(".toml"), "\n".join(lines) + "\n")
+    write(path, "\n".join(lines) + "\n")

@@ -14,9 +14,19 @@ from ppl_vae.declare.observations import Observations
 from ppl_vae.declare.tiling import tile
 from ppl_vae.errors import DataError, DeclarationError
 from ppl_vae.families.product import Blocks
-from ppl_vae.families.supports import bounds, of_any_row, of_entries
+from ppl_vae.families.supports import ENDS, bounds, law_of_entries, of_any_row, of_entries
 
-__all__ = ["COPIES", "TRIAL", "all_bounds", "as_taken", "check", "check_inputs", "same_bounds"]
+__all__ = [
+    "COPIES",
+    "TRIAL",
+    "all_bounds",
+    "as_taken",
+    "check",
+    "check_batch",
+    "check_inputs",
+    "check_posterior",
+    "same_bounds",
+]
 
 TRIAL = 7
 """Rows on which a declaration is tried, whatever the data: a number that few other dimensions have."""
@@ -56,16 +66,13 @@ def check(
 
     Raises
     ------
-    DeclarationError, DataError
-        Naming the node, the argument and the shapes.
+    DataError
+        Naming the node and the shapes.
     """
     values = dict(obs.values)
     check_inputs(graph.inputs, obs)
     for name, d in laws.items():
-        node = graph.nodes[name]
-        per_datum = any(parent not in graph.nodes or not graph.nodes[parent].shared for parent in node.parents)
-        _check_event_dims(owner, name, d, TRIAL if per_datum else 1)
-        if node.kind == "latent" and name in obs.missing and not d.has_enumerate_support:
+        if graph.nodes[name].kind == "latent" and name in obs.missing and not d.has_enumerate_support:
             raise DataError(
                 f"{owner}.{name}: {int(obs.missing[name].sum())} values of the latent are NaN, and only a finite "
                 f"latent can be observed for some data and not for others; {type(d).__name__} is not finite: pass all "
@@ -97,14 +104,59 @@ def check_inputs(inputs: Sequence[str], obs: Observations) -> None:
             raise DataError(f"input {name!r} has {count} infinite numbers; remove or repair those rows")
 
 
-def _check_event_dims(owner: str, name: str, d: TorchDistribution, rows: int) -> None:
+def check_batch(where: str, d: TorchDistribution, rows: Collection[int]) -> None:
+    """Refuse a law whose batch is more than the data, of which there are so many.
+
+    Raises
+    ------
+    DeclarationError
+        With the dimensions that are the event's.
+    """
     batch = tuple(d.batch_shape)
-    if len(batch) > 1 or (batch and batch[0] not in (1, rows)):
-        extra = len(batch) - 1 if batch[0] in (1, rows) else len(batch)
+    if len(batch) > 1 or (batch and batch[0] not in rows):
+        extra = len(batch) - 1 if batch[0] in rows else len(batch)
         raise DeclarationError(
-            f"{owner}.{name} has batch shape {batch} and event shape {tuple(d.event_shape)}; "
+            f"{where} has batch shape {batch} and event shape {tuple(d.event_shape)}; "
             f"only the data are a batch: add .to_event({extra}) to make the other dimensions part of the event"
         )
+
+
+def check_posterior(where: str, q: TorchDistribution, latent: str, p: TorchDistribution) -> None:
+    """Refuse a posterior q of a latent whose law p is of other values: bounds and densities would mean nothing.
+
+    Raises
+    ------
+    DeclarationError
+        With both shapes, or both numbers of values.
+    """
+    theirs, ours = tuple(q.event_shape), tuple(p.event_shape)
+    if theirs != ours:
+        raise DeclarationError(
+            f"{where} has event shape {theirs}, and its latent {latent!r} has {ours}: return a law of that shape"
+        )
+    if q.has_enumerate_support and p.has_enumerate_support:
+        theirs, ours = (len(law.enumerate_support(expand=False)) for law in (q, p))
+        if theirs != ours:
+            raise DeclarationError(
+                f"{where} has {theirs} values, and its latent {latent!r} has {ours}: return a law of {ours} values"
+            )
+    elif _reaches_beyond(q, p):
+        raise DeclarationError(
+            f"{where} is a {_law(q)}, whose draws are not all values of its latent {latent!r}, a {_law(p)}: return a "
+            "law on the latent's own support"
+        )
+
+
+def _reaches_beyond(q: TorchDistribution, p: TorchDistribution) -> bool:
+    """Whether q surely has draws that p cannot have: whole numbers for a density, or the whole line for a part of it."""
+    if q.support.is_discrete and not p.support.is_discrete:
+        return True
+    bounded = any(hasattr(of_entries(p.support), end) for end in ENDS)
+    return of_entries(q.support) is constraints.real and bounded and not p.has_enumerate_support
+
+
+def _law(d: TorchDistribution) -> str:
+    return type(law_of_entries(d)).__name__
 
 
 def _check_value(

@@ -73,7 +73,9 @@ class LatentVariableModel(OfData):
         obs = self.observe(data)
         with self.numeric():
             laws, fixed = self.trial(obs)
-            return check(type(self).__name__, self._graph, laws, obs, index, fixed)
+            found = check(type(self).__name__, self._graph, laws, obs, index, fixed)
+            self.try_posteriors(laws, found)
+            return found
 
     def observe(self, data: Any) -> Observations:
         """Read data for this model: named tensors in its dtype, NaN noted as missing, [n] of one feature as [n, 1]."""

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppl_vae.declare.checks import COPIES, TRIAL, all_bounds, same_bounds
+from ppl_vae.declare.checks import COPIES, TRIAL, all_bounds, check_batch, check_posterior, same_bounds
 from ppl_vae.declare.local import LocalPosterior
 from ppl_vae.declare.nodes import Node
 from ppl_vae.declare.observations import Observations
@@ -76,6 +76,12 @@ class Prototypes(Program):
         return {node.name: d for node, _, d in self._tried(obs.rows(slice(0, rows)))}
 
     @contextmanager
+    def _on_trial(self) -> Iterator[None]:
+        """Within the block nodes can be called for the shapes of what they return, and nothing is left of it."""
+        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), self.with_any_values():
+            yield
+
+    @contextmanager
     def with_any_values(self) -> Iterator[None]:
         """Within the block shared latents without a value have one, whichever: no shape depends on it."""
         values: dict[str, Tensor] = {}
@@ -90,7 +96,7 @@ class Prototypes(Program):
 
     def _tried(self, few: Observations) -> Generator[tuple[Node, Scope, TorchDistribution]]:
         """Every local node with what it is called with, and its distribution there."""
-        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), self.with_any_values():
+        with self._on_trial():
             scope = self.scope(few)
             for node in self.local_nodes():
                 d = self._call(node, scope)
@@ -119,15 +125,48 @@ class Prototypes(Program):
             )
 
     def trial(self, obs: Observations) -> tuple[dict[str, TorchDistribution], list[str]]:
-        """The distribution of every local node on `TRIAL` rows of the data, and the nodes whose support is fixed."""
-        few = obs.rows(torch.arange(TRIAL, device=self.like.device) % len(obs))
+        """The distribution of every local node on `TRIAL` rows of the data, and the nodes whose support is fixed.
+
+        Raises
+        ------
+        DeclarationError
+            If a law's batch is more than the data.
+        """
+        few = self._few(obs)
         laws: dict[str, TorchDistribution] = {}
         with closing(self._tried(few)) as tried:  # an error leaves its contexts at once
             for node, scope, d in tried:
                 hidden = [p for p in node.parents if p in laws and (p not in few.values or p in few.missing)]
                 self._check_rows(node, scope, [p for p in hidden if laws[p].has_enumerate_support])
+                per_datum = any(p not in self._graph.nodes or not self._graph.nodes[p].shared for p in node.parents)
+                check_batch(f"{type(self).__name__}.{node.name}", d, {1, TRIAL} if per_datum else {1})
                 laws[node.name] = d
         return laws, self._fixed_supports(laws, few)
+
+    def try_posteriors(self, laws: Mapping[str, TorchDistribution], obs: Observations) -> None:
+        """Refuse a declared posterior that is no law of its latent's values, given checked data and the nodes' laws.
+
+        Raises
+        ------
+        DeclarationError
+            Naming the posterior, its latent and their shapes.
+        """
+        few = self._few(obs)
+        with self._on_trial():
+            scope = self.scope(few)
+            for name, d in laws.items():
+                if name not in scope:
+                    scope[name] = Placed(d.sample() if d.batch_shape else d.sample((TRIAL,)), d.event_dim)
+            for name, posterior in self._graph.posteriors.items():
+                hidden = name not in few.values or self.partly_observed(name, few)
+                if hidden and scope.keys() >= set(posterior.parents):
+                    q, where = self._call(posterior, scope), f"{type(self).__name__}.{posterior.name}"
+                    # One that looks at no data may hold parameters for each of them.
+                    check_batch(where, q, {1, TRIAL, len(obs)})
+                    check_posterior(where, q, name, laws[name])
+
+    def _few(self, obs: Observations) -> Observations:
+        return obs.rows(torch.arange(TRIAL, device=self.like.device) % len(obs))
 
     def _fixed_supports(self, laws: Mapping[str, TorchDistribution], few: Observations) -> list[str]:
         """The nodes whose support is the same for all rows and latents: outside it no datum is possible."""

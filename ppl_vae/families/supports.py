@@ -14,9 +14,10 @@ from torch.distributions.transforms import Transform
 from ppl_vae.alone import unvalidated
 from ppl_vae.missing import Incomplete
 
-__all__ = ["bounds", "law_of_entries", "log_density", "of_any_row", "of_entries"]
+__all__ = ["ENDS", "bounds", "law_of_entries", "log_density", "of_any_row", "of_entries"]
 
 ENDS = ("lower_bound", "upper_bound")
+"""What an interval calls its ends."""
 
 
 def of_entries(support: Constraint) -> Constraint:

@@ -172,6 +172,7 @@ class Intake:
             self.laws, self.fixed = model.trial(model.observe(self._named(first)))
         self.gaps: tuple[str, ...] = ()
         self.first = self.observe(first, "the first batch")
+        model.try_posteriors(self.laws, self.first)
         self.gaps = tuple(self.first.missing)
 
     def observe(self, batch: Any, which: str, index: Tensor | None = None) -> Observations:

@@ -152,16 +152,20 @@ class _OwnStep:
         kinds = tuple(
             [(name, getattr(value, "dtype", None), name in obs.missing) for name, value in obs.values.items()]
         )
-        if kinds not in self.kinds:
-            laws, fixed = self.model.trial(obs)
-            taken = all(as_taken(d, obs.values[n], n in obs.missing) for n, d in laws.items() if n in obs.values)
-            self.kinds[kinds] = None if taken else (laws, fixed)
-        found = self.kinds[kinds]
-        if found is None:
+        if kinds in self.kinds:
+            return self._checked(obs, self.kinds[kinds])
+        laws, fixed = self.model.trial(obs)
+        taken = all(as_taken(d, obs.values[n], n in obs.missing) for n, d in laws.items() if n in obs.values)
+        self.kinds[kinds] = None if taken else (laws, fixed)
+        found = self._checked(obs, self.kinds[kinds])
+        self.model.try_posteriors(laws, found)
+        return found
+
+    def _checked(self, obs: Observations, against: tuple[Any, ...] | None) -> Observations:
+        if against is None:
             return obs
-        laws, fixed = found
         with self.model.numeric():
-            return check(type(self.model).__name__, self.model._graph, laws, obs, None, fixed)
+            return check(type(self.model).__name__, self.model._graph, against[0], obs, None, against[1])
 
     def _adapt(self, obs: Observations) -> None:
         """Units of the likelihoods' floors, but where a fit or a file has told them: there training goes on."""

@@ -5,7 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from example_models import ConditionalVAE, PoissonLatent, SharedByHand, TwoFinite, make, mixture, vae
+from example_models import ConditionalVAE, PoissonLatent, SharedByHand, TwoFinite, make, mixture, numbers, vae
 
 import ppl_vae as pv
 from ppl_vae import given, latent, observed
@@ -169,6 +169,10 @@ FIRST_USE = {
         lambda: Chain(lambda z: torch.distributions.Normal(z, 1.0)).elbo(torch.zeros(3)),
         ["'x'", "torch distribution", "pyro.distributions.Normal"],
     ),
+    "a finite latent with a batch of its own": (
+        lambda: Chain(z=lambda: dist.Categorical(torch.ones(4, 3)), q=None).log_prob(torch.zeros(6)),
+        ["Chain.z", "(4,)", ".to_event(1)"],
+    ),
     "posterior on a latent that has none": (
         lambda: OrphanPosterior().elbo(torch.zeros(3)),
         ["OrphanPosterior.q_a", "'b'", "@b.posterior"],
@@ -191,6 +195,53 @@ def test_wrong_nodes_are_refused_at_first_use(case):
         use()
     for fragment in fragments:
         assert fragment in str(error.value)
+
+
+R2, CLASSES = dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Categorical(torch.ones(3))
+POSTERIORS = {
+    "narrow": (R2, lambda x: dist.Normal(x[:, None], 1.0).to_event(1), "event shape (1,), and its latent 'z' has (2,)"),
+    "wide": (NORMAL, lambda x: dist.Normal(x[:, None], 1.0).to_event(1), "event shape (1,), and its latent 'z' has ()"),
+    "forgotten to_event": (R2, lambda x: dist.Normal(x[:, None].expand(-1, 2), 1.0), "(7, 2) and event shape ()"),
+    "a class too few": (CLASSES, lambda x: dist.Categorical(logits=x[:, None].expand(-1, 2)), "2 values, and its"),
+    "a class too many": (CLASSES, lambda x: dist.Categorical(logits=x[:, None].expand(-1, 4)), "4 values, and its"),
+    "two classes of three": (CLASSES, lambda x: dist.Bernoulli(logits=x), "a law of 3 values"),
+    "counts for numbers": (NORMAL, lambda x: dist.Poisson(x.exp()), "whose draws are not all values of its latent 'z'"),
+    "classes for numbers": (NORMAL, lambda x: dist.Bernoulli(logits=x), "is a Bernoulli, whose draws are not all"),
+    "the line for a part of it": (dist.Gamma(2.0, 1.0), lambda x: dist.Normal(x, 1.0), "its latent 'z', a Gamma"),
+    "the line for an interval": (dist.Beta(2.0, 1.0), lambda x: dist.Normal(x, 1.0), "on the latent's own support"),
+}
+
+
+@pytest.mark.parametrize("ask", [lambda model, x: model.log_prob(x), pv.SVI(1, progress=False).fit], ids=["ask", "fit"])
+@pytest.mark.parametrize("case", POSTERIORS)
+def test_a_posterior_of_other_values_than_its_latents_is_refused(case, ask):
+    """Broadcast against the prior it would give numbers, above log p(x) even."""
+    law, q, said = POSTERIORS[case]
+    model = Chain(lambda z: dist.Normal(1.0 * (z[..., 0] if law.event_shape else z), 1.0), lambda: law, q)
+    with pytest.raises(DeclarationError) as error:
+        ask(model, torch.randn(9))
+    assert "Chain.q_z" in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("ask", [lambda step, x: step(x), lambda step, x: step({"x": x.int()})], ids=["float", "int"])
+def test_so_is_it_in_a_loop_of_ones_own(ask):
+    model = Chain(q=lambda x: dist.Normal(x[:, None], 1.0).to_event(1))
+    model.loc = torch.nn.Parameter(torch.zeros(()))
+    with pytest.raises(DeclarationError, match=r"Chain.q_z has event shape \(1,\)"):
+        ask(pv.svi_step(model, pv.adam(1e-3)), torch.zeros(9))
+
+
+def test_a_posterior_may_hold_parameters_of_every_datum():
+    x = numbers(5, seed=0)
+    own = Chain(q=lambda x: dist.Normal(x / 2, 0.5**0.5)).double()
+
+    class Held(Chain):
+        @Chain.z.posterior
+        def q_z(self):
+            return dist.Normal(x / 2, 0.5**0.5)
+
+    torch.testing.assert_close(Held().double().log_prob(x), own.log_prob(x))
 
 
 def _one_hot(z):

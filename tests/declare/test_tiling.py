@@ -136,7 +136,7 @@ class Hooked(pv.LatentVariableModel):
         return dist.Normal(self.decoder(torch.cat([z, u[..., None], y[..., None].to(z)], -1)), 0.8).to_event(1)
 
 
-X = numbers(6, 3, seed=4)
+X = numbers(9, 3, seed=4)  # more than the few rows on which a declaration is tried
 OBJECTIVES = {
     "elbo": pv.elbo(5), "analytic": pv.elbo(5, "analytic"), "free bits": pv.elbo(5, "analytic", 0.2),
     "iwae": pv.iwae(5), "dreg": pv.iwae(5, "dreg"), "tc": pv.tc_elbo(6, num_particles=5),
