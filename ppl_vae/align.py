@@ -106,8 +106,8 @@ def symmetries(model: LatentVariableModel, obs: Observations, values: Mapping[st
     datum whose component is known, is respected.
 
     A parameter can know components by an axis of K entries or several (a table of transitions), by an axis of fewer
-    (the rates of all components but the one at zero), or, of two components, as a number: a probability p that
-    becomes 1 - p, a logit that becomes its negative.
+    (the rates of all components but the one at zero), or, of two components, as numbers: probabilities p that become
+    1 - p, logits or coefficients of them that become their negatives.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Factors:
 
     def ways(self, name: str, K: int) -> list[Steps]:
         """How a parameter can carry K components."""
-        return _ways(self.values[name].shape, K) or (self.mirrors.get(name, []) if K == 2 else [])
+        return [*_ways(self.values[name].shape, K), *(self.mirrors.get(name, []) if K == 2 else [])]
 
     def shared_by(self, name: str, steps: Steps, *components: int) -> int:
         """How many of these components a parameter has entries of, if it carries them so."""

@@ -304,8 +304,11 @@ def _counted(fits: Mapping[str, Fit], seen: Mapping[str, Observations], weights:
     holders = [name for name, fit in fits.items() if fit.data is not None and same_data(fit.data, seen[name])]
     own = [check_weights(fits[name].weights, n) for name in holders]
     if not all(_alike(own[0], w) for w in own[1:]):
-        said = f"{', '.join(holders)} were fitted to these data under different weights: in what is compared on them each "
-        return torch.ones(n, dtype=torch.float64), [said + "datum counts once; pass compare(..., weights=) for others"]
+        said = (
+            f"{', '.join(holders)} were fitted to these data under different weights: in what is compared on them each "
+            "datum counts once; pass compare(..., weights=) for others"
+        )
+        return torch.ones(n, dtype=torch.float64), [said]
     return own[0] if own else torch.ones(n, dtype=torch.float64), []
 
 

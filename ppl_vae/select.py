@@ -153,7 +153,8 @@ def select(
     Every cell has the engine's own starts. Beside them it starts from the responsibilities of its neighbours, the cells
     that differ in one setting: those with the same components and fewer parameters (a simpler covariance), and that
     with the next smaller number of components, its worst explained data split off. With as many components a richer
-    form therefore never ends below a simpler one that it contains.
+    form therefore does not end below a simpler one that it contains, but where entries are missing or that end is
+    degenerate.
 
     Parameters
     ----------

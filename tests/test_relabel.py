@@ -145,6 +145,13 @@ class Logit(TwoSided):
     chance = staticmethod(torch.sigmoid)
 
 
+class Coefficients(TwoSided):
+    """As many coefficients of the logit as components."""
+
+    prior = staticmethod(lambda: dist.Normal(torch.zeros(2), 1.5).to_event(1))
+    chance = staticmethod(lambda p: torch.sigmoid(p[..., 0] - p[..., 1] / 2))
+
+
 class ZeroTable(pv.LatentVariableModel):
     """Three features that are near zero in the first of three components: rates [2, 3] of the two others."""
 
@@ -187,6 +194,11 @@ UNLIKE = {
         [(("z",), {"p": (Mirror(0.5),), "loc": (Axis(0),)}, ((0, 1),))],
     ),
     "a probability whose prior tells them apart": (Lopsided, {"p": 0.3, "loc": [-2, 3]}, []),
+    "coefficients of a logit": (
+        Coefficients,
+        {"p": [0.3, -0.8], "loc": [-2, 3]},
+        [(("z",), {"p": (Mirror(0.0),), "loc": (Axis(0),)}, ((0, 1),))],
+    ),
     "a logit": (Logit, {"p": 0.3, "loc": [-2, 3]}, [(("z",), {"p": (Mirror(0.0),), "loc": (Axis(0),)}, ((0, 1),))]),
 }
 

@@ -129,10 +129,10 @@ def check_posterior(where: str, q: TorchDistribution, latent: str, p: TorchDistr
     DeclarationError
         With both shapes, or both numbers of values.
     """
-    theirs, ours = tuple(q.event_shape), tuple(p.event_shape)
-    if theirs != ours:
+    if q.event_shape != p.event_shape:
         raise DeclarationError(
-            f"{where} has event shape {theirs}, and its latent {latent!r} has {ours}: return a law of that shape"
+            f"{where} has event shape {tuple(q.event_shape)}, and its latent {latent!r} has {tuple(p.event_shape)}: "
+            "return a law of that shape"
         )
     if q.has_enumerate_support and p.has_enumerate_support:
         theirs, ours = (len(law.enumerate_support(expand=False)) for law in (q, p))
@@ -148,7 +148,7 @@ def check_posterior(where: str, q: TorchDistribution, latent: str, p: TorchDistr
 
 
 def _reaches_beyond(q: TorchDistribution, p: TorchDistribution) -> bool:
-    """Whether q surely has draws that p cannot have: whole numbers for a density, or the whole line for a part of it."""
+    """Whether q surely has draws that p cannot have: whole numbers for a density, the whole line for a part of it."""
     if q.support.is_discrete and not p.support.is_discrete:
         return True
     bounded = any(hasattr(of_entries(p.support), end) for end in ENDS)

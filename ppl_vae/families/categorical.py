@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.errors import DeclarationError, check_whole
-from ppl_vae.families.family import NOTHING, Family, Sums
+from ppl_vae.families.family import NOTHING, ConjugatePrior, Family, Sums
 
 __all__ = ["Categorical", "DirichletPrior"]
 
 
 @dataclass(frozen=True)
-class DirichletPrior:
+class DirichletPrior(ConjugatePrior):
     """probs ~ Dirichlet(concentration, ..., concentration); 1 is uniform over the simplex.
 
     Parameters

@@ -34,6 +34,10 @@ class Posterior:
 
     family: Family
 
+    def of(self: Own, family: Family) -> Own:
+        """The same law of another copy of the family, which may see the data in other units."""
+        return replace(self, family=family)
+
     def updated(self: Own, sums: Sums) -> Own:
         """The posterior that this prior becomes with expected sufficient statistics."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """What every family is: a distribution, its sufficient statistics, and its maximum-likelihood update."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.errors import DeclarationError, EngineError
 
-__all__ = ["Family", "Parts", "Prior", "Sums"]
+__all__ = ["ConjugatePrior", "Family", "Parts", "Prior", "Sums"]
 
 Sums = dict[str, Tensor]
 """Expected sufficient statistics; they add over chunks of data."""
@@ -31,6 +31,10 @@ class Prior(Protocol):
     def site(self, family: Any, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """p(parameter | earlier parameters), the whole parameter in its event shape."""
         ...
+
+
+class ConjugatePrior:
+    """A prior of this package, which is of one kind of family; a user's own is any object with `site`."""
 
 
 class Family(PyroModule):
@@ -195,17 +199,21 @@ class Family(PyroModule):
     # The prior, when there is one.
 
     @classmethod
-    def choose_prior(cls, prior: Any, weak: Callable[[], Prior]) -> Any:
+    def choose_prior(cls, prior: Any, weak: type[Any]) -> Any:
         """The prior itself, or the weak one by its name.
 
         Raises
         ------
         DeclarationError
-            For any other string.
+            For any other string, a prior of other families, or no prior at all.
         """
-        if isinstance(prior, str) and prior != "weak":
+        if isinstance(prior, str) and prior == "weak":
+            return weak()
+        if isinstance(prior, ConjugatePrior) and not isinstance(prior, weak):
+            raise DeclarationError(f"{cls.__name__} takes a {weak.__name__} as its prior, got {prior}")
+        if prior is not None and not hasattr(prior, "site"):
             raise DeclarationError(f'{cls.__name__}: prior must be None, "weak" or a prior object; got {prior!r}')
-        return weak() if prior == "weak" else prior
+        return prior
 
     def site(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """Law of one parameter given those before it."""

@@ -79,8 +79,6 @@ class IndependentFeatures(Family):
                 f"latents and the node as a distribution of them"
             )
         super().__init__(batch, self.choose_prior(prior, self.weak or ScalarPrior))
-        if isinstance(self.prior, ScalarPrior) and self.weak and not isinstance(self.prior, self.weak):
-            raise DeclarationError(f"{type(self).__name__} takes a {self.weak.__name__}, got {self.prior}")
         self.n_features = n_features
         self.shape = (batch,) if n_features is None else (batch, n_features)
         # The data's mean statistics [S, d]: the start, and the answer for a feature that a member never sees.

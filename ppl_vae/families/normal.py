@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.errors import DataError, DeclarationError, EngineError, check_whole
-from ppl_vae.families.family import NOTHING, Family, Parts, Sums
+from ppl_vae.families.family import NOTHING, ConjugatePrior, Family, Parts, Sums
 from ppl_vae.families.forms import FORMS
 from ppl_vae.families.located import InUnits, Located
 from ppl_vae.families.scales import flat_remark
@@ -25,7 +25,7 @@ LEAST = 1e-150
 
 
 @dataclass(frozen=True)
-class NormalInverseWishartPrior:
+class NormalInverseWishartPrior(ConjugatePrior):
     """loc_k | Sigma_k ~ N(mean, Sigma_k / strength), Sigma_k ~ the covariance form's conjugate law.
 
     That law is inverse-Wishart(df, scale) for full and tied covariances, and inverse-gamma(df/2, scale/2) for

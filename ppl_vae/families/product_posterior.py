@@ -37,6 +37,10 @@ class ProductPosterior(Posterior):
     family: Product
     blocks: dict[str, Posterior]
 
+    def of(self, family: Product) -> "ProductPosterior":
+        """Each block's law is of the copy's block."""
+        return ProductPosterior(family, {name: q.of(getattr(family, name)) for name, q in self.blocks.items()})
+
     def updated(self, sums: Sums) -> "ProductPosterior":
         """Every block's posterior given its own sums."""
         return ProductPosterior(self.family, {name: q.updated(of_block(sums, name)) for name, q in self.blocks.items()})

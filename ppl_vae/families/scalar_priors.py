@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppl_vae.errors import DeclarationError, EngineError
+from ppl_vae.families.family import ConjugatePrior
 
 __all__ = ["BetaPrior", "Expectations", "GammaPrior", "ScalarPrior"]
 
@@ -22,7 +23,7 @@ class Expectations(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ScalarPrior:
+class ScalarPrior(ConjugatePrior):
     """A law with two numbers, to which data add: what `BetaPrior` and `GammaPrior` share."""
 
     def pair(self, family: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from ppl_vae.families import Family, Posterior, conjugate
 from ppl_vae.infer.expectation import Plan
 from ppl_vae.infer.parts import Parts
 
-__all__ = ["ExpectedPlan", "Posteriors", "priors", "refuse", "refuse_laws"]
+__all__ = ["ExpectedPlan", "Posteriors", "factors", "priors", "refuse", "refuse_laws"]
 
 Posteriors = dict[str, Posterior]
 """q(theta), one factor for each family, by path."""

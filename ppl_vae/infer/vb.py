@@ -16,7 +16,7 @@ from ppl_vae.errors import EngineError, check_seed, check_whole
 from ppl_vae.families import Sums
 from ppl_vae.fit import Fit, Status
 from ppl_vae.infer.expectation import Plan, Replace, added, summed
-from ppl_vae.infer.expected import ExpectedPlan, Posteriors, priors, refuse, refuse_laws
+from ppl_vae.infer.expected import ExpectedPlan, Posteriors, factors, priors, refuse, refuse_laws
 from ppl_vae.infer.initial import initial_values
 from ppl_vae.infer.parallel import threads
 from ppl_vae.infer.parts import Held, Parts, make_parts
@@ -155,6 +155,12 @@ class VB:
         )
         return relabel(fit)
 
+    def _left_off(self, model: LatentVariableModel) -> Posteriors | None:
+        """q(theta) that the start ended with, where it is known; an engine that has it elsewhere gives its own."""
+        if not isinstance(self.start, Fit) or not self.start.q:
+            return None
+        return {path: self.start.q[path].of(family) for path, family in factors(model).items()}
+
     def _settled(self, bounds: list[float], total: float) -> bool:
         """Whether the last iteration gained too little to go on; an engine that ends by another rule gives its own."""
         return len(bounds) > 1 and bounds[-1] - bounds[-2] <= self.tol * max(total, abs(bounds[-1]))
@@ -193,21 +199,24 @@ class _Runs:
     def all(self) -> list[Run]:
         """Every run, in order."""
         vb, given = self.vb, self._given()
-        count = 1 if given is not None or are_responsibilities(vb.start) else vb.n_init
+        count = 1 if given or are_responsibilities(vb.start) else vb.n_init
         with progress("VB", count * vb.max_iter, vb.progress and self.parts.share.leads) as update:
             runs = []
             for number in range(count):
-                q = self.first(number) if given is None else self.first_from(given)
+                q = given or self.first(number)
                 runs.append(self.climb(q, later(update, number * vb.max_iter)))
             return runs
 
     # Where a run begins.
 
-    def _given(self) -> Mapping[str, Tensor] | None:
-        """Values that a start gives, or leads to; None where each run finds its own."""
+    def _given(self) -> Posteriors | None:
+        """Where the only run begins; None where each finds its own place."""
         if isinstance(self.vb.start, Mapping):
-            return initial_values(self.vb.start, self.model, self.sample, self.weights, self.vb.seed)
-        return given_values(self.vb.start, self.model, self.model.family_defaults())
+            values = initial_values(self.vb.start, self.model, self.sample, self.weights, self.vb.seed)
+        else:
+            values = given_values(self.vb.start, self.model, self.model.family_defaults())
+        # What is hidden of the data depends on all of q(theta), not on its middle alone.
+        return self.vb._left_off(self.model) or (None if values is None else self.first_from(values))
 
     def first_from(self, values: Mapping[str, Tensor]) -> Posteriors:
         """The posterior given the responsibilities at these parameters."""

@@ -47,7 +47,13 @@ class GaussianMixture(LatentVariableModel):
     ) -> None:
         super().__init__()
         check_whole("GaussianMixture", error=DeclarationError, n_components=n_components, n_features=n_features)
-        mixing, components = prior if isinstance(prior, tuple) else (prior, prior)
+        pair = prior if isinstance(prior, tuple) else (prior, prior)
+        if len(pair) != 2 or not (isinstance(prior, str | tuple) or prior is None):
+            raise DeclarationError(
+                'GaussianMixture: prior is None, "weak" or the pair (that of the weights, that of the components), '
+                f"such as (DirichletPrior(2.0), NormalInverseWishartPrior()); got {prior!r}"
+            )
+        mixing, components = pair
         self.mixing = families.Categorical(n_components, prior=mixing)
         self.components = families.Normal(n_features, batch=n_components, covariance=covariance, prior=components)
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from sklearn.utils import check_scalar
 
 from ppl_vae import models
-from ppl_vae.families import Categorical, DirichletPosterior, DirichletPrior
+from ppl_vae.declare import LatentVariableModel
+from ppl_vae.families import Categorical, DirichletPosterior, DirichletPrior, Posterior
 from ppl_vae.sklearn.checks import check_choice, check_covariance_prior, check_shape
-from ppl_vae.sklearn.conjugate import ChangeVB, RegularisedPrior, expected
+from ppl_vae.sklearn.conjugate import ChangeVB, RegularisedPrior, expected, posterior
 from ppl_vae.sklearn.covariance import COVARIANCES, ILL_DEFINED
 from ppl_vae.sklearn.density import Density, answers, kept, tensor
 from ppl_vae.sklearn.engine import Chronicle
@@ -177,12 +178,13 @@ class BayesianGaussianMixture(Mixture):
     # One run.
 
     def _run(self, X: Array, weights: Array | None, random: Any, again: bool, chronicle: Chronicle) -> Outcome:
+        begin: dict[str, Any] = (
+            {"last": self._last} if again else {"start": tensor(self._start(X, weights, random), self.device).double()}
+        )
         vb = ChangeVB(
-            start=tensor(self._start(X, weights, random, again), self.device).double(),
+            **begin,
             tol=self.tol,
-            # From a start the first step is not counted: it makes the posterior of the start.
-            max_iter=max(self.max_iter, 1) if again else self.max_iter + 1,
-            before=self.lower_bound_ if again else None,
+            max_iter=self.max_iter + 1,  # the first step is not counted: it is at the posterior of the start
             chronicle=chronicle,
             num_draws=1,
             progress=False,
@@ -190,12 +192,29 @@ class BayesianGaussianMixture(Mixture):
         fit = vb.fit(
             self._model(), tensor(X, self.device).double(), None if weights is None else tensor(weights, self.device)
         )
-        return Outcome(_arrays(fit.q), fit.trace["bound"].tolist()[not again :], fit.status.code == "converged")
+        return Outcome(_arrays(fit.q), fit.trace["bound"].tolist()[1:], fit.status.code == "converged")
 
-    def _start(self, X: Array, weights: Array | None, random: Any, again: bool) -> Array:
+    def _check_last(self, d: int) -> None:
+        super()._check_last(d)
+        process = self.weight_concentration_prior_type == "dirichlet_process"
+        if isinstance(self.weight_concentration_, tuple) != process:
+            raise ValueError(
+                "warm_start=True goes on from the last fit, whose weights have another law than "
+                f"weight_concentration_prior_type={self.weight_concentration_prior_type!r}: set warm_start=False, or "
+                "fit a clone"
+            )
+
+    def _last(self, model: LatentVariableModel) -> dict[str, Posterior]:
+        """The posterior that the fitted arrays are of, for this model."""
+        families = model.families()
+        arrays = (self.means_, self.covariances_, self.mean_precision_, self.degrees_of_freedom_)
+        return {
+            "mixing": _of_weights(families["mixing"], self.weight_concentration_),
+            "components": posterior(families["components"], *arrays),
+        }
+
+    def _start(self, X: Array, weights: Array | None, random: Any) -> Array:
         """Responsibilities [n, K]."""
-        if again:
-            return self._responsibilities(X, self._density())
         whole = filled(X, weights)
         if self.init_params in RESPONSIBILITIES:
             return RESPONSIBILITIES[self.init_params](whole, self.n_components, random, weights)
@@ -248,12 +267,16 @@ def _moments(X: Array, weights: Array | None) -> tuple[Array, Array]:
     return mean, (w[:, None] * (X - mean)).T @ (X - mean) / max(w.sum() - 1, 1.0)
 
 
+def _of_weights(family: Any, concentration: Any) -> SticksPosterior | DirichletPosterior:
+    """The law of the weights from its numbers."""
+    laws = [torch.as_tensor(np.asarray(a, dtype=np.float64)).to(family.like) for a in np.atleast_2d(concentration)]
+    return SticksPosterior(family, *laws) if len(laws) == 2 else DirichletPosterior(family, *laws)
+
+
 def _expected_log_weights(concentration: Any) -> Array:
     """E_q[log pi_k], [K]."""
-    family = Categorical(len(np.atleast_2d(concentration)[0]))
-    laws = [torch.as_tensor(np.asarray(a, dtype=np.float64)) for a in np.atleast_2d(concentration)]
-    q = SticksPosterior(family, *laws) if len(laws) == 2 else DirichletPosterior(family, *laws)
-    return q.kernel().log_probs.numpy()
+    family = Categorical(len(np.atleast_2d(concentration)[0])).double()
+    return _of_weights(family, concentration).kernel().log_probs.numpy()
 
 
 def _arrays(q: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Variational Bayes by scikit-learn's rules: reg_covar is added, and an absolute change of the bound ends it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from ppl_vae.declare import LatentVariableModel
 from ppl_vae.families import Normal, NormalInverseWishartPrior, NormalPosterior, conjugate
 from ppl_vae.families.family import Sums
+from ppl_vae.infer.expected import Posteriors
 from ppl_vae.infer.vb import VB
 from ppl_vae.sklearn.density import Density, normal
 from ppl_vae.sklearn.engine import Chronicle
 
-__all__ = ["ChangeVB", "RegularisedPrior", "expected"]
+__all__ = ["ChangeVB", "RegularisedPrior", "expected", "posterior"]
 
 
 @dataclass(frozen=True)
@@ -47,22 +51,35 @@ class ChangeVB(VB):
 
     Parameters
     ----------
-    before : float, optional
-        The bound before the first iteration, of a warm start.
+    last : callable, optional
+        The model to the q(theta) that an earlier fit ended with.
     chronicle : Chronicle, optional
         Told of every iteration.
     """
 
-    before: float | None = None
+    last: Callable[[LatentVariableModel], Posteriors] | None = None
     chronicle: Chronicle | None = None
 
+    def _left_off(self, model: LatentVariableModel) -> Posteriors | None:
+        return None if self.last is None else self.last(model)
+
     def _settled(self, bounds: list[float], total: float) -> bool:
-        course = [*([] if self.before is None else [self.before]), *bounds[-2:]][-2:]
-        if len(course) < 2:
+        if len(bounds) < 2:
             return False
+        change = bounds[-1] - bounds[-2]
         if self.chronicle is not None:
-            self.chronicle.step(len(bounds) - (self.before is None), course[1] - course[0])
-        return abs(course[1] - course[0]) < self.tol
+            self.chronicle.step(len(bounds) - 1, change)
+        return abs(change) < self.tol
+
+
+def posterior(family: Normal, *arrays: Any) -> NormalPosterior:
+    """The components' law from its middle, means and covariances, and the counts behind them, strength and df."""
+    K, device = family.batch, family.center.device
+    loc, covariance, strength, df = (torch.as_tensor(np.asarray(a), device=device).double() for a in arrays)
+    if family.form.name == "diagonal":
+        df = df.reshape(K, -1)  # one for each feature where entries are missing
+    scale = covariance * df.reshape(*df.shape, *[1] * (covariance.dim() - df.dim()))
+    return NormalPosterior(family, strength.reshape(K, -1), loc, df, scale)
 
 
 def expected(
@@ -70,10 +87,5 @@ def expected(
 ) -> Density:
     """The function x [n, d] -> E_q[log pi_k + log N(x_i; mu_k, Sigma_k)], [K, n], from an estimator's arrays."""
     family: Normal = normal(kind, weights, means, covariances).to(device)
-    strength, df = (torch.as_tensor(a, device=device) for a in (strength, df))
-    if kind == "diag":
-        df = df.reshape(len(means), -1)  # one for each feature where entries are missing
-    covariance = family.covariance.detach()
-    scale = covariance * df.reshape(*df.shape, *[1] * (covariance.dim() - df.dim()))
-    q = NormalPosterior(family, strength.reshape(len(means), -1), family.loc.detach(), df, scale)
+    q = posterior(family, means, covariances, strength, df)
     return Density(family, q.kernel(), torch.as_tensor(log_weights, device=device))

@@ -121,6 +121,8 @@ class Mixture(DensityMixin, BaseEstimator):
 
     def _outcomes(self, X: Array, weights: Array | None) -> Iterator[Outcome]:
         again = self.warm_start and hasattr(self, "converged_")
+        if again:
+            self._check_last(X.shape[1])
         random = check_random_state(self.random_state)
         chronicle = Chronicle(self.verbose, self.verbose_interval)
         for number in range(1 if again else self.n_init):
@@ -128,6 +130,16 @@ class Mixture(DensityMixin, BaseEstimator):
             outcome = self._run(X, weights, random, again, chronicle)
             chronicle.end(outcome.bound, outcome.converged)
             yield outcome
+
+    def _check_last(self, d: int) -> None:
+        """Refuse to go on from a fit of other shapes."""
+        means, covariances = (self.n_components, d), COVARIANCES[self.covariance_type].unit(self.n_components, d).shape
+        if self.means_.shape != means or self.covariances_.shape != covariances:
+            raise ValueError(
+                f"warm_start=True goes on from the last fit, with means of shape {self.means_.shape} and covariances "
+                f"of shape {self.covariances_.shape}; these settings and data need {means} and {covariances}: set "
+                "warm_start=False, or fit a clone"
+            )
 
     def _check_parameters(self) -> None:
         check_numbers(self, ["n_components", "tol", "reg_covar", "max_iter", "n_init", "verbose_interval"])

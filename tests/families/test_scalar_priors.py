@@ -239,3 +239,19 @@ def test_a_prior_of_another_family_is_refused():
         families.Poisson(batch=2, prior=BetaPrior())
     with pytest.raises(DeclarationError, match="Bernoulli takes a BetaPrior"):
         families.Bernoulli(batch=2, prior=GammaPrior())
+    with pytest.raises(DeclarationError, match="Poisson takes a GammaPrior"):
+        families.Poisson(batch=2, prior=families.DirichletPrior())
+    with pytest.raises(DeclarationError, match="Normal takes a NormalInverseWishartPrior"):
+        families.Normal(2, prior=GammaPrior())
+    with pytest.raises(DeclarationError, match="Categorical takes a DirichletPrior"):
+        families.Categorical(2, prior=families.NormalInverseWishartPrior())
+    with pytest.raises(DeclarationError, match="CategoricalVector takes a DirichletPrior"):
+        families.CategoricalVector(2, 1, batch=1, prior=BetaPrior())
+    with pytest.raises(DeclarationError, match="or a prior object; got 3"):
+        families.Normal(2, prior=3.0)
+
+
+@pytest.mark.parametrize("prior", [BetaPrior(), (BetaPrior(),), (BetaPrior(),) * 3, 1.0])
+def test_a_mixture_takes_a_pair_of_priors(prior):
+    with pytest.raises(DeclarationError, match="or the pair"):
+        pv.models.GaussianMixture(2, 2, prior=prior)

@@ -124,6 +124,26 @@ def test_gaps_are_integrated_out(X, kind):
     np.testing.assert_allclose(bgm.score_samples(np.vstack([X[:5], gappy]))[:5], alone)
 
 
+@pytest.mark.parametrize("law", ["dirichlet_process", "dirichlet_distribution"])
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_so_it_does_where_entries_are_missing(X, kind, law):
+    """What is hidden depends on the posterior of the means and covariances, not on responsibilities alone."""
+    gappy = X.copy()
+    gappy[np.random.default_rng(2).random(X.shape) < 0.2] = np.nan
+    settings = {"n_components": 2, "covariance_type": kind, "weight_concentration_prior_type": law, "random_state": 0}
+    bgm = BayesianGaussianMixture(tol=1e-8, max_iter=1000, warm_start=True, **settings).fit(gappy)
+    end = bgm.lower_bound_
+    bgm.fit(gappy)
+    assert bgm.n_iter_ == 1
+    assert bgm.lower_bound_ == pytest.approx(end, abs=1e-6)
+    steps = BayesianGaussianMixture(tol=1e-12, max_iter=5, warm_start=True, **settings)
+    with pytest.warns(ConvergenceWarning):
+        bounds = [bound for _ in range(4) for bound in steps.fit(gappy).lower_bounds_]
+    with pytest.warns(ConvergenceWarning):
+        whole = BayesianGaussianMixture(tol=1e-12, max_iter=20, **settings).fit(gappy)
+    np.testing.assert_allclose(bounds, whole.lower_bounds_, rtol=1e-9)
+
+
 def test_warm_start_goes_on(X):
     settings = {"n_components": 4, "random_state": 0, "init_params": "random", "tol": 1e-10}
     with pytest.warns(ConvergenceWarning):

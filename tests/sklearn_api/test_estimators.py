@@ -322,3 +322,17 @@ def test_weights_of_a_score_are_checked(weights):
     fitted = GaussianMixture(2, random_state=0).fit(X)
     with pytest.raises(ValueError, match="weight"):
         fitted.score(X, sample_weight=weights)
+
+
+@pytest.mark.parametrize("kind", [GaussianMixture, BayesianGaussianMixture])
+@pytest.mark.parametrize("changed", [{"covariance_type": "diag"}, {"n_components": 3}, {}], ids=str)
+def test_a_warm_start_from_other_shapes_is_refused(X, kind, changed):
+    fitted = kind(n_components=2, warm_start=True, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="warm_start=True goes on from the last fit, with means of shape"):
+        fitted.set_params(**changed).fit(X if changed else X[:, :1])
+
+
+def test_so_is_one_from_another_law_of_the_weights(X):
+    fitted = BayesianGaussianMixture(n_components=2, warm_start=True, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="weights have another law"):
+        fitted.set_params(weight_concentration_prior_type="dirichlet_distribution").fit(X)
