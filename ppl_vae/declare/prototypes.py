@@ -151,8 +151,8 @@ class Prototypes(Program):
         DeclarationError
             Naming the posterior, its latent and their shapes.
         """
-        few = self._few(obs)
         with self._on_trial():
+            few = self._few(obs)  # some sources draw their rows
             scope = self.scope(few)
             for name, d in laws.items():
                 if name not in scope:
