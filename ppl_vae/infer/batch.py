@@ -69,6 +69,9 @@ class Batches(Protocol):
     def steps(self) -> int | None:
         """Batches of an epoch, None where nobody knows."""
 
+    def sample(self) -> tuple[Observations, Tensor | None]:
+        """Rows that tell units and starts, with their weights: all in memory, else drawn ones, else the first."""
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Epoch `number` from its batch `start` on, the same whenever it is asked for."""
 

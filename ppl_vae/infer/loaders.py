@@ -16,10 +16,18 @@ from ppl_vae.errors import DataError
 from ppl_vae.infer.batch import Batch, Intake, Recipe, ahead, order_of, seed_of, shared_rows, taken
 from ppl_vae.infer.weights import check_weights
 
-__all__ = ["Indexed", "Loaded", "Pieces", "begun", "named", "place"]
+__all__ = ["BEFORE", "DRAWN", "Indexed", "Loaded", "Pieces", "begun", "named", "place"]
 
 SOME = 256
 """Items of a Dataset that are looked at before a fit."""
+SAMPLE = 4096
+"""Rows that are drawn to tell units and starts, at most."""
+NUMBERS = 1 << 25
+"""Numbers in these rows, at most (128 MB), for images too."""
+BEFORE = -1
+"""In place of an epoch in the seed of these rows."""
+DRAWN = "rows drawn before the first epoch"
+"""What these rows are, for messages."""
 
 
 def named(data: Any) -> str:
@@ -96,6 +104,15 @@ class Pieces:
             return float(self.all_weights.sum())
         return None if self.size is None else float(self.size)
 
+    def sample(self) -> tuple[Observations, Tensor | None]:
+        """Rows that tell units and starts, with their weights: the first ones, where no others can be drawn."""
+        return self.first, self.weights
+
+    def most(self) -> int:
+        """Rows that `sample` has at most: no fewer than the first ones, which are in memory."""
+        width = sum(value[0].numel() for value in self.first.values.values() if isinstance(value, Tensor))
+        return max(len(self.first), min(SAMPLE, NUMBERS // max(width, 1)))
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Epoch `number` from its batch `start` on."""
         return ahead(self.drawn(number, start), self.device)
@@ -138,6 +155,17 @@ class Indexed(Pieces):
     def size(self) -> int:
         """Items of the data set."""
         return self.count
+
+    def sample(self) -> tuple[Observations, Tensor | None]:
+        """Items drawn without replacement from those that count, in their order; the same for one seed."""
+        if len(self.first) == self.count:
+            return super().sample()
+        counted = torch.arange(self.count) if self.all_weights is None else self.all_weights.nonzero()[:, 0]
+        shuffle = len(counted) > self.most()
+        rows = counted[order_of(len(counted), shuffle, self.recipe.seed, BEFORE)[: self.most()]].sort().values
+        items = next(_collated(self.data, [rows], [seed_of(self.recipe.seed, BEFORE)], self.device))
+        obs = self.intake.observe(items, DRAWN, rows)
+        return obs, None if self.all_weights is None else self.all_weights[rows].to(self.intake.model.like)
 
     def drawn(self, number: int, start: int) -> Iterator[Batch]:
         """The batches, each prepared when it is asked for."""

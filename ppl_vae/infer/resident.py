@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.infer.batch import Batch, Recipe, order_of, shared_rows, taken
 from ppl_vae.infer.weights import check_weights
@@ -39,6 +39,10 @@ class Resident:
         checked = check_weights(weights, self.size)
         self.total = float(checked.sum())
         self.weights = None if weights is None else checked.to(self.like)
+
+    def sample(self) -> tuple[Observations, Tensor | None]:
+        """All rows and their weights."""
+        return self.first, self.weights
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Epoch `number` from its batch `start` on."""

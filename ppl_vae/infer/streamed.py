@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.data import Block, Stream
-from ppl_vae.declare import LatentVariableModel
+from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.declare.identity import fingerprint
 from ppl_vae.errors import DataError
-from ppl_vae.infer.batch import Batch, Recipe, order_of, shared_rows
-from ppl_vae.infer.loaders import Pieces, place
+from ppl_vae.infer.batch import Batch, Recipe, order_of, seed_of, shared_rows
+from ppl_vae.infer.loaders import BEFORE, DRAWN, Pieces, place
 from ppl_vae.infer.weights import check_weights, one_source
 
 __all__ = ["Streamed"]
@@ -49,6 +49,15 @@ class Streamed(Pieces):
         if self.all_weights is None and self.column is not None:
             return self.column.to(self.intake.model.like)
         return super().weights
+
+    def sample(self) -> tuple[Observations, Tensor | None]:
+        """Rows drawn without replacement in one pass, in their order; the same for one seed."""
+        if len(self.first) == self.size:
+            return super().sample()
+        seed = seed_of(self.recipe.seed, BEFORE) % 2**32  # as NumPy takes them
+        block = self.data.sample(self.most(), seed, self.all_weights)
+        obs, weights = self.intake.observe(block.data, DRAWN), block.weights
+        return obs, None if weights is None else weights.to(self.intake.model.like)
 
     @cached_property
     def total(self) -> float:

@@ -114,7 +114,9 @@ class GaussianLearned(Floored):
     """Normal pixels with learned scales: N(f(z), diag s^2), s = u (floor + softplus(rho)), one s or one per pixel.
 
     Scales are in units u of the data's standard deviation: the root of the mean of the pixels' variances, which a fit
-    takes from the data of the node whose law this is, and `svi_step` from its first batch; u = 1 before.
+    takes from the data of the node whose law this is; u = 1 before. Of a Dataset or a stream it takes u from a random
+    sample of rows. Loaders, iterables and `svi_step` have no rows to draw: there the first batch tells u, so shuffle
+    them, or give `unit`.
 
     Parameters
     ----------

@@ -32,6 +32,11 @@ def vae():
     return model
 
 
+def learned():
+    torch.manual_seed(0)
+    return pv.models.VAE(pv.nets.mlp_encoder(12, 8, 2), pv.nets.mlp_decoder(2, 8, 12), "gaussian-learned")
+
+
 def vqvae():
     torch.manual_seed(0)
     networks = pv.nets.mlp_decoder(12, 8, 4), pv.nets.mlp_decoder(4, 8, 12)
@@ -97,6 +102,11 @@ CASES = {
     "a lagging encoder": (vae, binary, {"alternate": pv.lagging(window=2, most=4, rows=40)}),
     "momentum": (vae, binary, {"optimizer": pv.sgd(1e-2, momentum=0.9)}),
     "a Dataset": (vae, lambda: TensorDataset(binary()), {}),
+    "a unit from some rows": (
+        learned,
+        lambda: TensorDataset(pixels().repeat(50, 1).sort(0).values),
+        {"batch_size": 2000},
+    ),
     "a DataLoader": (
         vae,
         lambda: DataLoader(TensorDataset(binary()), batch_size=32, shuffle=True),

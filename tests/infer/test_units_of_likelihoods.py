@@ -5,8 +5,10 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import Dataset, TensorDataset
 
 import ppl_vae as pv
+from ppl_vae.infer.batches import make_batches
 from ppl_vae.likelihoods import GaussianLearned, GaussianNetwork, GaussianOptimal
 
 WIDE, LONG = 7.0, 300.0
@@ -114,6 +116,80 @@ def test_every_likelihood_has_the_unit_of_its_own_nodes(engine):
         share = (weights / weights.sum()).double()
         variance = share @ x.double().square() - (share @ x.double()).square()
         assert likelihood.unit.item() == pytest.approx(math.sqrt(variance.mean()), rel=1e-5)
+
+
+def in_order(n=400):
+    """Numbers of two widths and places, sorted by which they are, as folders of images of one class each."""
+    return torch.cat([numbers(n // 2, 6, 0.01), 10 * WIDE + numbers(n // 2, 6, WIDE, seed=1)])
+
+
+SOURCES = {"Dataset": TensorDataset, "stream": lambda x: pv.data.stream(x, rows=50)}
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(400) % 3 + (torch.arange(400) > 300)], ids=["", "weights"])
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_the_unit_of_sorted_rows_is_that_of_the_tensor(source, weights):
+    x = in_order()
+    inside, outside = (
+        pv.SVI(1, batch_size=50, progress=False).fit(declared(GaussianLearned()), data, weights).model
+        for data in (x, source(x))
+    )
+    assert outside.noise.unit.item() == pytest.approx(inside.noise.unit.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_a_weak_prior_takes_its_scale_from_all_of_sorted_rows(source):
+    x, svi = in_order(), pv.SVI(1, batch_size=50, progress=False)
+    models = (svi.fit(pv.models.GaussianMixture(2, 6, prior="weak"), data).model for data in (x, source(x)))
+    inside, outside = (dict(model.components.named_buffers()) for model in models)
+    for name in ("prior_mean", "prior_scale"):
+        torch.testing.assert_close(outside[name], inside[name])
+
+
+class Counted(Dataset):
+    """Rows, and which of them were asked for."""
+
+    def __init__(self, x):
+        self.x, self.asked = x, []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        return self.x[i]
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_of_many_rows_some_are_drawn_by_the_seed(source, monkeypatch):
+    monkeypatch.setattr("ppl_vae.infer.loaders.SAMPLE", 300)
+    x = in_order(4000)
+
+    def unit(seed):
+        torch.manual_seed(0)
+        fit = pv.SVI(1, batch_size=50, seed=seed, progress=False).fit(declared(GaussianLearned()), source(x))
+        return fit.model.noise.unit.item()
+
+    assert unit(0) == unit(0) != unit(1)
+    assert unit(0) == pytest.approx(spread(x), rel=0.1)
+
+
+def test_rows_that_nothing_is_taken_from_are_not_read_before_the_first_epoch():
+    x = numbers(600, 6, 1.0)
+    for likelihood, read in (("gaussian", 0), ("gaussian-learned", 600)):
+        items = Counted(x)
+        vae = pv.models.VAE(pv.nets.linear_encoder(6, 2), pv.nets.linear_decoder(2, 6), likelihood)
+        pv.SVI(1, batch_size=50, progress=False).fit(vae, items)
+        assert 600 + read <= len(items.asked) <= 600 + read + 51  # the first batch, and one item for the dtype
+
+
+def test_rows_of_weight_zero_are_not_drawn():
+    x = in_order()
+    items = Counted(x)
+    rows, weights = make_batches(declared(GaussianLearned()), items, torch.arange(400) // 200, batch_size=50).sample()
+    assert set(items.asked[50:]) == set(range(200, 400))
+    assert weights.tolist() == [1.0] * 200
+    assert torch.equal(rows.values["height"], x[200:])
 
 
 @pytest.mark.parametrize("mode", ["trace", "off"])
