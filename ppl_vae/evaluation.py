@@ -221,7 +221,7 @@ def _units(fit: Fit, obs: Any) -> tuple[Tensor, Tensor] | None:
             return None
         sites = fit.model.bound_sites(obs)
     factors = _factors(sites)
-    return None if factors is None else (analytic_kl(*factors), factors[0].mean.double())
+    return None if factors is None else (analytic_kl(*factors).flatten(1), factors[0].mean.double().flatten(1))
 
 
 def _carried(units: list[tuple[Tensor, Tensor] | None], w: Tensor) -> tuple[Tensor | None, int | None]:

@@ -103,6 +103,42 @@ def test_data_that_do_not_count_do_not_count_for_the_effective_sample_size(vae):
     assert fit.evaluate(far, weights=w).min_ess > fit.evaluate(far).min_ess
 
 
+class Shaped(pv.LatentVariableModel):
+    """A model of numbers whose latent has 4 units, in any shape."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape, self.encoder, self.decoder = shape, pv.nets.mlp_encoder(3, 8, 4), pv.nets.mlp_decoder(4, 8, 3)
+
+    @pv.latent
+    def z(self):
+        return dist.Normal(torch.zeros(self.shape), 1.0).to_event(len(self.shape))
+
+    @z.posterior
+    def q_z(self, x):
+        loc, scale = (part.unflatten(-1, self.shape) for part in self.encoder(x))
+        return dist.Normal(loc, scale).to_event(len(self.shape))
+
+    @pv.observed
+    def x(self, z):
+        return dist.Normal(self.decoder(z.flatten(-len(self.shape))), 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2), (4, 1), (2, 1, 2)], ids=str)
+def test_every_number_of_a_latent_is_a_unit_whatever_its_shape(shape):
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+
+    def found(*shape):
+        torch.manual_seed(0)
+        return pv.SVI(20, optimizer=pv.adam(1e-2), progress=False).fit(Shaped(*shape), x).evaluate(x)
+
+    vector, other = found(4), found(*shape)
+    assert other.kl_per_unit.shape == (4,)
+    torch.testing.assert_close(other.kl_per_unit, vector.kl_per_unit, rtol=1e-4, atol=1e-5)
+    assert other.active_units == vector.active_units
+    assert f"of {len(vector.kl_per_unit)}" in str(other)
+
+
 def test_an_interruption_leaves_progress_as_it_was(vae, monkeypatch):
     x, fit = vae
 
