@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
+from ppl_vae.infer.starts import check_buffers
 from ppl_vae.records import read_record, write_record
 
 __all__ = ["load", "save"]
@@ -58,16 +61,18 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     record, tensors = _read(Path(path))
     if record["model"] != type(model).__name__:
         raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")
+    check_buffers(model)
     model = deepcopy(model).to(getattr(torch, record["dtype"]))
     model.rebuild(record["guide"], record["local"], record["shapes"])
     state = _under("state", tensors)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in state.items()}
+    own = {k: stored.get(k, "of any shape") if is_lazy(v) else tuple(v.shape) for k, v in model.state_dict().items()}
     _compare_shapes(path, model, stored, own)
     draws = _under("draws", tensors)
     shared = {name: tuple(shape) for name, shape in model.shared_shapes().items() if name in draws}
     _compare_shapes(path, model, {name: tuple(draws[name].shape[2:]) for name in shared}, shared)
-    _compare_settings(path, record.get("made_with", {}), model._identity()["settings"])
+    made_with = record.get("made_with", {})
+    _compare_settings(path, made_with, _settings(model, made_with))
     model.load_state_dict(state)
     model.know({name: tuple(columns) for name, columns in record.get("columns", {}).items()})
     model.eval()  # as fitted: batch normalisation and its like stand still
@@ -89,7 +94,7 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
 
 
 def _compare_shapes(
-    path: str | os.PathLike[str], model: Any, stored: Mapping[str, tuple], own: Mapping[str, tuple]
+    path: str | os.PathLike[str], model: Any, stored: Mapping[str, Any], own: Mapping[str, Any]
 ) -> None:
     wrong = [name for name in sorted({*own, *stored}) if own.get(name) != stored.get(name)]
     if wrong:
@@ -98,6 +103,16 @@ def _compare_shapes(
             f"{path} does not fit this {type(model).__name__}: {name} is {stored.get(name, 'absent')} in the file "
             f"and {own.get(name, 'absent')} in the model; build the model as it was fitted"
         )
+
+
+def _settings(model: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What modules were made with; what lazy ones know only from data, a class and a width, is as in the file."""
+    own: dict[str, Any] = model._identity()["settings"]
+    for path, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin):
+            learned = [name for name, value in own[path].items() if name == "class" or (type(value), value) == (int, 0)]
+            own[path] |= {name: value for name, value in stored.get(path, {}).items() if name in learned}
+    return own
 
 
 def _compare_settings(path: str | os.PathLike[str], stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -359,9 +359,9 @@ def test_a_lazy_network_finds_its_width_in_the_first_data_and_is_trained():
 class LazyEncoder(nn.Module):
     """Mean and scale from layers that learn from their first call how wide their input is."""
 
-    def __init__(self, *more):
+    def __init__(self, *more, hidden=8, bias=True):
         super().__init__()
-        self.net = nn.Sequential(nn.LazyLinear(8), *more, nn.Tanh(), nn.LazyLinear(4))
+        self.net = nn.Sequential(nn.LazyLinear(hidden, bias), *more, nn.Tanh(), nn.LazyLinear(4))
 
     def forward(self, x):
         loc, scale = self.net(x).chunk(2, -1)
@@ -382,3 +382,28 @@ def test_a_lazy_encoder_is_trained_and_one_that_cannot_be_copied_says_what_to_do
     vae.eval().elbo(x[:4])
     fit = pv.SVI(1, batch_size=20, progress=False).fit(vae.train(), x)
     assert fit.model.encoder.net[1].num_batches_tracked == 2
+
+
+def test_a_fit_of_lazy_networks_is_read_into_networks_that_have_seen_no_data(tmp_path):
+    def model(*more, **settings):
+        encoder = LazyEncoder(*more, **settings)
+        return pv.models.VAE(encoder, pv.nets.mlp_decoder(2, 8, 3), "gaussian", latent_dim=2)
+
+    x = torch.randn(40, 3, generator=draws())
+    fit = pv.SVI(2, progress=False).fit(model(), x)
+    path = fit.save(tmp_path / "fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = pv.Fit.load(path, model())
+        twice = pv.Fit.load(again.save(tmp_path / "again"), model())
+    assert torch.equal(fit.elbo(x), again.elbo(x))
+    assert torch.equal(fit.elbo(x), twice.elbo(x))
+    with pytest.warns(UserWarning, match=r"encoder.net.0.out_features was 8 and is 16 here"):
+        pv.Fit.load(path, model(hidden=16))
+    bare = pv.SVI(2, progress=False).fit(model(bias=False), x).save(tmp_path / "bare")
+    with pytest.raises(pv.DataError, match=r"encoder.net.0.bias is absent in the file and of any shape in the model"):
+        pv.Fit.load(bare, model())
+    with pytest.raises(
+        pv.EngineError, match=r"encoder.net.1.running_mean .* lazy .* model.eval\(\).elbo\(data\[:4\]\)"
+    ):
+        pv.Fit.load(path, model(nn.LazyBatchNorm1d()))
