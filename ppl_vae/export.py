@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils.data import Dataset
 
 from ppl_vae.alone import unvalidated
 from ppl_vae.declare import LatentVariableModel, Observations
 from ppl_vae.errors import EngineError
 from ppl_vae.fit import Fit, versions
+from ppl_vae.infer.batches import make_batches
 from ppl_vae.likelihoods.pixels import PixelLevels
 from ppl_vae.records import writable, write_bytes
 
@@ -43,8 +45,8 @@ def export(fit: Fit, path: Any, data: Any = None) -> Path:
         Of a declared model, with one value for every shared latent.
     path : path
         Folder to write to; made when absent.
-    data : Tensor or mapping, optional
-        Rows that show shapes and types; the training data when the fit still has them.
+    data : Tensor, mapping, Dataset, DataLoader, Stream or iterable of batches, optional
+        Rows that show shapes and types, of which a few are read; the training data when the fit still has them.
 
     Returns
     -------
@@ -118,12 +120,14 @@ def _frozen(fit: Fit) -> tuple[LatentVariableModel, dict[str, Tensor]]:
 
 
 def _few(fit: Fit, model: LatentVariableModel, data: Any) -> Observations:
+    """`ROWS` rows of data: of a Dataset its first, of a loader or a stream those of its first batch."""
     known = fit.data if data is None else data
     if known is None:
         raise EngineError(
-            "export needs a few rows of data to see shapes, and a fit read from a file has none: pass data="
+            "export needs a few rows of data to see shapes, and this fit holds none, as it was read from a file or "
+            "trained on a Dataset, a loader, a stream or batches: pass data=, a tensor of a few rows or the data set"
         )
-    obs = model.check(known)
+    obs = make_batches(model, known, batch_size=ROWS if isinstance(known, Dataset) else None).first
     return obs.rows(torch.arange(ROWS) % len(obs)).to(model.like)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from example_models import LinearGaussian, LinearVAE, make
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae import latent, observed
@@ -137,6 +138,25 @@ def test_a_trained_fit_and_the_same_one_read_from_a_file(tmp_path):
     ours, theirs = (torch.export.load(folder / "encoder.pt2").module()(x) for folder in folders)
     assert all(map(torch.equal, ours, theirs))
     assert torch.equal(ours[0], fit.posterior(x).base_dist.loc)
+
+
+OUTSIDE = {
+    "Dataset": lambda x: TensorDataset(x, torch.zeros(len(x))),
+    "DataLoader": lambda x: DataLoader(TensorDataset(x), batch_size=20),
+    "stream": lambda x: pv.data.stream(x, rows=20),
+    "batches": lambda x: [x[:20], x[20:]],
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_data_that_a_fit_does_not_hold_show_shapes_when_given(kind, tmp_path):
+    x = torch.randn(40, 3)
+    data = OUTSIDE[kind](x)
+    fit = pv.SVI(1, batch_size=20 if kind == "Dataset" else None, progress=False).fit(LinearVAE(), data)
+    with pytest.raises(EngineError, match=r"holds none, as it was read from a file or trained on a Dataset, .* data="):
+        fit.export(tmp_path / "none")
+    loc, _ = torch.export.load(fit.export(tmp_path / "fit", data) / "encoder.pt2").module()(x)
+    torch.testing.assert_close(loc, fit.posterior(x).base_dist.loc)
 
 
 class SharedScale(LinearVAE):
