@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch.nn.parameter import is_lazy
 
 from ppl_vae.errors import DataError, EngineError
 from ppl_vae.fit import Fit, Status
-from ppl_vae.infer.starts import check_buffers
 from ppl_vae.records import read_record, write_record
 
 __all__ = ["load", "save"]
@@ -61,8 +59,7 @@ def load(path: str | os.PathLike[str], model: Any) -> Fit:
     record, tensors = _read(Path(path))
     if record["model"] != type(model).__name__:
         raise DataError(f"{path} is a fit of {record['model']}, the model given is {type(model).__name__}")
-    check_buffers(model)
-    model = deepcopy(model).to(getattr(torch, record["dtype"]))
+    model = model.unfitted().to(getattr(torch, record["dtype"]))
     model.rebuild(record["guide"], record["local"], record["shapes"])
     state = _under("state", tensors)
     stored = {name: tuple(value.shape) for name, value in state.items()}

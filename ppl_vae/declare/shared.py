@@ -147,6 +147,12 @@ class SharedLatents(PyroModule):
 
     def unfitted(self) -> Self:
         """A copy to be fitted to data of whatever columns."""
+        lazy = next((name for name, buffer in self.named_buffers() if is_lazy(buffer)), None)
+        if lazy is not None:
+            raise EngineError(
+                f"{lazy} belongs to a lazy module, whose buffers cannot be copied before it has seen data: run the "
+                "model once, model.eval().elbo(data[:4]), then model.train()"
+            )
         copy = deepcopy(self)
         copy._columns = {}
         return copy

@@ -17,7 +17,6 @@ from ppl_vae.infer.start_values import check_values
 
 __all__ = [
     "are_responsibilities",
-    "check_buffers",
     "first_responsibilities",
     "given_values",
     "initialise",
@@ -75,29 +74,12 @@ def take_networks(start: Any, model: LatentVariableModel) -> None:
 
 def trained_copy(model: LatentVariableModel) -> LatentVariableModel:
     """A copy for training: what its owner froze by `requires_grad_(False)` stays, networks of an earlier fit go on."""
-    check_buffers(model)
     copy = model.unfitted()
     for module in copy.modules():
         if getattr(module, "_of_fit", False):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
     return copy
-
-
-def check_buffers(model: torch.nn.Module) -> None:
-    """Refuse buffers of lazy modules that have seen no data, which torch cannot copy.
-
-    Raises
-    ------
-    EngineError
-        Naming the first.
-    """
-    lazy = next((name for name, buffer in model.named_buffers() if is_lazy(buffer)), None)
-    if lazy is not None:
-        raise EngineError(
-            f"{lazy} belongs to a lazy module, whose buffers cannot be copied before it has seen data: run the model "
-            "once, model.eval().elbo(data[:4]), then model.train()"
-        )
 
 
 def start_alike(model: LatentVariableModel, share: Share) -> None:
