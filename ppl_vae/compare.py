@@ -267,7 +267,7 @@ def compare(
         table.warnings.append("log_predictive is on the training data: pass held-out data to compare predictions")
     seen = {name: _seen(name, fit, obs, next(iter(named))) for name, fit in named.items()}
     counted, said = _counted(named, seen, weights)
-    table.warnings += said
+    table.warnings += [*said, *_other_nodes(named, seen)]
     r = {name: responsibilities(fit, seen[name]) for name, fit in named.items()}
     reference = next(iter(r.values()))
     known = None if labels is None else _classes(labels, len(obs))
@@ -316,22 +316,42 @@ def _other_data(fits: Mapping[str, Fit]) -> list[str]:
     """Fits whose likelihoods cannot be held against the first one's."""
     (name, first), *others = fits.items()
     return [
-        f"{other} was fitted {how} than {name}: their log likelihoods, information criteria and leave-one-out scores "
-        "are of different things"
+        f"{other} was fitted {how}: their log likelihoods, information criteria and leave-one-out scores are of "
+        "different things"
         for other, fit in others
-        if fit.data is not None and first.data is not None and (how := _otherwise(fit, first))
+        if fit.data is not None and first.data is not None and (how := _otherwise(fit, first, name))
     ]
 
 
-def _otherwise(fit: Fit, first: Fit) -> str:
-    """In what the training data of two fits differ; nothing where they do not."""
+def _otherwise(fit: Fit, first: Fit, name: str) -> str:
+    """In what the training data of a fit differ from the first one's; nothing where they do not."""
     n = len(first.data)
     if len(fit.data) != n:
-        return f"to other data ({len(fit.data)} rows, {n})"
+        return f"to other data ({len(fit.data)} rows, {n}) than {name}"
+    if (modelled := _modelled(fit, fit.data)) != (own := _modelled(first, first.data)):
+        return f"as a law of {', '.join(modelled)} and {name} as one of {', '.join(own)}"
     theirs, ours = fit.data.values, first.data.values
-    if not all(_alike(theirs[name], ours[name]) for name in theirs.keys() & ours.keys()):
-        return "to other data"
-    return "" if _alike(check_weights(fit.weights, n), check_weights(first.weights, n)) else "under other weights"
+    if not all(_alike(theirs[key], ours[key]) for key in theirs.keys() & ours.keys()):
+        return f"to other data than {name}"
+    same = _alike(check_weights(fit.weights, n), check_weights(first.weights, n))
+    return "" if same else f"under other weights than {name}"
+
+
+def _modelled(fit: Fit, obs: Observations) -> list[str]:
+    """Names of the data that a fit gives a density of; it is given the others."""
+    return sorted(obs.values.keys() - {*fit.model.inputs})
+
+
+def _other_nodes(fits: Mapping[str, Fit], seen: Mapping[str, Observations]) -> list[str]:
+    """Fits whose predictions are densities of other things than the first one's."""
+    modelled = {name: _modelled(fit, seen[name]) for name, fit in fits.items()}
+    (name, own), *others = modelled.items()
+    return [
+        f"log_predictive of {other} is the density of {', '.join(theirs)}, that of {name} of {', '.join(own)}: they "
+        "cannot be held against each other"
+        for other, theirs in others
+        if theirs != own
+    ]
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -73,12 +73,16 @@ class Convergence:
                 f"{self.divergences} of {self.transitions} transitions diverged: do not trust the tails; a longer "
                 f"warmup or another parameterisation may help"
             )
-        if not self.rhat <= RHAT_LIMIT:
+        if self.chains == 1:
+            found.append("a single chain was run: whether others would agree with it is not known; run two or more")
+        if math.isnan(self.rhat) or math.isnan(self.ess):
+            found.append(f"{self.transitions} draws are too few to tell R-hat and effective draws: run longer")
+        if self.rhat > RHAT_LIMIT:
+            who = "the chains disagree" if self.chains > 1 else "the halves of the chain disagree"
             found.append(
-                f"R-hat of {self.worst} is {self.rhat:.3f}, above {RHAT_LIMIT}: the chains disagree; run longer, or "
-                f"from other starts"
+                f"R-hat of {self.worst} is {self.rhat:.3f}, above {RHAT_LIMIT}: {who}; run longer, or from other starts"
             )
-        if not self.ess >= (least := ESS_PER_CHAIN * self.chains):
+        if self.ess < (least := ESS_PER_CHAIN * self.chains):
             found.append(
                 f"the effective sample size of {self.scarcest} is {self.ess:.0f}, below {least} ({ESS_PER_CHAIN} per "
                 f"chain): run longer"
@@ -87,14 +91,15 @@ class Convergence:
 
 
 def convergence(fit: Fit) -> Convergence | None:
-    """R-hat (rank-normalised) and bulk and tail ESS by ArviZ; None without several chains of draws.
+    """R-hat (rank-normalised) and bulk and tail ESS by ArviZ; None without chains.
 
     Parameters
     ----------
     fit : Fit
-        Of any engine; a bootstrap or VB has one chain of independent draws, and so no answer.
+        Of any engine; a bootstrap or VB has one chain of independent draws, and so no answer. The R-hat of a single
+        chain of a sampler is that of its halves.
     """
-    if fit.is_point or next(iter(fit.draws.values())).shape[0] < 2:
+    if fit.is_point or (next(iter(fit.draws.values())).shape[0] < 2 and "diverging" not in fit.sample_stats):
         return None
     columns = [column for value in fit.draws.items() for column in _columns(*value)]
     found = {name: _numbers(column) for name, column in columns[:: -(-len(columns) // MOST)]}
@@ -137,9 +142,11 @@ def _numbers(column: Any) -> tuple[float, float] | None:
 
 
 def rhat(column: Any) -> float:
-    """Rank-normalised split R-hat of a scalar, [chain, draw] (Vehtari et al. 2021)."""
+    """Rank-normalised split R-hat of a scalar, [chain, draw] (Vehtari et al. 2021); of one chain, of its halves."""
     from arviz_stats.base import array_stats
 
+    if len(column) == 1:
+        column = column[:, column.shape[1] % 2 :].reshape(2, -1)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where no chain moves within its halves
         return float(array_stats.rhat(column, chain_axis=0, draw_axis=1))
 

@@ -135,7 +135,8 @@ def remarks(fit: Fit, obs: Observations | None, found: Convergence | None = None
     found = found or convergence(fit)
     if found is None:
         return ()
-    if found.rhat <= CLEARLY or obs is None:  # below it, chains that are short for their autocorrelation are enough
+    # Below it, chains that are short for their autocorrelation are enough.
+    if not found.rhat > CLEARLY or found.chains < 2 or obs is None:
         return found.warnings()
     shared = {name: fit.draws[name] for name in fit.model.shared_laws()}
     if not shared:

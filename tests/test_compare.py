@@ -1,6 +1,7 @@
 """The comparison: columns that mean one thing, matched components, honest warnings; fits on disk; ArviZ."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -151,3 +152,49 @@ def test_in_a_notebook_the_text_is_returned_not_shown(monkeypatch):
     assert "log" in repr(pv.compare({"EM": em.fit(pv.models.GaussianMixture(1, 2), x)}))
     found = pv.select(pv.models.GaussianMixture, x, n_components=[1], n_features=[2], engine=em, progress=False)
     assert "bic" in repr(found).lower()
+
+
+def test_one_datum_is_compared_and_reported(tmp_path):
+    x, gmm = pv.data.faithful().values, pv.models.GaussianMixture(2, 2, prior="weak")
+    fits = {"EM": pv.EM(progress=False).fit(gmm, x[:200]), "VB": pv.VB(progress=False).fit(gmm, x[:200])}
+    page = pv.compare(fits, x[200:201]).report(tmp_path / "one.html").read_text()
+    assert "of a single datum there is no standard error" in page
+
+
+class Given(pv.LatentVariableModel):
+    t = pv.given()
+
+    @pv.latent(shared=True)
+    def b(self):
+        return dist.Normal(0.0, 5.0)
+
+    @pv.observed
+    def y(self, t, b):
+        return dist.Normal(b * t, 1.0)
+
+
+class Modelled(pv.LatentVariableModel):
+    @pv.latent(shared=True)
+    def b(self):
+        return dist.Normal(0.0, 5.0)
+
+    @pv.observed
+    def t(self):
+        return dist.Normal(0.0, 1.0)
+
+    @pv.observed
+    def y(self, t, b):
+        return dist.Normal(b * t, 1.0)
+
+
+def test_densities_of_different_things_are_told():
+    t = torch.linspace(-1, 1, 20)
+    data = {"t": t, "y": 2 * t}
+    fits = {make.__name__: pv.SVI(5, progress=False).fit(make(), data) for make in (Given, Modelled)}
+    said = " ".join(pv.compare(fits, data).warnings)
+    assert "log_predictive of Modelled is the density of t, y, that of Given of y" in said
+    assert "Modelled was fitted as a law of t, y and Given as one of y" in said
+    gmm, x = pv.models.GaussianMixture(2, 1), torch.cat([t, t + 9])
+    labelled = pv.EM(progress=False).fit(gmm, {"x": x, "z": (x > 5).float()})
+    said = " ".join(pv.compare({"plain": pv.EM(progress=False).fit(gmm, x), "labelled": labelled}, x).warnings)
+    assert "labelled was fitted as a law of x, z and plain as one of x" in said

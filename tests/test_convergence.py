@@ -52,6 +52,23 @@ def test_limit_is_per_chain():
     assert pv.diagnostics.Convergence(rhat=1.0, ess=250.0, divergences=0, chains=2).ok
 
 
+def test_a_single_chain_of_a_sampler_is_judged_by_its_halves():
+    draws = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
+    found = convergence(fit_of({"mu": draws}, torch.arange(400)[None] < 5))
+    assert found.rhat == array_stats.rhat(draws.numpy().reshape(2, 200), chain_axis=0, draw_axis=1) < 1.02
+    assert found.divergences == 5
+    said = " ".join(found.warnings())
+    assert "5 of 400 transitions diverged" in said
+    assert "a single chain was run" in said
+    moved = convergence(fit_of({"mu": draws + torch.linspace(0, 5, 400)}, torch.zeros(1, 400)))
+    assert "the halves of the chain disagree" in " ".join(moved.warnings())
+
+
+def test_too_few_draws_are_said_to_be_too_few():
+    said = convergence(fit_of({"mu": torch.randn(2, 3)})).warnings()
+    assert said == ("6 draws are too few to tell R-hat and effective draws: run longer",)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_none_do_not_pass(bad):
     assert not pv.diagnostics.Convergence(rhat=bad, ess=1000.0, divergences=0).ok

@@ -160,7 +160,7 @@ class PyroPair:
         with self.parameters_in_place():
             model = poutine.condition(self.program, self._bound) if self._bound else self.program
             guide = poutine.block(self.guide, hide=list(self._bound)) if self._bound else self.guide
-            return trace_sites(model, guide, Arguments(data))
+            return trace_sites(model, guide, Arguments(data), given=self._bound)
 
     bound_sites = sites
     """A pair has no penalties."""
@@ -180,6 +180,9 @@ class PyroPair:
     def all_log_weights(self, data: Any, count: int) -> Tensor:
         """Log p(x_i, z_s) - log q(z_s), [count, n]."""
         return torch.cat([log_weights(self.sites(data), 1) for _ in range(count)])
+
+    log_weights = all_log_weights
+    """One run of a program is of one draw."""
 
     def badly_covered(self, data: Any, count: int) -> Tensor:
         """None of the data: a guide is taken as it is."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vae.declare.nodes import Node, Penalty, Posterior, Term
 from ppl_vae.declare.observations import Observations, check_order, observe
@@ -60,6 +61,19 @@ class Program(SharedLatents):
                     "along gradients: make it a latent of each datum, which is summed out, or fit a model for each of "
                     "its values and compare them"
                 )
+            if isinstance(d, ImproperUniform):
+                raise DeclarationError(
+                    f"shared latent {node.name!r} ~ ImproperUniform cannot be drawn, and p(X) would have no scale: "
+                    "take a proper law that is wide, such as Normal(0, 100)"
+                )
+            try:
+                biject_to(d.support)
+            except NotImplementedError as error:
+                raise DeclarationError(
+                    f"shared latent {node.name!r} ~ {_name(d)}: engines move what is shared in unconstrained "
+                    f"coordinates, and none are known for its support ({error}); take a law on another set, such as "
+                    "LKJCholesky and scales for a covariance"
+                ) from error
             return d
 
         return law

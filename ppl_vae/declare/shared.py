@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import init_to_value
+from pyro.infer.autoguide import AutoLaplaceApproximation, init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
@@ -22,6 +22,7 @@ from ppl_vae.declare.identity import buffers, held, settings, sources
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families import Family
+from ppl_vae.objectives import is_point
 
 __all__ = ["Law", "SharedLatents"]
 
@@ -311,6 +312,16 @@ class SharedLatents(PyroModule):
         # The first call makes the parameters and draws numbers for it, which must not shift later ones.
         with self.aside(), pyro.get_param_store().scope(), self.numeric(), poutine.block():
             self.shared_guide()
+        if isinstance(self.shared_guide, AutoLaplaceApproximation):
+            raise EngineError(
+                "AutoLaplaceApproximation is a point until its laplace_approximation() is called, which no fit does: "
+                'take guide="multivariate", or guide="delta" for the mode'
+            )
+
+    def guide_is_point(self) -> bool:
+        """Whether the guide of the shared latents has nothing to draw."""
+        with torch.no_grad(), self.aside(), pyro.get_param_store().scope(), self.numeric(), poutine.block():
+            return is_point(poutine.trace(self.shared_guide).get_trace())
 
     def _count(self, units: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Units of the shared latents declared by hand, 0 and 1 where none are given."""

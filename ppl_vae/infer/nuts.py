@@ -177,7 +177,9 @@ class NUTS:
     ) -> Fit:
         """A Fit of these draws, whose status says what speaks against them, and of a declared model's data why."""
         length = chains.u.shape[1]
-        status = chains.ended or Status("finished", f"{len(chains.u)} chains of {self.warmup} + {length}")
+        status = chains.ended or Status(
+            "finished", f"{len(chains.u)} chain{'s' * (len(chains.u) > 1)} of {self.warmup} + {length}"
+        )
         fit = Fit(
             model=model,
             engine="NUTS",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyro
 import pyro.infer
 import torch
+from pyro.infer.autoguide import AutoDelta, init_to_sample
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +30,7 @@ from ppl_vae.infer.pyro_losses import own_copy
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.stepper import Stepper
-from ppl_vae.objectives import max_plate_nesting, trace_sites
+from ppl_vae.objectives import data_plate, is_point, max_plate_nesting, trace_sites
 from ppl_vae.progress import progress
 
 if TYPE_CHECKING:
@@ -161,34 +162,59 @@ def pyro_loss(engine: "SVI", model: Callable[..., Any], guide: Callable[..., Any
 
 
 def _shared_draws(pair: PyroPair, args: Arguments, count: int) -> dict[str, Tensor]:
-    """Draws of the guide's sites outside every plate, [1, count, *event]."""
+    """Draws of the guide's sites that are not of single data, [1, count, *event]; one of a guide that is a point."""
     drawn: dict[str, list[Tensor]] = {}
     with torch.no_grad(), pair.statistics_kept(), pair.parameters_in_place():
         trace = pyro.poutine.trace(pair.guide).get_trace(*args)
+        own = _whole_plates(pair.program, trace, args)
+        sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
         names = [
             name
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
+            for name, site in sites.items()
+            if not site["infer"].get("is_auxiliary")
             and not pyro.poutine.util.site_is_subsample(site)
-            and not any(frame.vectorized for frame in site["cond_indep_stack"])
-        ]  # fmt: skip
+            and all(frame.name in own for frame in site["cond_indep_stack"] if frame.vectorized)
+        ]
         if not names:
             return {}
-        for _ in range(count):
+        for _ in range(1 if is_point(trace) else count):
             trace = pyro.poutine.trace(pair.guide).get_trace(*args)
             for name in names:
-                drawn.setdefault(name, []).append(trace.nodes[name]["value"])
+                drawn.setdefault(name, []).append(trace.nodes[name]["value"].detach())
     return {name: torch.stack(values)[None] for name, values in drawn.items()}
 
 
+def _whole_plates(program: Callable[..., Any], guide_trace: Any, args: Arguments) -> set[str]:
+    """Names of the plates that are not of the data and are run whole, such as those of groups or components."""
+    with pyro.poutine.block():
+        trace = pyro.poutine.trace(pyro.poutine.replay(program, trace=guide_trace)).get_trace(*args)
+    try:
+        data = data_plate(pyro.poutine.util.prune_subsample_sites(trace))
+    except EngineError:  # which plate is the data's is not known
+        return set()
+    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return {frame.name for frame in frames if frame.name != data and frame.full_size in (None, frame.size)}
+
+
 def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
-    """Generalised EM of a Pyro model with finite latents: exact responsibilities, then gradient steps that raise Q."""
+    """Generalised EM of a Pyro model with finite latents: exact responsibilities, then gradient steps that raise Q.
+
+    Q is that of the mode where the model draws latents that are not of single data: log p(theta) is part of it.
+    """
     begin = time.perf_counter()
-    pair, args = PyroPair(pyro.infer.config_enumerate(model)), Arguments(data)
+    args = Arguments(data)
     bounds: list[float] = []
     status = Status("max_iter", f"{engine.max_iter} iterations did not reach tol {engine.tol:g}")
     n = args.count()
     with seeded_rng(engine.seed), progress("EM", engine.max_iter, engine.progress) as update:
+        shared = _shared_latents(model, args)
+        if shared and engine.estimate == "ml":
+            raise EngineError(
+                f'EM of a Pyro program has no estimate="ml": it draws {", ".join(shared)}; make them pyro.param, or '
+                'take estimate="map"'
+            )
+        mode = AutoDelta(pyro.poutine.block(model, expose=shared), init_to_sample) if shared else None
+        pair = PyroPair(pyro.infer.config_enumerate(model), mode)
         drawn = pair.draws_latents(args)
         pair.start_from_store()
         for iteration in range(engine.max_iter):
@@ -212,10 +238,24 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
                 break
             _raise_q(pair, args, r)
     return Fit(
-        model=pair, engine="EM", draws={}, trace={"bound": torch.tensor(bounds, dtype=torch.float64)},
-        bound="log p(X | theta)", status=status, seconds=time.perf_counter() - begin, seed=engine.seed,
-        settings=engine._settings(), data=args,
+        model=pair, engine="EM", draws=_shared_draws(pair, args, 1),
+        trace={"bound": torch.tensor(bounds, dtype=torch.float64)},
+        bound="log p(X | theta) + log p(theta)" if shared else "log p(X | theta)", status=status,
+        seconds=time.perf_counter() - begin, seed=engine.seed, settings=engine._settings(), data=args,
     )  # fmt: skip
+
+
+def _shared_latents(model: Callable[..., Any], args: Arguments) -> list[str]:
+    """Latents that follow a gradient and are not of single data."""
+    with pyro.poutine.block(), torch.no_grad(), pyro.get_param_store().scope():
+        trace = pyro.poutine.util.prune_subsample_sites(pyro.poutine.trace(model).get_trace(*args))
+    data = data_plate(trace)
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site["fn"].has_enumerate_support
+        and all(frame.name != data for frame in site["cond_indep_stack"])
+    ]  # fmt: skip
 
 
 def _raise_q(pair: PyroPair, args: Arguments, r: Tensor) -> None:

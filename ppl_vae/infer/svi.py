@@ -380,7 +380,7 @@ class SVI:
             values, log_q = model.draw_shared()
             return torch.as_tensor(log_q), model.log_prior(values), *(values[name] for name in names)
 
-        count = 1 if model.guide_name == "delta" else self.num_draws
+        count = 1 if model.guide_is_point() else self.num_draws
         draw = Traced(one, choose("off" if self.compile == "off" else "auto", 0, 0, count))
         with torch.no_grad(), model.numeric():
             log_q, log_prior, *values = (

@@ -1,21 +1,28 @@
 """Sites of an ordinary Pyro model and guide."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import pyro.distributions as dist
 from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
 
 from ppl_vae.errors import EngineError
 from ppl_vae.objectives.sites import Sites
 
-__all__ = ["max_plate_nesting", "trace_sites"]
+__all__ = ["data_plate", "is_point", "max_plate_nesting", "trace_sites"]
 
 
 def trace_sites(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple = (), kwargs: dict[str, Any] | None = None
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple = (),
+    kwargs: dict[str, Any] | None = None,
+    given: Collection[str] = (),
 ) -> Sites:
     """Sites of an ordinary Pyro pair whose data lie in one plate, minibatch scales removed.
+
+    Plates of other things, such as groups or components, are outside it.
 
     Parameters
     ----------
@@ -23,6 +30,8 @@ def trace_sites(
         The pair.
     args, kwargs : tuple, dict
         What both are called with.
+    given : collection of str
+        Shared sites that the model is conditioned on.
 
     Returns
     -------
@@ -32,7 +41,7 @@ def trace_sites(
     Raises
     ------
     EngineError
-        If the pair has no data plate or several vectorised ones: then only the total bound has a meaning.
+        If the observed sites lie in no vectorised plate or in several: then only the total bound has a meaning.
     """
     kwargs = kwargs or {}
     first = -1 - max_plate_nesting(model, guide, args, kwargs)
@@ -42,7 +51,7 @@ def trace_sites(
     for trace in (model_trace, guide_trace):
         poutine.util.prune_subsample_sites(trace)
         trace.compute_log_prob()
-    plate = _data_plate(model_trace)
+    plate = data_plate(model_trace, given)
     sites = Sites({}, {})
     for trace, log, fns in ((model_trace, sites.log_p, sites.p), (guide_trace, sites.log_q, sites.q)):
         for name, site in trace.nodes.items():
@@ -110,20 +119,44 @@ def max_plate_nesting(
     return max(dims, default=0)
 
 
-def _data_plate(trace: poutine.Trace) -> str:
-    frames = {
-        frame.name
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    }
-    if len(frames) != 1:
+def data_plate(trace: poutine.Trace, given: Collection[str] = ()) -> str:
+    """Name of the plate that the observed sites of a model's trace lie in, the data's.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of a run of the model.
+    given : collection of str
+        Sites that are conditioned on beside the data.
+
+    Raises
+    ------
+    EngineError
+        If they lie in none or in several vectorised ones, or a latent of a datum lies in another one too.
+    """
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    seen = [site for name, site in sites.items() if site["is_observed"] and name not in given]
+    data = [site for site in seen if not isinstance(site["fn"], dist.Unit)]  # a factor may be of anything
+    observed = {name for site in data or seen for name in _plates(site)}
+    inner = {name for site in sites.values() if observed & (own := _plates(site)) for name in own}
+    if len(observed) != 1 or inner != observed:
         raise EngineError(
             f"a bound per datum needs exactly one vectorised plate over the data, this pair has "
-            f"{sorted(frames) or 'none'}; its total bound is still available"
+            f"{sorted(observed | inner) or 'none'}; its total bound is still available"
         )
-    return next(iter(frames))
+    return next(iter(observed))
+
+
+def is_point(guide_trace: poutine.Trace) -> bool:
+    """Whether a guide has nothing to draw: all its sites are given values."""
+    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    laws = [site["fn"] for site in sites if not poutine.util.site_is_subsample(site)]
+    return all(isinstance(law, dist.Delta) or isinstance(getattr(law, "base_dist", None), dist.Delta) for law in laws)
+
+
+def _plates(site: dict[str, Any]) -> set[str]:
+    """Names of a site's vectorised plates."""
+    return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def _inside(site: dict[str, Any], plate: str) -> bool:

@@ -1,5 +1,6 @@
 """What the numbers mean, in sentences: which fit to trust here, and why."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,15 @@ def _lead(table: Table, name: str | None) -> str:
         )
     found = convergence(table.fits[name])
     if found is None:
-        return f"{name} ran a single chain, so its convergence cannot be judged: run at least two."
+        return f"{name} has no draw that moves, so nothing can be said of them."
     facts = f"worst R-hat {found.rhat:.3f}, smallest ESS {found.ess:.0f}, {found.divergences} divergences"
     if healthy(table.fits[name]):
         return (
             f"Trust {name} here: its chains agree ({facts}), so its draws stand for the posterior, and the others are "
             f"held against it."
         )
+    if found.chains == 1:
+        return f"{name} ran a single chain ({facts}), so whether others would agree is not known: run at least two."
     return f"Do not trust {name} yet ({facts}): run longer before its draws are taken as the posterior."
 
 
@@ -83,16 +86,16 @@ def _against(table: Table, other: str, name: str) -> str | None:
 
 
 def _predictions(table: Table) -> str:
-    frame = table.to_frame()
-    values = frame["log_predictive"].astype(float)
+    values = {name: row.log_predictive for name, row in table.rows.items()}
+    best, least = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
     if len(values) < 2:
-        return f"It predicts {values.iloc[0]:.4f} nats per datum."
-    gap, error = values.max() - values.min(), float(frame["log_predictive_se"].astype(float).max())
+        return f"It predicts {values[best]:.4f} nats per datum."
+    gap, error = values[best] - values[least], max(row.log_predictive_se for row in table.rows.values())
+    said = f"Predictions differ by {gap:.4f} nats per datum between {best} and {least}"
+    if math.isnan(error):
+        return f"{said}; of a single datum there is no standard error."
     size = "far less than" if gap < error / 4 else "less than" if gap < error else "more than"
-    return (
-        f"Predictions differ by {gap:.4f} nats per datum between {values.idxmax()} and {values.idxmin()}, "
-        f"{size} the standard error over data ({error:.4f})."
-    )
+    return f"{said}, {size} the standard error over data ({error:.4f})."
 
 
 def training_summary(fit: Fit, found: Evaluation) -> list[str]:

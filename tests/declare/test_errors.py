@@ -232,6 +232,31 @@ def test_so_is_it_in_a_loop_of_ones_own(ask):
         ask(pv.svi_step(model, pv.adam(1e-3)), torch.zeros(9))
 
 
+IMPOSSIBLE = {
+    "improper": (dist.ImproperUniform(torch.distributions.constraints.real, (), ()), "take a proper law that is wide"),
+    "no coordinates": (dist.Wishart(torch.tensor(4.0), torch.eye(2)), "LKJCholesky and scales for a covariance"),
+}
+
+
+@pytest.mark.parametrize("engine", [pv.EM(progress=False), pv.SVI(1, progress=False), pv.NUTS(progress=False)])
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_shared_law_that_no_engine_can_move_in_is_named(case, engine):
+    law, said = IMPOSSIBLE[case]
+
+    class Impossible(pv.LatentVariableModel):
+        @latent(shared=True)
+        def theta(self):
+            return law
+
+        @observed
+        def x(self, theta):
+            return dist.Normal(theta.sum(), 1.0)
+
+    with pytest.raises(DeclarationError, match=said) as error:
+        engine.fit(Impossible(), torch.zeros(9))
+    assert "'theta'" in str(error.value)
+
+
 def test_a_posterior_may_hold_parameters_of_every_datum():
     x = numbers(5, seed=0)
     own = Chain(q=lambda x: dist.Normal(x / 2, 0.5**0.5)).double()

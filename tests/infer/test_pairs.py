@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import config_enumerate
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
 from scipy.optimize import minimize
 from torch.distributions import constraints
 
@@ -291,3 +291,101 @@ def test_em_where_the_model_rules_a_value_out():
     best = minimize(loss, np.zeros(2))
     assert fit.trace["bound"][-1].item() == pytest.approx(-best.fun, abs=1e-4)
     assert fit.parameters["rate"].item() == pytest.approx(np.exp(best.x[1]), rel=1e-2)
+
+
+COUNTS = torch.tensor([0, 1, 2, 2, 3, 1, 4, 2, 12, 9, 14, 11, 10, 1, 3, 12], dtype=torch.float64)
+
+
+class Counts(pv.LatentVariableModel):
+    """What `counts` says, declared."""
+
+    @pv.latent(shared=True)
+    def w(self):
+        return dist.Dirichlet(torch.tensor([2.0, 2.0]))
+
+    @pv.latent(shared=True)
+    def rate(self):
+        return dist.Gamma(torch.tensor([2.0, 2.0]), 0.5).to_event(1)
+
+    @pv.latent
+    def z(self, w):
+        return dist.Categorical(w)
+
+    @pv.observed
+    def x(self, z, rate):
+        return dist.Poisson(rate[z])
+
+
+def counts(x, rates):
+    w = pyro.sample("w", dist.Dirichlet(torch.tensor([2.0, 2.0], dtype=x.dtype)))
+    rate = rates(x)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(w), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Poisson(rate[z]), obs=x)
+
+
+def as_event(x):
+    return pyro.sample("rate", dist.Gamma(x.new_tensor([2.0, 2.0]), 0.5).to_event(1))
+
+
+def in_a_plate(x):
+    with pyro.plate("components", 2):
+        return pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 0.5))
+
+
+@pytest.mark.parametrize("rates", [as_event, in_a_plate])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_em_of_a_program_with_priors_finds_the_mode(rates, seed):
+    declared = pv.EM(n_init=3, progress=False).fit(Counts(), COUNTS)
+    fit = pv.EM(seed=seed, progress=False, tol=1e-10).fit(lambda x: counts(x, rates), COUNTS)
+    assert fit.status.code == "converged"
+    assert fit.bound == declared.bound == "log p(X | theta) + log p(theta)"
+    assert fit.trace["bound"][-1].item() == pytest.approx(declared.trace["bound"][-1].item(), abs=1e-3)
+    assert fit.trace["bound"].diff().min() > -1e-6
+    mine, theirs = fit.parameters, declared.parameters
+    torch.testing.assert_close(mine["rate"].sort().values, theirs["rate"].sort().values, atol=0.01, rtol=0)
+    torch.testing.assert_close(mine["w"].sort().values, theirs["w"].sort().values, atol=0.01, rtol=0)
+    torch.testing.assert_close(fit.log_prob(COUNTS), declared.log_prob(COUNTS), atol=0.01, rtol=0)
+
+
+def test_a_mixed_program_keeps_its_parameters_and_priors():
+    def own(x):
+        return pyro.param("rate", x.new_tensor([1.0, 8.0]), constraint=constraints.positive)
+
+    fits = [pv.EM(seed=seed, progress=False, tol=1e-10).fit(lambda x: counts(x, own), COUNTS) for seed in range(3)]
+    for fit in fits:
+        assert fit.trace["bound"][-1].item() == pytest.approx(fits[0].trace["bound"][-1].item(), abs=1e-4)
+        assert fit.draws["w"].shape == (1, 1, 2)
+    with pytest.raises(pv.EngineError, match=r"it draws w; make them pyro\.param"):
+        pv.EM(estimate="ml", progress=False).fit(lambda x: counts(x, own), COUNTS)
+
+
+GROUP = torch.arange(60) % 5
+
+
+def varying(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("group", 5):
+        alpha = pyro.sample("alpha", dist.Normal(mu, 1.0))
+    with pyro.plate("datum", len(y)):
+        pyro.sample("y", dist.Normal(alpha[GROUP], 0.5), obs=y)
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal, AutoDelta, AutoLaplaceApproximation])
+def test_latents_of_groups_are_shared_ones(guide):
+    """Normal given normals: the posterior mean of alpha_j has a closed form, and so has the mode."""
+    torch.manual_seed(0)
+    y = torch.randn(5)[GROUP] + 0.5 * torch.randn(60)
+    fit = pv.SVI(800, optimizer=pv.adam(2e-2), num_draws=400, progress=False).fit((varying, guide(varying)), y)
+    weights = torch.eye(5) * (1 + 12 / 0.25)
+    precision = torch.cat([torch.cat([torch.tensor([[1 / 9 + 5.0]]), -torch.ones(1, 5)], 1),
+                           torch.cat([-torch.ones(5, 1), weights], 1)])  # fmt: skip
+    sums = torch.stack([y[j == GROUP].sum() for j in range(5)]) / 0.25
+    mean = torch.linalg.solve(precision, torch.cat([torch.zeros(1), sums]))
+    torch.testing.assert_close(fit.parameters["alpha"], mean[1:], atol=0.06, rtol=0)
+    point = guide in (AutoDelta, AutoLaplaceApproximation)
+    assert fit.is_point == point
+    assert fit.draws["alpha"].shape == (1, 1 if point else 400, 5)
+    tree = fit.to_datatree()
+    assert set(tree["posterior"].data_vars) == {"mu", "alpha"}
+    assert fit.log_predictive(y).shape == (60,)
