@@ -22,7 +22,7 @@ from ppl_vae.infer.online import Online
 from ppl_vae.infer.parts import Held, Parts
 from ppl_vae.infer.repair import first_rows, fit_badly, given_away, in_random_order
 from ppl_vae.infer.squarem import ACCELERATIONS
-from ppl_vae.infer.vanishing import vanishing
+from ppl_vae.infer.vanishing import at_an_edge, vanishing
 from ppl_vae.progress import Update
 
 if TYPE_CHECKING:
@@ -285,6 +285,12 @@ class Climb:
                 "degenerate",
                 f"{', '.join(zero)} went to zero, where the density of what depends on it has no bound: the mode of a "
                 f"hierarchy is not where its posterior is; fit by SVI or NUTS, or hold it, frozen=({zero[0]!r},)",
+            )
+        elif self.has_prior and (edge := at_an_edge(self.model, run.values)):
+            status = Status(
+                "degenerate",
+                f"{', '.join(edge)} went to an edge of the prior, whose density has no bound there: there is no mode; "
+                "take a prior with one, such as Beta(1, 1), or fit by SVI or NUTS",
             )
         notes = [f"{path}[{k}] has collapsed onto {count:.3g} of the data; {ADVICE}" for path, k, count in few]
         notes += [UNTOLD] if self._alike(run.values, e) else []

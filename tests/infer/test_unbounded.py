@@ -1,5 +1,6 @@
 """A likelihood without a bound is found out, whatever the family and the scale of the weights; it is never the best."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 from example_models import FamilyMixture, numbers
@@ -123,3 +124,34 @@ def test_a_block_of_a_table_says_which_it_is():
     found = pv.EM(progress=False).fit(FamilyMixture(table), x)
     assert found.status.ok
     assert "block size: the data do not spread in 1 of 2 features" in str(found.status)
+
+
+class OneNumber(pv.LatentVariableModel):
+    """x ~ Normal(theta, 1), theta ~ the law given."""
+
+    def __init__(self, law):
+        super().__init__()
+        self.law = law
+
+    @pv.latent(shared=True)
+    def theta(self):
+        return self.law
+
+    @pv.observed
+    def x(self, theta):
+        return dist.Normal(theta, 1.0)
+
+
+@pytest.mark.parametrize("law", [dist.Beta(0.5, 0.5), dist.Gamma(0.5, 1.0)])
+def test_a_prior_without_a_highest_density_has_no_mode(law):
+    x = torch.linspace(-1.0, 0.4, 20)
+    fit = pv.EM(progress=False).fit(OneNumber(law), x)
+    assert fit.status.code == "degenerate"
+    assert "theta went to an edge of the prior" in fit.status.message
+
+
+@pytest.mark.parametrize(
+    "law", [dist.Beta(1.0, 1.0), dist.Gamma(1.0, 1.0), dist.Normal(0.0, 1e-3), dist.HalfCauchy(1.0)]
+)
+def test_one_with_a_highest_density_has_one_at_its_edge_too(law):
+    assert pv.EM(progress=False).fit(OneNumber(law), torch.linspace(-1.0, 0.4, 20)).status.ok
