@@ -1,4 +1,4 @@
-"""Joint densities without a bound: a scale that goes to zero takes what it scales along, a prior has none at an edge."""
+"""Joint densities without a bound: a scale at zero takes what it scales along, a prior may have none at an edge."""
 
 import torch
 from torch.distributions import constraints

@@ -131,11 +131,11 @@ class OneNumber(pv.LatentVariableModel):
 
     def __init__(self, law):
         super().__init__()
-        self.law = law
+        self.made = law
 
     @pv.latent(shared=True)
     def theta(self):
-        return self.law
+        return self.made
 
     @pv.observed
     def x(self, theta):
