@@ -22,7 +22,7 @@ from ppl_vae.declare.identity import buffers, held, settings, sources
 from ppl_vae.declare.nodes import Graph, Node, collect, inherit
 from ppl_vae.errors import DataError, DeclarationError, EngineError
 from ppl_vae.families import Family
-from ppl_vae.objectives import is_point
+from ppl_vae.objectives.tracing import is_point
 
 __all__ = ["Law", "SharedLatents"]
 

@@ -30,7 +30,8 @@ from ppl_vae.infer.pyro_losses import own_copy
 from ppl_vae.infer.random_state import own_random
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.stepper import Stepper
-from ppl_vae.objectives import data_plate, is_point, max_plate_nesting, trace_sites
+from ppl_vae.objectives import max_plate_nesting, trace_sites
+from ppl_vae.objectives.tracing import data_plate, is_point
 from ppl_vae.progress import progress
 
 if TYPE_CHECKING:

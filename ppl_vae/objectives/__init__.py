@@ -9,7 +9,7 @@ from ppl_vae.objectives.discrepancy import InfoVae, discrepancy, infovae
 from ppl_vae.objectives.importance import Iwae, iwae
 from ppl_vae.objectives.sites import Sites, analytic_kl, has_analytic_kl
 from ppl_vae.objectives.total_correlation import TcElbo, TcTerms, tc_elbo
-from ppl_vae.objectives.tracing import data_plate, is_point, max_plate_nesting, trace_sites
+from ppl_vae.objectives.tracing import max_plate_nesting, trace_sites
 
 __all__ = [
     "Elbo",
@@ -20,12 +20,10 @@ __all__ = [
     "TcElbo",
     "TcTerms",
     "analytic_kl",
-    "data_plate",
     "discrepancy",
     "elbo",
     "has_analytic_kl",
     "infovae",
-    "is_point",
     "iwae",
     "max_plate_nesting",
     "tc_elbo",

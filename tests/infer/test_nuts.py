@@ -226,9 +226,10 @@ def test_status_says_what_speaks_against_the_draws(clusters):
     assert f"{found.ess:.0f} effective draws at least, {found.divergences} divergences" in repr(fit)
 
 
-def test_one_chain_has_nothing_to_compare(clusters):
+def test_one_chain_says_that_it_is_one(clusters):
     fit = pv.NUTS(20, warmup=30, num_chains=1, progress=False).fit(TwoNormals(), clusters)
-    assert fit.status.message == "1 chains of 30 + 20"
+    assert fit.status.message == f"1 chain of 30 + 20; {convergence(fit)}"
+    assert any("a single chain was run" in note for note in fit.status.notes)
 
 
 # Somebody ends it.
