@@ -32,6 +32,8 @@ TRIAL = 7
 """Rows on which a declaration is tried, whatever the data: a number that few other dimensions have."""
 COPIES = 32
 """Draws of a datum's latents by which it is told whether a support depends on them."""
+DRAWS = 8
+"""Draws of a posterior, for each row, that are looked at for values that its latent cannot have."""
 FEW = 15
 """Whole numbers up to which data are counts or classes rather than pixels from 0 to 255."""
 
@@ -148,11 +150,15 @@ def check_posterior(where: str, q: TorchDistribution, latent: str, p: TorchDistr
 
 
 def _reaches_beyond(q: TorchDistribution, p: TorchDistribution) -> bool:
-    """Whether q surely has draws that p cannot have: whole numbers for a density, the whole line for a part of it."""
+    """Whether q has draws that p cannot have: whole numbers for a density, or some outside an interval."""
     if q.support.is_discrete and not p.support.is_discrete:
         return True
-    bounded = any(hasattr(of_entries(p.support), end) for end in ENDS)
-    return of_entries(q.support) is constraints.real and bounded and not p.has_enumerate_support
+    inside = of_any_row(of_entries(p.support))
+    if p.has_enumerate_support or not any(hasattr(inside, end) for end in ENDS):
+        return False
+    # Laws that end in a shift call the whole line their support, whatever part of it they reach.
+    unknown = of_entries(q.support) is constraints.real
+    return unknown and not all(bool(inside.check(q.sample()).all()) for _ in range(DRAWS))
 
 
 def _law(d: TorchDistribution) -> str:

@@ -156,7 +156,7 @@ class PyroPair:
         return self.free()
 
     def sites(self, data: Any) -> Sites:
-        """Factors at one draw of the guide, minibatch scales removed."""
+        """Factors at one draw of the guide, scales removed, masks kept."""
         with self.parameters_in_place():
             model = poutine.condition(self.program, self._bound) if self._bound else self.program
             guide = poutine.block(self.guide, hide=list(self._bound)) if self._bound else self.guide

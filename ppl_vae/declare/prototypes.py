@@ -151,7 +151,7 @@ class Prototypes(Program):
         DeclarationError
             Naming the posterior, its latent and their shapes.
         """
-        with self._on_trial():
+        with self._on_trial(), self.aside(seed=0):
             few = self._few(obs)  # some sources draw their rows
             scope = self.scope(few)
             for name, d in laws.items():

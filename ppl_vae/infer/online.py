@@ -153,7 +153,7 @@ def _shuffled(parts: Held, order: torch.Generator) -> Iterator[Rows]:
 
 def _read(parts: Streamed, order: torch.Generator) -> Iterator[Rows]:
     for block in parts.blocks():
-        yield parts.model.observe(block.data), parts.weights_of(block)
+        yield parts.rows_of(block), parts.weights_of(block)
 
 
 SOURCES: dict[type[Parts], Callable[..., Iterator[Rows]]] = {Held: _shuffled, Streamed: _read}

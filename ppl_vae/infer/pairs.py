@@ -247,16 +247,39 @@ def maximize_pair(engine: "EM", model: Callable[..., Any], data: Any) -> Fit:
 
 
 def _shared_latents(model: Callable[..., Any], args: Arguments) -> list[str]:
-    """Latents that follow a gradient and are not of single data."""
+    """Latents that follow a gradient and are not of single data.
+
+    Raises
+    ------
+    EngineError
+        If the data are subsampled or scaled, or a finite latent is not of single data.
+    """
     with pyro.poutine.block(), torch.no_grad(), pyro.get_param_store().scope():
         trace = pyro.poutine.util.prune_subsample_sites(pyro.poutine.trace(model).get_trace(*args))
-    data = data_plate(trace)
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site["fn"].has_enumerate_support
-        and all(frame.name != data for frame in site["cond_indep_stack"])
-    ]  # fmt: skip
+    data, shared = data_plate(trace), []
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        own = [frame for frame in site["cond_indep_stack"] if frame.name == data]
+        if any(frame.full_size not in (None, frame.size) for frame in own):
+            raise EngineError(
+                f"EM goes over all data at once, and the plate {data!r} takes {own[0].size} of {own[0].full_size}: "
+                "leave out its subsample_size"
+            )
+        if not _is_one(site["scale"]):
+            raise EngineError(f"EM of a Pyro program takes no poutine.scale, and {name!r} is scaled: declare the model")
+        if not own and not site["is_observed"]:
+            if site["fn"].has_enumerate_support:
+                raise EngineError(
+                    f"EM sums out the finite latents of each datum, and {name!r} is one for all data: fit a model for "
+                    "each of its values and compare them"
+                )
+            shared.append(name)
+    return shared
+
+
+def _is_one(scale: Any) -> bool:
+    return bool((torch.as_tensor(scale) == 1).all())
 
 
 def _raise_q(pair: PyroPair, args: Arguments, r: Tensor) -> None:

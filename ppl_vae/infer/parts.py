@@ -1,8 +1,8 @@
 """Data as EM goes over them: blocks that processes share out, cut into chunks that fit a cache."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -207,7 +207,10 @@ class Streamed(Parts):
 
     def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, share: Share) -> None:
         first = next(iter(stream))
-        super().__init__(model, model.check(first.data), share)
+        few = model.check(first.data)
+        laws, latents = model.prototypes(few), {node.name for node in model.local_nodes() if node.kind == "latent"}
+        self.labels = [name for name in few.values if name in latents and laws[name].has_enumerate_support]
+        super().__init__(model, _with_gaps(few, self.labels, model.like), share)
         one_source(stream, first.weights, weights)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
         self.seen: float | None = None
@@ -232,17 +235,22 @@ class Streamed(Parts):
         return None if rows is None else -(-rows // (self.stream.rows_at_once * self.share.world))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        return self.cut(self.model.observe(block.data), self.weights_of(block), block.start)
+        return self.cut(self.rows_of(block), self.weights_of(block), block.start)
+
+    def rows_of(self, block: Block, checked: bool = True) -> Observations:
+        """A block's rows, checked in an earlier pass or now."""
+        obs = self.model.observe(block.data) if checked else self.model.check(block.data, block.index)
+        return _with_gaps(obs, self.labels, self.model.like)
 
     def values(self, name: str) -> Iterator[tuple[Any, ...]]:
         for block in self.stream:
-            obs = self.model.check(block.data, block.index) if self.seen is None else self.model.observe(block.data)
+            obs = self.rows_of(block, checked=self.seen is not None)
             yield obs.with_gaps(name), self.weights_of(block), *self.model.covariates(name, obs)
 
     def sample(self, count: int, seed: int) -> tuple[Observations, Tensor]:
         block = self.stream.sample(count, seed, self.weights)
         weights = _ones(len(block)) if block.weights is None else block.weights
-        return self.model.check(block.data), weights.to(self.model.like)
+        return self.rows_of(block, checked=False), weights.to(self.model.like)
 
     def total(self) -> float:
         if self.seen is None:
@@ -255,6 +263,13 @@ class Streamed(Parts):
 
     def fingerprint(self) -> str:
         return self.stream.fingerprint() + ("" if self.weights is None else fingerprint({"weights": self.weights}))
+
+
+def _with_gaps(obs: Observations, labels: Iterable[str], like: Tensor) -> Observations:
+    """Labels as those of a latent that some rows miss: which blocks of a stream have gaps is known at its end only."""
+    values = {name: obs.values[name].to(like) for name in labels}
+    gaps = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in values.items()}
+    return replace(obs, values={**obs.values, **values}, missing={**gaps, **obs.missing})
 
 
 def make_parts(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
 
 from ppl_vae.errors import EngineError
@@ -20,7 +21,7 @@ def trace_sites(
     kwargs: dict[str, Any] | None = None,
     given: Collection[str] = (),
 ) -> Sites:
-    """Sites of an ordinary Pyro pair whose data lie in one plate, minibatch scales removed.
+    """Sites of an ordinary Pyro pair whose data lie in one plate, scales removed, masks kept.
 
     Plates of other things, such as groups or components, are outside it.
 
@@ -56,7 +57,8 @@ def trace_sites(
     for trace, log, fns in ((model_trace, sites.log_p, sites.p), (guide_trace, sites.log_q, sites.q)):
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
-                log[name], fns[name] = site["unscaled_log_prob"], site["fn"]
+                log[name] = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+                fns[name] = site["fn"]
     for name in list(sites.log_p):
         if not _inside(model_trace.nodes[name], plate):
             sites.shared_log_p = sites.shared_log_p + sites.log_p.pop(name).sum()

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from example_models import ConditionalVAE, PoissonLatent, SharedByHand, TwoFinite, make, mixture, numbers, vae
+from torch.distributions.transforms import AffineTransform, SigmoidTransform
 
 import ppl_vae as pv
 from ppl_vae import given, latent, observed
@@ -230,6 +231,26 @@ def test_so_is_it_in_a_loop_of_ones_own(ask):
     model.loc = torch.nn.Parameter(torch.zeros(()))
     with pytest.raises(DeclarationError, match=r"Chain.q_z has event shape \(1,\)"):
         ask(pv.svi_step(model, pv.adam(1e-3)), torch.zeros(9))
+
+
+SHIFTED = [SigmoidTransform(), AffineTransform(0.0, 5.0)]
+REACHING = {
+    "an interval": (dist.Uniform(0.0, 5.0), lambda x: dist.TransformedDistribution(dist.Normal(x, 1.0), SHIFTED)),
+    "angles": (dist.Uniform(-math.pi, math.pi), lambda x: dist.VonMises(x, 2.0)),
+    "a point": (dist.Gamma(2.0, 2.0), lambda x: dist.Delta(x.exp())),
+    "beyond one": (
+        dist.Pareto(1.0, 3.0),
+        lambda x: dist.TransformedDistribution(dist.LogNormal(x, 1.0), [AffineTransform(1.0, 1.0)]),
+    ),
+    "numbers of another law": (dist.Gamma(2.0, 2.0), lambda x: dist.LogNormal(x, 1.0)),
+    "fewer counts": (dist.Poisson(3.0), lambda x: dist.Binomial(5, torch.sigmoid(x))),
+}
+
+
+@pytest.mark.parametrize("case", REACHING)
+def test_a_posterior_whose_law_does_not_tell_its_support_is_tried(case):
+    law, q = REACHING[case]
+    assert Chain(z=lambda: law, q=q).elbo(torch.linspace(-1, 1, 9)).isfinite().all()
 
 
 IMPOSSIBLE = {

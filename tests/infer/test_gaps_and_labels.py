@@ -188,3 +188,38 @@ def test_a_gap_that_one_process_has_is_the_others_too(one):
     for found in in_processes(2, one):
         for part, expected in zip(found, alone, strict=True):
             assert part == pytest.approx(expected, abs=1e-5)
+
+
+class Rates(pv.LatentVariableModel):
+    """Counts of two classes, which some rows tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing, self.rates = pv.families.Categorical(2), pv.families.Poisson(batch=2)
+
+    @pv.latent
+    def a(self):
+        return self.mixing()
+
+    @pv.observed
+    def k(self, a):
+        return self.rates(a)
+
+
+UNKNOWN = {"late": slice(150, None, 2), "early": slice(0, 50, 2), "none": slice(0, 0), "all of a block": slice(60, 95)}
+
+
+@pytest.mark.parametrize("rows", [17, 400])
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_labels_of_a_stream_count_whichever_blocks_miss_some(case, rows):
+    torch.manual_seed(0)
+    a = torch.randint(0, 2, (200,)).double()
+    k = torch.poisson(torch.where(a == 0, 2.0, 8.0)).double()
+    a[UNKNOWN[case]] = torch.nan
+    data = {"k": k, "a": a}
+    em = pv.EM(progress=False, start={"rates.rate": torch.tensor([2.0, 8.0]).double()})
+    held, read = em.fit(Rates(), data), em.fit(Rates(), pv.data.stream(data, rows=rows))
+    assert read.trace["bound"][-1].item() == pytest.approx(held.trace["bound"][-1].item(), rel=1e-10)
+    torch.testing.assert_close(read.parameters["rates.rate"], held.parameters["rates.rate"], rtol=1e-6, atol=0)
+    online = pv.EM(progress=False, start=held, batch_size=50, max_iter=3).fit(Rates(), pv.data.stream(data, rows=rows))
+    assert online.trace["bound"][-1].item() == pytest.approx(held.trace["bound"][-1].item(), abs=1.0)

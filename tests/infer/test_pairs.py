@@ -389,3 +389,44 @@ def test_latents_of_groups_are_shared_ones(guide):
     tree = fit.to_datatree()
     assert set(tree["posterior"].data_vars) == {"mu", "alpha"}
     assert fit.log_predictive(y).shape == (60,)
+
+
+SEEN = torch.arange(16) % 3 > 0
+
+
+def poissons(x, mask=True, scale=1.0, size=None):
+    w = pyro.param("w", x.new_tensor([0.5, 0.5]), constraint=constraints.simplex)
+    rate = pyro.param("rate", x.new_tensor([1.0, 8.0]), constraint=constraints.positive)
+    with pyro.plate("data", len(x), subsample_size=size) as rows, pyro.poutine.scale(scale=scale):
+        z = pyro.sample("z", dist.Categorical(w))
+        with pyro.poutine.mask(mask=mask):
+            pyro.sample("x", dist.Poisson(rate[z]), obs=x[rows])
+
+
+def test_what_is_masked_is_not_seen():
+    masked = pv.EM(progress=False, tol=1e-10).fit(lambda x: poissons(x, SEEN), COUNTS)
+    seen = pv.EM(progress=False, tol=1e-10).fit(poissons, COUNTS[SEEN])
+    assert masked.trace["bound"][-1].item() == pytest.approx(seen.trace["bound"][-1].item(), abs=1e-6)
+    for name in ("w", "rate"):
+        torch.testing.assert_close(masked.parameters[name], seen.parameters[name], atol=1e-4, rtol=0)
+    assert masked.log_prob(COUNTS)[~SEEN].abs().max() < 1e-6
+
+
+def a_class_for_all(x):
+    g = pyro.sample("g", dist.Categorical(x.new_tensor([0.3, 0.7])))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(x.new_tensor([[0.9, 0.1], [0.4, 0.6]])[g]))
+        pyro.sample("x", dist.Poisson(pyro.param("rate", x.new_tensor([1.0, 8.0]))[z]), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (lambda x: poissons(x, size=4), "the plate 'data' takes 4 of 16"),
+        (lambda x: poissons(x, scale=2.0), "takes no poutine.scale"),
+        (a_class_for_all, "'g' is one for all data"),
+    ],
+)
+def test_em_refuses_programs_of_which_it_would_climb_something_else(program, said):
+    with pytest.raises(pv.EngineError, match=said):
+        pv.EM(progress=False).fit(program, COUNTS)
