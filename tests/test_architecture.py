@@ -67,6 +67,7 @@ ROOMS = {
     "refit_codes": 5,
     "sweep": 5,
     "labels": 5,
+    "comparable": 5,
     "compare": 6,
     "select": 6,
     "ratio": 6,

@@ -16,8 +16,9 @@ from ppl_vae.fit import Fit
 from ppl_vae.infer.assignment import alike
 from ppl_vae.infer.em import EM
 from ppl_vae.infer.starts import given_values, take_networks
+from ppl_vae.likelihoods.gaussian import Floored
 
-__all__ = ["initial_values"]
+__all__ = ["begins_at_data", "initial_values"]
 
 ROWS = 2000
 """Data of the start of a model whose M-step takes gradients, at most."""
@@ -95,6 +96,11 @@ def _off_the_edge(model: LatentVariableModel, values: Mapping[str, Tensor], n: i
 
 def _raised(value: Tensor, expected: Tensor) -> Tensor:
     return torch.where(value < NEXT_TO_NOTHING * expected, expected.to(value), value)
+
+
+def begins_at_data(model: LatentVariableModel) -> bool:
+    """Whether the data tell where parameters start or what they count in, and not only their shapes."""
+    return bool(model.families() or model.shared_laws()) or any(isinstance(m, Floored) for m in model.modules())
 
 
 def em_applies(model: LatentVariableModel, obs: Observations) -> bool:

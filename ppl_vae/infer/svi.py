@@ -22,7 +22,7 @@ from ppl_vae.infer.callbacks import Callback, Callbacks, Run, checked
 from ppl_vae.infer.checkpoint import Checkpoint
 from ppl_vae.infer.held_out import HeldOut
 from ppl_vae.infer.identity import described
-from ppl_vae.infer.initial import initial_values
+from ppl_vae.infer.initial import begins_at_data, initial_values
 from ppl_vae.infer.loop import History, Loop
 from ppl_vae.infer.optimizers import OptimizerFactory, adam, build
 from ppl_vae.infer.parallel import threads
@@ -37,7 +37,6 @@ from ppl_vae.infer.starts import initialise, start_alike, trained_copy
 from ppl_vae.infer.step import Step, choose
 from ppl_vae.infer.tracing import MODES, Traced
 from ppl_vae.infer.turns import Alternate, Lagging
-from ppl_vae.likelihoods.gaussian import Floored
 from ppl_vae.objectives import Objective, elbo
 from ppl_vae.progress import progress
 from ppl_vae.relabel import relabel
@@ -229,7 +228,7 @@ class SVI:
 
     def _prepare(self, model: LatentVariableModel, batches: Batches, show: bool) -> None:
         """Start values, the guide of the shared latents, parameters of each datum."""
-        obs, weights = batches.sample() if _begins_at_data(model) else (batches.first, batches.weights)
+        obs, weights = batches.sample() if begins_at_data(model) else (batches.first, batches.weights)
         if weights is not None and not bool(weights.any()):  # as a first block may have it
             weights = None
         if held(batches):
@@ -387,11 +386,6 @@ class SVI:
                 torch.stack(each)[None] for each in zip(*[draw() for _ in range(count)], strict=True)
             )
         return dict(zip(names, values, strict=True)), {"log_q": log_q, "log_prior": log_prior}
-
-
-def _begins_at_data(model: LatentVariableModel) -> bool:
-    """Whether the data tell where parameters start or what they count in, and not only their shapes."""
-    return bool(model.families() or model.shared_laws()) or any(isinstance(m, Floored) for m in model.modules())
 
 
 SIZE_ERROR = 0.1
