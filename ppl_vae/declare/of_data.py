@@ -217,9 +217,12 @@ class OfData(OfDraws):
 
     def finite_latents(self, obs: Observations) -> list[str]:
         """Latents that are summed out for some datum at least."""
+        return [name for name in self.finite_nodes(obs) if name not in obs.values or name in obs.missing]
+
+    def finite_nodes(self, obs: Observations) -> list[str]:
+        """Latents with finitely many values, given or not."""
         laws = self.prototypes(obs)
-        finite = [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
-        return [name for name in finite if name not in obs.values or name in obs.missing]
+        return [n.name for n in self.local_nodes() if n.kind == "latent" and laws[n.name].has_enumerate_support]
 
     def class_probabilities(self, obs: Observations, finite: list[str]) -> dict[str, Tensor]:
         """p(z = k | x_i) of these finite latents by name, [n, K] each, where no other latent is to be drawn."""

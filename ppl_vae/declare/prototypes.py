@@ -76,9 +76,9 @@ class Prototypes(Program):
         return {node.name: d for node, _, d in self._tried(obs.rows(slice(0, rows)))}
 
     @contextmanager
-    def _on_trial(self) -> Iterator[None]:
+    def _on_trial(self, seed: int | None = None) -> Iterator[None]:
         """Within the block nodes can be called for the shapes of what they return, and nothing is left of it."""
-        with self.aside(), self.buffers_kept(), torch.no_grad(), self.numeric(), self.with_any_values():
+        with self.aside(seed), self.buffers_kept(), torch.no_grad(), self.numeric(), self.with_any_values():
             yield
 
     @contextmanager
@@ -151,7 +151,7 @@ class Prototypes(Program):
         DeclarationError
             Naming the posterior, its latent and their shapes.
         """
-        with self._on_trial(), self.aside(seed=0):
+        with self._on_trial(seed=0):
             few = self._few(obs)  # some sources draw their rows
             scope = self.scope(few)
             for name, d in laws.items():

@@ -208,8 +208,7 @@ class Streamed(Parts):
     def __init__(self, model: LatentVariableModel, stream: Stream, weights: Tensor | None, share: Share) -> None:
         first = next(iter(stream))
         few = model.check(first.data)
-        laws, latents = model.prototypes(few), {node.name for node in model.local_nodes() if node.kind == "latent"}
-        self.labels = [name for name in few.values if name in latents and laws[name].has_enumerate_support]
+        self.labels = [name for name in model.finite_nodes(few) if name in few.values]
         super().__init__(model, _with_gaps(few, self.labels, model.like), share)
         one_source(stream, first.weights, weights)
         self.stream, self.weights, self.weighted = stream, weights, first.weights is not None
